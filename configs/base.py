@@ -1,0 +1,29 @@
+"""Every setting at its default, with unit and reason. A system's file states only its differences."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.system = ""  # module under tkjax/models
+    c.variant = ""  # filled in by the system's file
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.size = 0  # longer side of the training picture in pixels; 0 keeps the dataset's
+    c.data.preload = "disk"  # disk (memory-mapped cache), host, device
+    c.data.audio_kind = "logmel"  # which audio_<kind>.npz drives the model
+
+    c.model = ConfigDict()
+
+    c.train = ConfigDict()
+    c.train.frames = 0  # frames in the global batch; 0 = one per device
+    c.train.log_every = 20  # steps
+    c.train.preview_every = 500  # steps
+    c.train.checkpoint_every = 500  # steps
+    c.train.keep_checkpoints = 2
+
+    c.eval = ConfigDict()
+    c.eval.max_frames = 0  # held-out frames to score; 0 = all
+    c.eval.chunk_rays = 8192  # pixels rendered at once
+    return c

@@ -1,0 +1,109 @@
+"""The seam between systems and everything else: the Model interface, Stage, and `load`.
+
+A system is one module `tkjax/models/<name>.py` with a class `Model(config, info)`; trainer, renderer
+and evaluator know nothing else about it.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
+
+Weight = float | Callable[[jax.Array], jax.Array]  # a constant, or a function of progress in 0…1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Learning rate of one parameter group: lr * final_factor ** progress, AdamW with `decay`."""
+
+    lr: float
+    final_factor: float = 1.0
+    decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """Moving average of the parameters, every `every` steps, with decay min(decay, (1+n)/(10+n))."""
+
+    decay: float = 0.95
+    every: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training as data.
+
+    samplers: cycle over steps of `rays` (uniform with replacement), `patch` (square patches),
+      `lips` (pixels of the lips box) or `frame` (every pixel). rays: pixels per frame and step.
+    rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
+      without a weight is an error. background: `torso` (true torso over plate) or `plate`.
+    refresh_every: steps between calls of Model.refresh, 0 for never.
+    """
+
+    name: str
+    steps: int
+    rays: int
+    rates: Mapping[str, Rate]
+    weights: Mapping[str, Weight]
+    samplers: tuple[str, ...] = ("rays",)
+    patch: int = 32
+    background: str = "torso"
+    refresh_every: int = 0
+    ema: Ema | None = Ema()
+
+
+class Model:
+    """A talking-portrait system. Subclasses override what differs; instances hold only constants."""
+
+    def __init__(self, config: Any, info: SubjectInfo):
+        self.config, self.info = config, info
+
+    def init(self, key: jax.Array) -> Variables:
+        """Fresh variables."""
+        raise NotImplementedError
+
+    def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
+        """Once before training: what the training cameras (numpy [n,4,4], [n,4]) see. Default: identity."""
+        del cam_to_world, intrinsics
+        return variables
+
+    def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
+        """Draw the batch's pixels without its background. key None means deterministic."""
+        raise NotImplementedError
+
+    def loss_terms(
+        self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
+    ) -> dict[str, jax.Array]:
+        """Scalars by name, unweighted."""
+        raise NotImplementedError
+
+    def refresh(self, variables: Variables, batch: Batch, key: jax.Array, clock: Clock) -> Variables:
+        """Update `state` (never params) on schedule; must not depend on the device it runs on."""
+        del batch, key, clock
+        return variables
+
+    def labels(self, params: PyTree) -> PyTree:
+        """A tree like params with the name of each leaf's parameter group."""
+        return jax.tree.map(lambda _: "all", params)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages in order, from self.config."""
+        raise NotImplementedError
+
+
+def load(name: str) -> type[Model]:
+    """The Model class of the module `tkjax.models.<name>`, or of a dotted module path (plug-ins, tests)."""
+    known = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("tkjax.models").__path__) if m.name != "base")
+    if "." not in name and name not in known:
+        near = difflib.get_close_matches(name, known)
+        raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(near or known)}")
+    return importlib.import_module(name if "." in name else f"tkjax.models.{name}").Model

@@ -1,0 +1,94 @@
+"""Plain data that crosses module boundaries, and the vocabulary of axis names.
+
+Axes: B frames, R rays (pixels), S samples per ray, N packed samples, L levels, F features per level,
+T table entries (tables) or steps of an audio window, H W image, C channels, A audio features,
+W neighbouring audio windows, K expression dims, V vertices or landmarks.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class Variables:
+    """All that a model owns: `params` receive gradients, `state` (occupancy and the like) does not."""
+
+    params: PyTree
+    state: PyTree
+
+
+@flax.struct.dataclass
+class Clock:
+    """Where training stands: `step` of the stage (int32, from 0) and `progress` = min(step / steps, 1)."""
+
+    step: Int[Array, ""]
+    progress: Float[Array, ""]
+
+
+@flax.struct.dataclass
+class Batch:
+    """B frames with R pixels each, in the conventions of `tkjax.contract`.
+
+    `pixels_px` are positions in pixels (the centre of pixel (column i, row j) is (i+0.5, j+0.5)).
+    `target` is the plate-replaced frame, `background` what stands behind everything that the model
+    draws in this stage (the plate, or the true torso over the plate); both display rgb in 0…1.
+    Where the pixels are a whole frame in row-major order, `image_hw` is (H, W), else None.
+    `audio` holds the W windows around the frame; the one of the frame itself has index W // 2.
+    Fields that a caller cannot know are None (`target`, `label` and boxes when driving).
+    """
+
+    frame: Int[Array, " B"]
+    cam_to_world: Float[Array, "B 4 4"]
+    intrinsics: Float[Array, "B 4"]  # fx, fy, cx, cy in pixels
+    pixels_px: Float[Array, "B R 2"]
+    background: Float[Array, "B R 3"]
+    audio: Float[Array, "B W T A"]
+    expression: Float[Array, "B K"]
+    eye_closed: Float[Array, " B"]
+    target: Float[Array, "B R 3"] | None = None
+    label: UInt8[Array, "B R"] | None = None
+    in_face: Bool[Array, "B R"] | None = None
+    in_lips: Bool[Array, "B R"] | None = None
+    image_hw: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Render:
+    """What a model draws, without the given background: picture = rgb + (1 - alpha) * background.
+
+    `rgb` is premultiplied display rgb, `alpha` 0…1, `depth` camera z in contract units (NaN where
+    alpha < 0.5) or None. `aux` is private between a model's `render` and its `loss_terms`;
+    its `metrics` entry, if any, is a dict of scalars that the trainer logs.
+    """
+
+    rgb: Float[Array, "B R 3"]
+    alpha: Float[Array, "B R 1"]
+    depth: Float[Array, "B R 1"] | None = None
+    aux: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectInfo:
+    """The facts of a dataset that a model's shapes depend on; stored in the avatar as json."""
+
+    n_frames: int
+    height: int
+    width: int
+    audio_kind: str
+    audio_channels: int  # A
+    audio_steps: int  # T, steps in one window
+    audio_windows: int  # W, neighbouring windows per frame
+    n_expression: int  # K
+    intrinsics: tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict) -> "SubjectInfo":
+        return cls(**{**data, "intrinsics": tuple(data["intrinsics"])})
