@@ -6,7 +6,9 @@ of a frontal picture, y up, z towards the camera, one unit = 25 cm.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from tkjax.types import Array
 
 # ER-NeRF and RAD-NeRF march in (y, z, x) of the contract's world (er-nerf.md §2 "Pose", row order of
 # the loader's matrix), with cameras that look along +z (OpenCV). The permutation is cyclic: a rotation.
@@ -42,7 +44,7 @@ def to_ngp_axes(v: Float[Array, "*B 3"]) -> Float[Array, "*B 3"]:
     return v[..., list(NGP_FROM_WORLD)]
 
 
-def to_ngp_pose(cam_to_world: np.ndarray) -> np.ndarray:
+def to_ngp_pose(cam_to_world: Float[np.ndarray, "*B 4 4"]) -> Float[np.ndarray, "*B 4 4"]:
     """[...,4,4] contract pose -> the originals' loader pose (rows permuted, OpenCV columns; er-nerf.md §2)."""
     out = np.array(cam_to_world, copy=True)
     out[..., :3, :] = out[..., list(NGP_FROM_WORLD), :]

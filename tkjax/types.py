@@ -6,12 +6,23 @@ W neighbouring audio windows, K expression dims, V vertices or landmarks.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
 
 PyTree = Any
+Array = jax.Array | np.ndarray  # for jaxtyping annotations of functions that take either
+
+
+class Leaf:
+    """`Leaf[spec]` documents an array field of a pytree; it is not checked at run time, because tree maps
+    also put sharding specs, optimiser masks or None there."""
+
+    def __class_getitem__(cls, spec):
+        return Annotated[Any, spec]
 
 
 @flax.struct.dataclass
@@ -26,8 +37,8 @@ class Variables:
 class Clock:
     """Where training stands: `step` of the stage (int32, from 0) and `progress` = min(step / steps, 1)."""
 
-    step: Int[Array, ""]
-    progress: Float[Array, ""]
+    step: Leaf[Int[Array, ""]]
+    progress: Leaf[Float[Array, ""]]
 
 
 @flax.struct.dataclass
@@ -42,18 +53,18 @@ class Batch:
     Fields that a caller cannot know are None (`target`, `label` and boxes when driving).
     """
 
-    frame: Int[Array, " B"]
-    cam_to_world: Float[Array, "B 4 4"]
-    intrinsics: Float[Array, "B 4"]  # fx, fy, cx, cy in pixels
-    pixels_px: Float[Array, "B R 2"]
-    background: Float[Array, "B R 3"]
-    audio: Float[Array, "B W T A"]
-    expression: Float[Array, "B K"]
-    eye_closed: Float[Array, " B"]
-    target: Float[Array, "B R 3"] | None = None
-    label: UInt8[Array, "B R"] | None = None
-    in_face: Bool[Array, "B R"] | None = None
-    in_lips: Bool[Array, "B R"] | None = None
+    frame: Leaf[Int[Array, " B"]]
+    cam_to_world: Leaf[Float[Array, "B 4 4"]]
+    intrinsics: Leaf[Float[Array, "B 4"]]  # fx, fy, cx, cy in pixels
+    pixels_px: Leaf[Float[Array, "B R 2"]]
+    background: Leaf[Float[Array, "B R 3"]]
+    audio: Leaf[Float[Array, "B W T A"]]
+    expression: Leaf[Float[Array, "B K"]]
+    eye_closed: Leaf[Float[Array, " B"]]
+    target: Leaf[Float[Array, "B R 3"]] | None = None
+    label: Leaf[UInt8[Array, "B R"]] | None = None
+    in_face: Leaf[Bool[Array, "B R"]] | None = None
+    in_lips: Leaf[Bool[Array, "B R"]] | None = None
     image_hw: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
 
@@ -66,9 +77,9 @@ class Render:
     its `metrics` entry, if any, is a dict of scalars that the trainer logs.
     """
 
-    rgb: Float[Array, "B R 3"]
-    alpha: Float[Array, "B R 1"]
-    depth: Float[Array, "B R 1"] | None = None
+    rgb: Leaf[Float[Array, "B R 3"]]
+    alpha: Leaf[Float[Array, "B R 1"]]
+    depth: Leaf[Float[Array, "B R 1"]] | None = None
     aux: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 

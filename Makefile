@@ -1,0 +1,43 @@
+# The two commands of a fresh machine: `make demo` and `make test`. Both create the virtual environment.
+PYTHON ?= python3
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+PY := $(VENV)/bin/python
+WORKERS ?= 2
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check test-slow lint clean
+help:
+	@echo "make demo       synthetic subject -> avatar -> talking mp4 and report in runs/demo (about 10 minutes)"
+	@echo "make test       the default test run (about 10 minutes)"
+	@echo "make check      the quick loop (under 3 minutes)"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make lint       ruff"
+	@echo "PYTHON=python3.12 chooses another interpreter (its environment is .venv-python3.12)"
+
+$(STAMP): pyproject.toml Makefile $(wildcard constraints/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tkjax needs Python 3.11 or newer, but $(PYTHON) is older; name one with PYTHON=python3.11" >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@c=constraints/python$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
+	if [ -f $$c ]; then c="-c $$c"; else c=""; fi; \
+	set -x; $(PY) -m pip install $$c -e '.[preprocess,eval,test]'
+	touch $@
+
+demo: $(STAMP)
+	$(PY) launch.py --mode=demo --workdir=runs/demo
+
+test: $(STAMP)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+check: $(STAMP)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not gpu and not heavy'
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf .venv .venv-* runs .cache .pytest_cache .ruff_cache
