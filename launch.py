@@ -1,0 +1,56 @@
+"""tkjax's one command: `python launch.py --help` explains the modes.
+
+Exit code 0 on success, 2 with one line for anything that the user can mend, 1 for a bug.
+"""
+
+import errno
+import sys
+
+from absl import app, flags
+
+from tkjax import environment, options
+from tkjax.errors import UserError
+
+# Failures of the file system that the user can mend; any other is a bug and keeps its traceback.
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+
+
+def refuse(message: object) -> None:
+    """One line on the error stream, exit code 2."""
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> options.Options:
+    """Read our flags; absl's own set stays at its defaults."""
+    flags.FLAGS(argv[:1])
+    if any(a in ("--help", "-h", "-help", "--helpfull", "--helpshort") for a in argv[1:]):
+        mode = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), None)
+        print(options.help_text(mode))
+        sys.exit(0)
+    try:
+        return options.parse(argv)
+    except UserError as error:
+        refuse(error)
+
+
+def main(opts: options.Options) -> None:
+    environment.prepare()
+    try:
+        from tkjax import cli  # only now: it brings jax
+
+        cli.run(opts)
+    except UserError as error:
+        refuse(error)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        refuse(f"cannot read or write {error.filename or 'a file'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
