@@ -1,0 +1,1 @@
+"""Reusable learned blocks: grids, small MLPs, audio networks."""

@@ -1,0 +1,62 @@
+"""From windows of sound features to one code per frame (er-nerf dossier §3 "Audio"; the AD-NeRF line shares it)."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tkjax.fields.mlp import uniform_init
+
+SLOPE = 0.02  # of every LeakyReLU
+
+
+def _conv(features: int, inputs: int, stride: int) -> nn.Conv:
+    init = uniform_init(3 * inputs)
+    return nn.Conv(features, (3,), (stride,), padding=((1, 1),), kernel_init=init, bias_init=init)
+
+
+def _dense(features: int, inputs: int) -> nn.Dense:
+    init = uniform_init(inputs)
+    return nn.Dense(features, kernel_init=init, bias_init=init)
+
+
+class AudioNet(nn.Module):
+    """Windows [N,T,A] -> codes [N,dim]: four convolutions of stride 2 (so T up to 16 ends at 1), two dense layers."""
+
+    channels: int  # A
+    dim: int = 32
+
+    def setup(self):
+        widths = (self.channels, 32, 32, 64, 64)
+        self.convs = [_conv(b, a, 2) for a, b in itertools.pairwise(widths)]
+        self.fc1 = _dense(64, 64)
+        self.fc2 = _dense(self.dim, 64)
+
+    def __call__(self, windows: Float[Array, "N T A"]) -> Float[Array, "N C"]:
+        if not 1 <= windows.shape[1] <= 16:
+            raise ValueError(f"AudioNet takes windows of 1 to 16 steps, got {windows.shape[1]}")
+        x = windows
+        for conv in self.convs:
+            x = nn.leaky_relu(conv(x), SLOPE)
+        return self.fc2(nn.leaky_relu(self.fc1(x[:, 0]), SLOPE))
+
+
+class AudioAttention(nn.Module):
+    """Codes of W neighbouring frames [B,W,C] -> their weighted mean [B,C], weights softmax over W."""
+
+    windows: int = 8
+    dim: int = 32
+
+    def setup(self):
+        widths = (self.dim, 16, 8, 4, 2, 1)
+        self.convs = [_conv(b, a, 1) for a, b in itertools.pairwise(widths)]
+        self.fc = _dense(self.windows, self.windows)
+
+    def __call__(self, codes: Float[Array, "B W C"]) -> Float[Array, "B C"]:
+        x = codes
+        for conv in self.convs:
+            x = nn.leaky_relu(conv(x), SLOPE)
+        weights = jax.nn.softmax(self.fc(x[..., 0]), -1)
+        return jnp.einsum("bw,bwc->bc", weights, codes)

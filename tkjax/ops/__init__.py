@@ -1,0 +1,27 @@
+"""The numerical primitives, by name. Each public op checks its arguments and hands over to a back end.
+
+Nothing in this package imports the rest of tkjax, so it can be lifted out alone.
+"""
+
+from tkjax.ops.composite import Composited, composite
+from tkjax.ops.freq_encode import freq_encode
+from tkjax.ops.grid_encode import GridSpec, grid_encode
+from tkjax.ops.march import Marched, march
+from tkjax.ops.morton import morton_decode, morton_encode
+from tkjax.ops.packbits import dilate_morton, packbits
+from tkjax.ops.sh_encode import sh_encode
+
+__all__ = [
+    "Composited",
+    "GridSpec",
+    "Marched",
+    "composite",
+    "dilate_morton",
+    "freq_encode",
+    "grid_encode",
+    "march",
+    "morton_decode",
+    "morton_encode",
+    "packbits",
+    "sh_encode",
+]

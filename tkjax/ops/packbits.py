@@ -1,0 +1,25 @@
+"""Occupancy grids in Morton order: thresholding into bits, and the 6-neighbour maximum."""
+
+from jaxtyping import Array, Float, UInt8
+
+from tkjax.ops import dispatch
+
+
+def packbits(
+    density: Float[Array, " cells"], threshold: float | Float[Array, ""], *, backend: str | None = None
+) -> UInt8[Array, " bytes"]:
+    """Bit i of byte n is set where density[8 n + i] > threshold (NaN is not). The count must divide by 8."""
+    if density.shape[0] % 8:
+        raise ValueError(f"packbits: {density.shape[0]} cells are not a multiple of 8")
+    return dispatch.resolve("packbits", backend).packbits(density, threshold)
+
+
+def dilate_morton(density: Float[Array, " cells"], *, backend: str | None = None) -> Float[Array, " cells"]:
+    """max(cell, its six face neighbours inside the cube), input and output in Morton order.
+
+    The cube's side must be a power of two.
+    """
+    side = round(density.shape[0] ** (1 / 3))
+    if side**3 != density.shape[0] or side & (side - 1):
+        raise ValueError(f"dilate_morton: {density.shape[0]} cells are no cube with a power of two as its side")
+    return dispatch.resolve("packbits", backend).dilate_morton(density, side)

@@ -1,0 +1,92 @@
+"""The occupancy grid of the RAD-NeRF family: a cube of densities over [-1,1]^3 in Morton order, and its bits.
+
+State: {"density": [side^3] float32, -1 where no training camera looks; "bits": [side^3 / 8] uint8}.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tkjax.ops import dilate_morton, morton_decode, packbits
+from tkjax.render.march import packed_map
+from tkjax.types import PyTree
+
+DECAY = 0.95  # of the running maximum, per refresh
+MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this)
+
+
+def init(side: int) -> dict:
+    """Nothing known yet: every density 0, every bit set, so that rays are sampled before the first refresh."""
+    return {"density": jnp.zeros(side**3, jnp.float32), "bits": jnp.full(side**3 // 8, 255, jnp.uint8)}
+
+
+def side_of(state: dict) -> int:
+    return round(state["density"].shape[0] ** (1 / 3))
+
+
+def cell_centres(code, side: int):
+    """Positions [n,3] of cells: (2 c / (side-1) - 1) (1 - 1/side)."""
+    return (2.0 * morton_decode(code).astype(jnp.float32) / (side - 1) - 1.0) * (1.0 - 1.0 / side)
+
+
+def mark_unseen(
+    state: dict,
+    cam_to_grid: Float[np.ndarray, "n 4 4"],
+    intrinsics: Float[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+    keep: Float[np.ndarray, "6"] | None = None,
+) -> dict:
+    """Densities of cells that no camera sees become -1, so they are never occupied again.
+
+    A camera (OpenCV axes, looks along +z) sees a cell whose centre is in front of it and projects into the
+    picture widened by two half cells, as in the originals. With `keep` (x0,y0,z0,x1,y1,z1) the cells
+    that do not touch this box become -1 as well.
+    """
+    side = side_of(state)
+    centres = cell_centres(jnp.arange(side**3), side)
+    half = 1.0 / side
+
+    def step(seen, camera):
+        pose, (fx, fy, cx, cy) = camera
+        x, y, z = ((centres - pose[:3, 3]) @ pose[:3, :3]).T
+        inside = (z > 0) & (x > -cx / fx * z - 2 * half) & (x < (width - cx) / fx * z + 2 * half)
+        inside &= (y > -cy / fy * z - 2 * half) & (y < (height - cy) / fy * z + 2 * half)
+        return seen | inside, None
+
+    cameras = (jnp.asarray(cam_to_grid, jnp.float32), jnp.asarray(intrinsics, jnp.float32))
+    seen, _ = jax.jit(lambda c: jax.lax.scan(step, jnp.zeros(side**3, bool), c))(cameras)
+    if keep is not None:
+        low, high = np.asarray(keep[:3], np.float32) - half, np.asarray(keep[3:], np.float32) + half
+        seen &= jnp.all((centres > low) & (centres < high), -1)
+    density = jnp.where(seen, state["density"], -1.0)
+    bits = state["bits"] & packbits(density, -0.5)
+    return {"density": density, "bits": bits}
+
+
+def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int) -> dict:
+    """One update: density_fn(params, {"xyz": [chunk,3]}) -> [chunk] at a random point of every cell, 6-neighbour
+    maximum, running maximum with decay 0.95, new bits at threshold min(mean of max(density, 0), 10).
+
+    Cells that are -1 stay so; they are evaluated only where they touch a cell that is not, for its maximum.
+    """
+    density = state["density"]
+    side, cells = side_of(state), density.shape[0]
+    wanted = dilate_morton((density >= 0).astype(jnp.float32)) > 0
+    rank = jnp.cumsum(wanted) - 1
+    codes = jnp.zeros(cells, jnp.int32).at[jnp.where(wanted, rank, cells)].set(jnp.arange(cells), mode="drop")
+    noise = jax.random.uniform(key, (cells, 3), minval=-1.0, maxval=1.0)
+    xyz = cell_centres(codes, side) + noise / side
+    values = packed_map(density_fn, chunk, params, {"xyz": xyz}, rank[-1] + 1)
+    fresh = dilate_morton(jnp.where(wanted, values[rank], 0.0))
+    density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(DECAY * density, fresh), density)
+    threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
+    return {"density": density, "bits": packbits(density, threshold)}
+
+
+def occupied_share(bits: Array) -> Array:
+    """Share of the cells whose bit is set."""
+    return jnp.mean(jax.lax.population_count(bits).astype(jnp.float32)) / 8.0
