@@ -1,0 +1,110 @@
+"""A clip in memory with the interface of `tkjax.data.Clip`: smooth pictures of a blob that moves and speaks."""
+
+import numpy as np
+
+from tkjax.types import Batch, SubjectInfo
+
+LABEL_BACKGROUND, LABEL_HEAD, LABEL_TORSO = 0, 1, 3
+
+
+class FakeClip:
+    """n_frames pictures of height x width. A head-like blob follows the camera, a dark mouth follows the audio.
+
+    Everything is drawn from `seed`; 10/11 of the frames train.
+    """
+
+    def __init__(self, n_frames: int = 12, height: int = 24, width: int = 24, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        n, h, w = n_frames, height, width
+        focal = 3.0 * w
+        self.n_frames, self.height, self.width, self.digest = n, h, w, f"fake-{seed}-{n}-{h}-{w}"
+        self.info = SubjectInfo(n, h, w, "logmel", 6, 4, 8, 3, (focal, focal, w / 2, h / 2))
+        self.train_range = (0, n * 10 // 11)
+        self.heldout_range = (n * 10 // 11, n)
+        self.intrinsics = np.array([focal, focal, w / 2, h / 2], np.float32)
+
+        # camera: in front of the head, turning a little
+        phase = 2 * np.pi * np.arange(n) / max(n, 1)
+        yaw, self.mouth = 0.2 * np.sin(phase), 0.5 + 0.5 * np.sin(2 * phase)
+        self.cam_to_world = np.tile(np.eye(4, dtype=np.float32), (n, 1, 1))
+        self.cam_to_world[:, 0, 0] = self.cam_to_world[:, 2, 2] = np.cos(yaw)
+        self.cam_to_world[:, 0, 2], self.cam_to_world[:, 2, 0] = np.sin(yaw), -np.sin(yaw)
+        self.cam_to_world[:, :3, 3] = 3.3 * self.cam_to_world[:, :3, 2]
+
+        # what drives it: the mouth's opening is the mean of the audio window
+        self.audio = (self.mouth[:, None, None] + 0.1 * rng.standard_normal((n, 4, 6))).astype(np.float32)
+        self.expression = rng.uniform(0, 1, (n, 3)).astype(np.float32)
+        self.eye_closed = rng.uniform(0, 1, n).astype(np.float32)
+        self.confidence = np.ones(n, np.float32)
+
+        # pictures
+        y, x = (np.mgrid[:h, :w] + 0.5) / np.array([h, w])[:, None, None]
+        self.plate = np.stack([0.3 + 0.2 * x, 0.5 + 0.2 * y, 0.6 - 0.2 * x], -1)
+        torso = y > 0.8
+        body = np.where(torso[..., None], [0.2, 0.2, 0.5], self.plate)
+        self._background = {"plate": self.plate, "torso": body}
+        cx, cy, radius = 0.5 - 0.5 * yaw, np.full(n, 0.45), 0.28
+        distance = np.hypot(x - cx[:, None, None], (y - cy[:, None, None]) / 1.2)
+        skin = 1 / (1 + np.exp((distance - radius) * 40))[..., None]
+        lips = np.hypot(x - cx[:, None, None], (y - 0.57) * 2) < 0.04 + 0.06 * self.mouth[:, None, None]
+        tone = np.where(lips[..., None], [0.35, 0.1, 0.1], np.array([0.85, 0.65, 0.5]) * (1.1 - 0.4 * y[..., None]))
+        self._target = (skin * tone + (1 - skin) * body).astype(np.float32)
+        self._label = np.where(skin[..., 0] > 0.5, LABEL_HEAD, np.where(torso, LABEL_TORSO, 0)).astype(np.uint8)
+        edges = np.stack([(cx - radius) * w, (cy - 0.3) * h, (cx + radius) * w, (cy + 0.3) * h], -1)
+        lip_edges = np.stack([(cx - 0.12) * w, 0.45 * h + 0 * cx, (cx + 0.12) * w, 0.69 * h + 0 * cx], -1)
+        limit = [w, h, w, h]
+        self.boxes = {
+            "face_box_px": np.clip(np.round(edges), 0, limit).astype(np.int32),
+            "lips_box_px": np.clip(np.round(lip_edges), 0, limit).astype(np.int32),
+        }
+
+    def frame_batch(self, i: int, background: str = "torso") -> Batch:
+        rows, columns = np.divmod(np.arange(self.height * self.width), self.width)
+        return self._gather(np.array([i]), rows[None], columns[None], background, (self.height, self.width))
+
+    def batch(self, frames, keys, sampler="rays", rays=64, patch=8, background="torso") -> Batch:
+        h, w = self.height, self.width
+        picked = []
+        for i, rng in zip(frames, keys, strict=True):
+            if sampler == "frame":
+                picked.append(np.divmod(np.arange(h * w), w))
+            elif sampler == "rays":
+                picked.append(np.divmod(rng.integers(0, h * w, rays), w))
+            elif sampler == "patch":
+                count = max(1, rays // patch**2)
+                top, left = rng.integers(0, [[h - patch + 1], [w - patch + 1]], (2, count))
+                r, c = np.divmod(np.arange(patch**2), patch)
+                picked.append(((top[:, None] + r).ravel(), (left[:, None] + c).ravel()))
+            elif sampler == "lips":
+                x0, y0, x1, y1 = self.boxes["lips_box_px"][i]
+                picked.append((rng.integers(y0, y1, rays), rng.integers(x0, x1, rays)))
+            else:
+                raise ValueError(f"sampler {sampler!r} is unknown; choose rays, patch, lips or frame")
+        rows, columns = (np.stack(a) for a in zip(*picked, strict=True))
+        return self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)
+
+    def _gather(self, frames, rows, columns, background, image_hw) -> Batch:
+        n, at = len(frames), (frames[:, None], rows, columns)
+        neighbours = frames[:, None] + np.arange(-4, 4)
+        inside = (neighbours >= 0) & (neighbours < self.n_frames)
+        windows = self.audio[np.clip(neighbours, 0, self.n_frames - 1)] * inside[..., None, None]
+
+        def within(box):
+            x0, y0, x1, y1 = box[frames].T[..., None]
+            return (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
+
+        return Batch(
+            frame=frames.astype(np.int32),
+            cam_to_world=self.cam_to_world[frames],
+            intrinsics=np.tile(self.intrinsics, (n, 1)),
+            pixels_px=np.stack([columns, rows], -1).astype(np.float32) + 0.5,
+            background=self._background[background][rows, columns].astype(np.float32),
+            audio=windows.astype(np.float32),
+            expression=self.expression[frames],
+            eye_closed=self.eye_closed[frames],
+            target=self._target[at],
+            label=self._label[at],
+            in_face=within(self.boxes["face_box_px"]),
+            in_lips=within(self.boxes["lips_box_px"]),
+            image_hw=image_hw,
+        )
