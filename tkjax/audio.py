@@ -1,0 +1,337 @@
+"""Sound: decode and resample any file, log-mel features, wav files (numpy and PyAV; no jax, no torch).
+
+Time zero of a file is its first video frame where it has a moving picture, else its first sample, so
+sample i of `read_audio` sounds at i / rate seconds after the first picture.
+
+Log-mel features (kind `logmel`): 50 steps a second, step k is centred at 0.01 + k / 50 s and sees the 25 ms
+(400 samples of 16 kHz, periodic Hann) around it, with zeros outside the clip. n samples give ceil(n / 320)
+steps. Each of 80 triangles (Slaney's mel scale, 65-6000 Hz) sums the power spectrum, scaled so that a sine of
+full scale is about 1, to E; the feature is ln(1 + E / 1e-7) / 4: exactly 0 for digital silence, about 1.7 to 3
+in the bands of speech, at most about 4. No statistics of a whole clip enter, so it streams bit for bit.
+"""
+
+import itertools
+import logging
+import math
+import os
+import wave
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import Float
+
+from tkjax.contract import AudioFeatures
+from tkjax.errors import UserError
+
+RATE = 16000  # Hz, of everything that features are made from
+HOP = 320  # samples between steps: 20 ms
+WINDOW = 400  # samples under the Hann window: 25 ms
+FFT = 1024  # zero padded, so that the narrowest triangle holds several bins
+BANDS = 80
+LOW_HZ, HIGH_HZ = 65.0, 6000.0
+FLOOR = 1e-7  # power that counts as silence: -70 dB under a sine of full scale
+SCALE = 0.25
+LOGMEL = {
+    "kind": "logmel",
+    "rate_hz": RATE / HOP,
+    "start_s": HOP / 2 / RATE,
+    "extractor": "tkjax-logmel-1",
+    "window": 16,
+    "hop": 2,
+    "left": 8,
+    "pad": 8,
+}
+_GAP_S = 0.1  # timestamps that stray further than this from the sample count are believed
+_PADDING = 2048  # samples that an encoder may add to fill its last frame
+_log = logging.getLogger("tkjax.audio")
+
+
+# ---------------------------------------------------------------- decode
+
+
+def open_media(path: str | Path) -> av.container.InputContainer:
+    """An opened media file; the error is one sentence with the path and the reason."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a video or sound file")
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise UserError(f"{path}: not a media file that can be read ({_reason(e)}), expected video or sound") from e
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).split("\n")[0].rstrip(".")
+
+
+def moving_picture(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first video stream that is not cover art."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    return None
+
+
+def _zero_time(path: Path) -> Fraction | None:
+    """When the first video frame shows, in seconds of the file's clock; None without a moving picture."""
+    with open_media(path) as container:
+        stream = moving_picture(container)
+        if stream is None:
+            return None
+        try:
+            frame = next(container.decode(stream), None)
+        except (av.FFmpegError, OSError):
+            return None  # whoever wants the pictures reports that they cannot be decoded
+        return None if frame is None or frame.pts is None else frame.pts * frame.time_base
+
+
+def _packets_decoded(container: av.container.InputContainer, stream: av.AudioStream, path: Path) -> Iterator:
+    """Decoded frames; packets that cannot be decoded are left out (their time stays silent) and reported once."""
+    bad = 0
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except (av.InvalidDataError, av.error.PatchWelcomeError) as e:
+            bad += 1
+            if bad == 1:
+                _log.warning("%s: a sound packet cannot be decoded (%s); silence stands in its place", path, _reason(e))
+
+
+class _Converter:
+    """Frames of any format -> float32 [channels, n] at one rate and layout; follows changes of the input."""
+
+    def __init__(self, rate: int, layout: str):
+        self.rate, self.layout, self.key, self.resampler = rate, layout, None, None
+
+    def push(self, frame: av.AudioFrame) -> list[np.ndarray]:
+        key = (frame.format.name, frame.layout.name, frame.sample_rate)
+        out = []
+        if key != self.key:
+            out = self.flush()
+            self.key, self.resampler = key, av.AudioResampler(format="fltp", layout=self.layout, rate=self.rate)
+        frame.pts = None
+        return out + [f.to_ndarray() for f in self.resampler.resample(frame)]
+
+    def flush(self) -> list[np.ndarray]:
+        if self.resampler is None:
+            return []
+        out, self.resampler, self.key = [f.to_ndarray() for f in self.resampler.resample(None)], None, None
+        return out
+
+
+def decode_audio(path: str | Path, rate: int | None, channels: int = 1) -> Iterator[np.ndarray]:
+    """Blocks float32 [channels, n] of any length at `rate` Hz (None: the file's), from time zero on.
+
+    channels 1 or 2; more are mixed down. Gaps in the file's timestamps become silence. Memory is constant.
+    """
+    path = Path(path)
+    with open_media(path) as container:
+        if not container.streams.audio:
+            raise UserError(f"{path}: has no sound track, expected a file with sound")
+        stream = container.streams.audio[0]
+        layout = "mono" if channels == 1 else "stereo"
+        try:
+            source_hz, blocks = _placed(container, stream, path, layout)
+            resample = None if rate in (None, source_hz) else _Converter(rate, layout)
+            for block in blocks:
+                yield from _resampled(resample, block, source_hz, layout)
+            if resample is not None:
+                yield from resample.flush()
+        except (av.FFmpegError, OSError) as e:
+            raise UserError(f"{path}: its sound cannot be decoded ({_reason(e)}), expected an undamaged file") from e
+
+
+def _placed(container, stream: av.AudioStream, path: Path, layout: str) -> tuple[int, Iterator[np.ndarray]]:
+    """(source rate, blocks at that rate from time zero on), sound laid where its timestamps say."""
+    frames = (f for f in _packets_decoded(container, stream, path) if f.samples)
+    head = next(frames, None)
+    if head is None:
+        raise UserError(f"{path}: its sound track holds no sound, expected a file with sound")
+    source_hz = head.sample_rate
+    zero = _zero_time(path)
+    if zero is None:
+        zero = 0 if head.pts is None else head.pts * head.time_base
+    end = _end_time(container, stream)
+    stop = None if end is None else round((end - zero) * source_hz)
+
+    def blocks() -> Iterator[np.ndarray]:
+        convert = _Converter(source_hz, layout)
+        done, started = 0, False  # samples placed so far
+        for frame in itertools.chain([head], frames):
+            at = done if frame.pts is None else round((frame.pts * frame.time_base - zero) * source_hz)
+            for block in convert.push(frame):
+                gap = at - done if not started or abs(at - done) > _GAP_S * source_hz else 0
+                while gap > 0:  # silence before sound that starts late, or in a hole
+                    silence = np.zeros((len(block), min(gap, source_hz)), np.float32)
+                    gap -= silence.shape[1]
+                    done += silence.shape[1]
+                    yield silence
+                at += block.shape[1]
+                block = block[:, -gap:]  # without what lies before time zero, or is told twice
+                if stop is not None and 0 < done + block.shape[1] - stop < _PADDING:
+                    block = block[:, : max(stop - done, 0)]
+                if block.shape[1]:
+                    started = True
+                    done += block.shape[1]
+                    yield block
+        for block in convert.flush():
+            yield block
+
+    return source_hz, blocks()
+
+
+def _end_time(container, stream: av.AudioStream) -> Fraction | None:
+    """Where the sound ends by the file's word, which leaves out the filling of the last AAC frame."""
+    if "mov" not in container.format.name.split(",") or stream.duration is None or stream.start_time is None:
+        return None
+    return (stream.start_time + stream.duration) * stream.time_base
+
+
+def _resampled(resample: _Converter | None, block: np.ndarray, source_hz: int, layout: str) -> list[np.ndarray]:
+    if resample is None:
+        return [block]
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
+    frame.sample_rate = source_hz
+    return resample.push(frame)
+
+
+def stream_audio(path: str | Path, rate: int = RATE, block: int = RATE) -> Iterator[Float[np.ndarray, " n"]]:
+    """Mono float32 blocks of `block` samples (the last may be shorter) in -1..1; memory is constant."""
+    if block < 1:
+        raise ValueError(f"block is {block}, expected at least 1 sample")
+    kept, size = [], 0
+    for part in decode_audio(path, rate):
+        kept.append(part[0])
+        size += part.shape[1]
+        if size >= block:
+            whole = np.concatenate(kept)
+            for i in range(0, size - block + 1, block):
+                yield np.clip(whole[i : i + block], -1, 1)
+            kept, size = [whole[size - size % block :]], size % block
+    if size:
+        yield np.clip(np.concatenate(kept), -1, 1)
+
+
+def read_audio(path: str | Path, rate: int = RATE) -> Float[np.ndarray, " n"]:
+    """A whole sound track: mono float32 in -1..1 at `rate` Hz, from time zero on."""
+    parts = list(stream_audio(path, rate))
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def write_wav(path: str | Path, pcm: Float[np.ndarray, " n"] | Iterable[np.ndarray], rate: int = RATE) -> None:
+    """16-bit mono wav, whole or not at all. pcm float in -1..1 (clipped): an array, or an iterable of arrays."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as f:
+            with wave.open(f, "wb") as w:
+                w.setnchannels(1)
+                w.setsampwidth(2)
+                w.setframerate(rate)
+                for block in [pcm] if isinstance(pcm, np.ndarray) else pcm:
+                    w.writeframes(np.clip(np.rint(block * 32768.0), -32768, 32767).astype("<i2").tobytes())
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- log-mel
+
+
+def _mel_points() -> np.ndarray:
+    """[BANDS + 2] corner frequencies in Hz, equally spaced on Slaney's scale (linear to 1 kHz, then log)."""
+    per_mel, knee, step = 200.0 / 3, 15.0, math.log(6.4) / 27
+
+    def mel(hz: float) -> float:
+        return hz / per_mel if hz < 1000 else knee + math.log(hz / 1000) / step
+
+    m = np.linspace(mel(LOW_HZ), mel(HIGH_HZ), BANDS + 2)
+    return np.where(m < knee, m * per_mel, 1000 * np.exp(np.maximum(m - knee, 0) * step))
+
+
+_HANN = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+_POINTS = _mel_points()
+_BIN_HZ = RATE / FFT
+_BINS = np.arange(math.ceil(_POINTS[0] / _BIN_HZ), math.ceil(_POINTS[-1] / _BIN_HZ))
+_SEGMENT = np.searchsorted(_POINTS, _BINS * _BIN_HZ, "right") - 1  # between which corners each bin lies
+_STARTS = np.searchsorted(_SEGMENT, np.arange(BANDS + 1))
+# A sine of full scale has power (Σw / 2)² in its bin and spreads over FFT·Σw² / (Σw)² bins.
+_RISE = (_BINS * _BIN_HZ - _POINTS[_SEGMENT]) / np.diff(_POINTS)[_SEGMENT]
+_POWER_SCALE = 1 / ((_HANN.sum() / 2) ** 2 * FFT * (_HANN**2).sum() / _HANN.sum() ** 2)
+
+
+def _steps(samples: np.ndarray, n: int) -> np.ndarray:
+    """First n steps of samples that begin 40 before the first hop: float32 [n, BANDS]."""
+    out = np.empty((n, BANDS), np.float32)
+    for a in range(0, n, 64):
+        b = min(a + 64, n)
+        frames = np.lib.stride_tricks.sliding_window_view(samples[a * HOP : (b - 1) * HOP + WINDOW], WINDOW)[::HOP]
+        spectrum = np.fft.rfft(frames * _HANN, FFT)[:, _BINS]
+        power = (spectrum.real**2 + spectrum.imag**2) * _POWER_SCALE
+        rising = np.add.reduceat(power * _RISE, _STARTS, axis=1)
+        falling = np.add.reduceat(power * (1 - _RISE), _STARTS, axis=1)
+        out[a:b] = SCALE * np.log1p((rising[:, :-1] + falling[:, 1:]) / FLOOR)
+    return out
+
+
+class LogMel:
+    """Streaming log-mel: the steps that `push` and `flush` return, joined, equal `logmel` of the joined pcm."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self) -> None:
+        self._kept = np.zeros((WINDOW - HOP) // 2)
+        self._pushed = self._given = 0
+
+    def push(self, pcm: Float[np.ndarray, " n"]) -> Float[np.ndarray, "k 80"]:
+        """Take samples (any number) at 16 kHz; give the steps that they complete."""
+        self._kept = np.concatenate([self._kept, np.asarray(pcm, np.float64)])
+        self._pushed += len(pcm)
+        return self._give(max(0, (len(self._kept) - WINDOW) // HOP + 1))
+
+    def flush(self) -> Float[np.ndarray, "k 80"]:
+        """The last steps, with silence behind the end; afterwards a new clip may begin."""
+        left = -(-self._pushed // HOP) - self._given
+        missing = max(0, (left - 1) * HOP + WINDOW - len(self._kept))
+        self._kept = np.concatenate([self._kept, np.zeros(missing)])
+        out = self._give(left)
+        self._reset()
+        return out
+
+    def _give(self, n: int) -> np.ndarray:
+        n = max(n, 0)
+        out = _steps(self._kept, n)
+        self._kept = self._kept[n * HOP :]
+        self._given += n
+        return out
+
+
+def logmel(pcm: Float[np.ndarray, " n"]) -> Float[np.ndarray, "k 80"]:
+    """Log-mel features of a whole clip at 16 kHz: [ceil(n / 320), 80]."""
+    stream = LogMel()
+    return np.concatenate([stream.push(pcm), stream.flush()])
+
+
+def logmel_features(features: Float[np.ndarray, "k 80"]) -> AudioFeatures:
+    """Log-mel steps with the facts that belong to them."""
+    return AudioFeatures(features=features, **LOGMEL)
+
+
+def audio_features(path: str | Path, kind: str = "logmel") -> AudioFeatures:
+    """Features of a sound file. Only `logmel` is made here; other kinds come from preprocessing."""
+    if kind != "logmel":
+        raise UserError(
+            f"sound features of kind {kind!r} are not made here, expected logmel or a file of preprocess.audio_features"
+        )
+    stream = LogMel()
+    parts = [stream.push(block) for block in stream_audio(path)]
+    return logmel_features(np.concatenate([*parts, stream.flush()]))
