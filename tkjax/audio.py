@@ -198,6 +198,16 @@ def _resampled(resample: _Converter | None, block: np.ndarray, source_hz: int, l
     return resample.push(frame)
 
 
+def resample_blocks(blocks: Iterable[Float[np.ndarray, " n"]], rate: int, to: int) -> Iterator[np.ndarray]:
+    """Mono blocks at `rate` Hz -> blocks float32 [1, n] at `to` Hz, as if they were one sound."""
+    convert = None if rate == to else _Converter(to, "mono")
+    for block in blocks:
+        if len(block):
+            yield from _resampled(convert, np.asarray(block, np.float32)[None], rate, "mono")
+    if convert is not None:
+        yield from convert.flush()
+
+
 def stream_audio(path: str | Path, rate: int = RATE, block: int = RATE) -> Iterator[Float[np.ndarray, " n"]]:
     """Mono float32 blocks of `block` samples (the last may be shorter) in -1..1; memory is constant."""
     if block < 1:

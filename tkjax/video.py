@@ -1,0 +1,339 @@
+"""Video in and out through PyAV: pictures as they are meant to be seen, sound in step with them.
+
+Reading turns pictures by the file's display matrix, makes pixels square, and converts with the file's colour
+matrix (BT.601 below 720 lines, BT.709 from there, where the file does not say) to full-range rgb uint8.
+Writing is H.264 (yuv420p, BT.709) and AAC at 48 kHz. All of it in constant memory.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from jaxtyping import Float, UInt8
+
+from tkjax.audio import RATE, decode_audio, moving_picture, open_media, resample_blocks
+from tkjax.errors import UserError
+
+AUDIO_OUT_HZ = 48000  # one AAC frame then lasts 21 ms, less than a picture
+_JITTER_S = Fraction(1, 2000)  # timestamps are rounded to ticks; a frame this little late is on time
+_COLOURS = {Colorspace.ITU709, Colorspace.ITU601, Colorspace.FCC, Colorspace.SMPTE240M, Colorspace.BT2020}
+_log = logging.getLogger("tkjax.video")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds; sizes as seen (turned, square pixels), rotation in degrees clockwise to be seen upright."""
+
+    width: int
+    height: int
+    fps: float
+    n_frames: int
+    duration_s: float
+    rotation: int
+    has_audio: bool
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    stream = moving_picture(container)
+    if stream is None:
+        raise UserError(f"{path}: has no moving picture, expected a video")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _decoded(path: Path) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+    """(time, length, frame) in the order of display; times in seconds of the file's clock, never falling."""
+    with open_media(path) as container:
+        stream = _video_stream(container, path)
+        step = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
+        time, bad = None, 0
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except (av.InvalidDataError, av.error.PatchWelcomeError) as e:
+                    bad += 1
+                    if bad == 1:
+                        _log.warning("%s: a picture cannot be decoded (%s); the one before it stays", path, _reason(e))
+                    continue
+                for frame in frames:
+                    told = None if frame.pts is None else frame.pts * frame.time_base
+                    following = Fraction(0) if time is None else time + step
+                    time = following if told is None else told if time is None else max(told, time)
+                    length = frame.duration * frame.time_base if frame.duration else step
+                    yield time, length, frame
+        except (av.FFmpegError, OSError) as e:
+            raise UserError(
+                f"{path}: its pictures cannot be decoded ({_reason(e)}), expected an undamaged video"
+            ) from e
+        if time is None:
+            raise UserError(f"{path}: no picture in it can be decoded, expected an undamaged video")
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).split("\n")[0].rstrip(".")
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(swap axes, then flip x, then flip y) of the display matrix (x, y) -> (a x + c y, b x + d y)."""
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(side, np.int32)[:5].tolist()
+            if abs(b) > abs(a):
+                return True, c < 0, b < 0
+            return False, a < 0, d < 0
+    return False, False, False
+
+
+def _rotation(orientation: tuple[bool, bool, bool]) -> int:
+    """Degrees clockwise; mirrored matrices count as their turn."""
+    swap, flip_x, flip_y = orientation
+    return (90 if flip_x else 270) if swap else (180 if flip_x and flip_y else 0)
+
+
+def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture of a frame as it is meant to be seen."""
+    width = frame.width
+    aspect = getattr(frame, "sample_aspect_ratio", None)
+    if aspect and abs(aspect - 1) > 0.01:
+        width = max(1, round(width * aspect))
+    name = frame.format.name
+    options = {}
+    if name.startswith(("yuv", "nv", "p0")):
+        told = frame.colorspace
+        space = told if told in _COLOURS else Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
+        full = name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
+        options = {"src_colorspace": space, "src_color_range": ColorRange.JPEG if full else ColorRange.MPEG}
+        options |= {"dst_colorspace": space, "dst_color_range": ColorRange.JPEG}
+    picture = frame.reformat(width=width, height=frame.height, format="rgb24", **options).to_ndarray()
+    swap, flip_x, flip_y = _orientation(frame)
+    if swap:
+        picture = picture.transpose(1, 0, 2)
+    if flip_x:
+        picture = picture[:, ::-1]
+    if flip_y:
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Facts about a video; the first picture is decoded, the rest only counted."""
+    path = Path(path)
+    first = next(_decoded(path))[2]
+    height, width = _rgb(first).shape[:2]
+    with open_media(path) as container:
+        stream = _video_stream(container, path)
+        n_frames = stream.frames or sum(p.size > 0 for p in container.demux(stream))
+        fps = stream.average_rate or stream.guessed_rate
+        if stream.duration is not None:
+            duration = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration = container.duration / av.time_base
+        else:
+            duration = n_frames / float(fps or 25)
+        fps = float(fps) if fps else n_frames / duration
+        rotation = _rotation(_orientation(first))
+        return VideoInfo(width, height, fps, n_frames, duration, rotation, bool(container.streams.audio))
+
+
+def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Frames start … stop-1 of the file (stop None: to the end), each once, whatever their timestamps."""
+    for i, (_, _, frame) in enumerate(_decoded(Path(path))):
+        if stop is not None and i >= stop:
+            return
+        if i >= start:
+            yield _rgb(frame)
+
+
+def read_frames_at_fps(path: str | Path, fps: float = 25) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Constant rate by timestamps: frame k is the one on show k / fps seconds after the first appeared.
+
+    Frames of the file are repeated or left out as needed; the last is held for its own length. `read_audio`
+    has the same time zero.
+    """
+    step = 1 / Fraction(fps).limit_denominator(100000)
+    k, zero, shown, end = 0, None, None, None
+    rgb = None
+    for time, length, frame in _decoded(Path(path)):
+        if zero is None:
+            zero = time
+        late = min(frame.time_base / 2, _JITTER_S) if frame.time_base else _JITTER_S
+        while k * step + late < time - zero:
+            rgb = _rgb(shown) if rgb is None else rgb
+            yield rgb
+            k += 1
+        shown, end, rgb = frame, time + length - zero, None
+    while k * step + _JITTER_S < end:
+        rgb = _rgb(shown) if rgb is None else rgb
+        yield rgb
+        k += 1
+
+
+# ---------------------------------------------------------------- writing
+
+
+class VideoWriter:
+    """Write frames with sound to a video file, whole or not at all.
+
+    Context manager: frames go to a temporary file beside `path`, which takes the name at the end; an exception
+    leaves what was there. Odd sizes are padded by one repeated row or column. `audio` is a sound or video file,
+    mono samples in -1..1 at `audio_hz`, or an iterable of such blocks; it is read in step with the pictures, and
+    cut or filled with silence to their length. metadata: title, comment and any other keys.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        fps: float = 25,
+        audio: str | Path | np.ndarray | Iterable[Float[np.ndarray, " n"]] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        crf: int = 18,
+        audio_hz: int = RATE,
+    ):
+        if height < 1 or width < 1:
+            raise UserError(f"video {path} would have {width}x{height} pixels, expected at least 1x1")
+        self.path, self.height, self.width = Path(path), height, width
+        self.fps = Fraction(fps).limit_denominator(100000)
+        self.n_frames = 0
+        self._samples = 0
+        self._kept: np.ndarray | None = None
+        self._audio, channels = _audio_blocks(audio, audio_hz)
+        if self._audio is not None:
+            self._kept = next(self._audio, np.zeros((channels, 0), np.float32))  # a bad file fails here, early
+        self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        self._container = self._open(metadata or {}, crf, channels)
+
+    def _open(self, metadata: Mapping[str, str], crf: int, channels: int) -> av.container.OutputContainer:
+        container = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            options = {"movflags": "+faststart+use_metadata_tags"}
+            container = av.open(str(self._part), "w", options=options)
+            container.metadata.update({str(k): str(v) for k, v in metadata.items()})
+            v = container.add_stream("libx264", rate=self.fps, options={"crf": str(crf), "preset": "fast"})
+            v.height, v.width = self.height + self.height % 2, self.width + self.width % 2
+            v.pix_fmt = "yuv420p"
+            v.codec_context.time_base = 1 / self.fps
+            v.codec_context.colorspace = Colorspace.ITU709
+            v.codec_context.color_range = ColorRange.MPEG
+            v.codec_context.color_primaries = v.codec_context.color_trc = 1  # BT.709
+            self._video = v
+            if self._audio is not None:
+                layout = "mono" if channels == 1 else "stereo"
+                self._sound = container.add_stream("aac", rate=AUDIO_OUT_HZ, layout=layout, bit_rate=96000 * channels)
+            container.start_encoding()
+            return container
+        except (av.FFmpegError, OSError, ValueError) as e:
+            if container is not None:
+                container.close()
+            self._part.unlink(missing_ok=True)
+            raise UserError(
+                f"{self.path}: cannot be written as video ({_reason(e)}), expected a path as out.mp4"
+            ) from e
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
+
+    def write(self, rgb: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Append one frame."""
+        if rgb.dtype != np.uint8 or rgb.shape != (self.height, self.width, 3):
+            expected = f"uint8 ({self.height}, {self.width}, 3)"
+            raise ValueError(f"frame {self.n_frames} of {self.path} is {rgb.dtype} {rgb.shape}, expected {expected}")
+        if self.height % 2 or self.width % 2:
+            rgb = np.pad(rgb, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame = frame.reformat(
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = self.n_frames, 1 / self.fps
+        self._guard(lambda: self._container.mux(self._video.encode(frame)))
+        self.n_frames += 1
+        self._write_sound()
+
+    def _guard(self, action) -> None:
+        try:
+            action()
+        except (av.FFmpegError, OSError) as e:
+            self._discard()
+            raise UserError(f"{self.path}: cannot be written ({_reason(e)}), expected room on the disk") from e
+
+    def _write_sound(self) -> None:
+        """Sound up to the end of the last picture."""
+        if self._audio is None:
+            return
+        until = round(self.n_frames * AUDIO_OUT_HZ / self.fps)
+        while self._samples < until:
+            if self._kept.shape[1] == 0:
+                following = next(self._audio, None)
+                silence = np.zeros((len(self._kept), until - self._samples), np.float32)
+                self._kept = silence if following is None else following
+                continue
+            block, self._kept = np.split(self._kept, [until - self._samples], axis=1)
+            layout = "mono" if len(block) == 1 else "stereo"
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = AUDIO_OUT_HZ, self._samples, Fraction(1, AUDIO_OUT_HZ)
+            self._guard(lambda frame=frame: self._container.mux(self._sound.encode(frame)))
+            self._samples += block.shape[1]
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        if self._container is None:
+            return
+        if self.n_frames == 0:
+            self._discard()
+            raise UserError(f"{self.path}: no frame was written, expected at least one")
+        self._guard(lambda: self._container.mux(self._video.encode(None)))
+        if self._audio is not None:
+            self._guard(lambda: self._container.mux(self._sound.encode(None)))
+        self._guard(self._container.close)
+        self._container = None
+        try:
+            os.replace(self._part, self.path)
+        except OSError as e:
+            self._part.unlink(missing_ok=True)
+            raise UserError(f"{self.path}: {e.strerror or e}, expected a place that can be written") from e
+
+    def _discard(self) -> None:
+        """Leave nothing behind."""
+        if self._container is not None:
+            container, self._container = self._container, None
+            try:
+                container.close()
+            except (av.FFmpegError, OSError) as e:
+                _log.debug("%s: closing the unfinished file: %s", self.path, e)
+        self._part.unlink(missing_ok=True)
+
+
+def _audio_blocks(audio, audio_hz: int) -> tuple[Iterator[np.ndarray] | None, int]:
+    """Blocks float32 [channels, n] at the output's rate, and the number of channels."""
+    if audio is None:
+        return None, 0
+    if isinstance(audio, str | Path):
+        with open_media(audio) as container:
+            if not container.streams.audio:
+                raise UserError(f"{audio}: has no sound track, expected a file with sound")
+            channels = min(2, container.streams.audio[0].layout.nb_channels)
+        return decode_audio(audio, AUDIO_OUT_HZ, channels), channels
+    if isinstance(audio, np.ndarray):
+        audio = (audio[i : i + audio_hz] for i in range(0, len(audio), audio_hz))
+    return resample_blocks(audio, audio_hz, AUDIO_OUT_HZ), 1
