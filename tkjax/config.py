@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,7 +22,6 @@ from tkjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
 DEFAULT_SPEC = "configs/er_nerf.py"
-VARIANTS = ("full", "cpu", "smoke")
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -78,8 +78,8 @@ def find_file(path: str) -> Path:
     raise UserError(f"--config: there is no file {path!r}; {near(path, known)}")
 
 
-def _get_config(path: Path):
-    """The `get_config` function of a config file; what is wrong with the file is the user's to mend."""
+def _module(path: Path) -> ModuleType:
+    """A config file, run; what is wrong with it is the user's to mend."""
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # config files import configs.base
     spec = importlib.util.spec_from_file_location(f"_tkjax_config_{path.stem}", path)
@@ -92,7 +92,11 @@ def _get_config(path: Path):
         raise UserError(f"--config: {path} does not run: {type(error).__name__}: {_one_line(error)}") from error
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config: {path} does not define get_config(variant)")
-    return module.get_config
+    return module
+
+
+def _takes_variant(module: ModuleType) -> bool:
+    return bool(inspect.signature(module.get_config).parameters)
 
 
 def _one_line(error: BaseException) -> str:
@@ -100,15 +104,17 @@ def _one_line(error: BaseException) -> str:
 
 
 def _from_python(path: Path, variant: str | None) -> ConfigDict:
-    get_config = _get_config(path)
-    takes_variant = bool(inspect.signature(get_config).parameters)
+    module = _module(path)
+    takes_variant = _takes_variant(module)
     if variant is not None and not takes_variant:
         raise UserError(f"--config: {path} has no variants, so ':{variant}' must go")
+    known = getattr(module, "VARIANTS", None)
+    if known is not None and variant not in known:
+        raise UserError(f"--config: {path} has no variant {variant!r}; {near(str(variant), known)}")
     try:
-        config = get_config(variant) if takes_variant else get_config()
+        config = module.get_config(variant) if takes_variant else module.get_config()
     except (ValueError, KeyError) as error:
-        hint = "" if variant in VARIANTS else f" ({near(str(variant), VARIANTS)})"
-        raise UserError(f"--config: {path} refuses variant {variant!r}{hint}: {_one_line(error)}") from error
+        raise UserError(f"--config: {path} refuses variant {variant!r}: {_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {path} must give a ConfigDict, not {type(config).__name__}")
     return config
@@ -218,7 +224,7 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = (), default_variant=l
         config = _from_json(path)
         _check_against_source(config, path)
     else:
-        if variant is None and inspect.signature(_get_config(path)).parameters:
+        if variant is None and _takes_variant(_module(path)):
             variant = default_variant()
         config = ConfigDict(tuples(_from_python(path, variant).to_dict()))
     for key, text in overrides:

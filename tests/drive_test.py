@@ -1,0 +1,183 @@
+"""Poses, blinks and backdrops from files: what is given is what is played, and mistakes are one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from tkjax import drive
+from tkjax.avatar import Avatar
+from tkjax.errors import UserError
+from tkjax.types import SubjectInfo
+
+H, W = 20, 30
+
+
+def poses(n, seed=0):
+    rng = np.random.default_rng(seed)
+    out = np.tile(np.eye(4), (n, 1, 1))
+    out[:, :3, :3] = Rotation.from_rotvec(rng.normal(0, 0.2, (n, 3))).as_matrix()
+    out[:, :3, 3] = out[:, :3, 2] * 3.3 + rng.normal(0, 0.05, (n, 3))
+    return out.astype(np.float32)
+
+
+@pytest.fixture
+def subject():
+    n = 12
+    return Avatar(
+        folder=Path("none"),
+        meta={},
+        config=ConfigDict(),
+        info=SubjectInfo(n, H, W, "logmel", 80, 16, 8, 2, (90.0, 90.0, W / 2, H / 2)),
+        plate=np.full((H, W, 3), 7, np.uint8),
+        cam_to_world=poses(n),
+        eye_closed=np.linspace(0, 1, n).astype(np.float32),
+        expression=np.zeros((n, 2), np.float32),
+        confidence=np.ones(n, np.float32),
+        face_box_px=np.zeros((n, 4), np.int32),
+        lips_box_px=np.zeros((n, 4), np.int32),
+    )
+
+
+@given(st.integers(1, 9), st.integers(0, 60))
+def test_ping_pong_goes_forth_and_back_and_repeats_the_ends(n, i):
+    forth = list(range(n))
+    assert drive.ping_pong(i, n) == (forth + forth[::-1])[i % (2 * n)]
+
+
+def test_smoothing_equals_scipy_mean_rotation_and_leaves_a_still_head_alone():
+    path = poses(15)
+    smooth = drive.smooth_path(path, 7)
+    for i in (0, 2, 7, 14):
+        part = path[max(0, i - 3) : i + 4]
+        mean = Rotation.from_matrix(part[:, :3, :3]).mean().as_matrix()
+        np.testing.assert_allclose(smooth[i, :3, :3], mean, atol=1e-5)
+        np.testing.assert_allclose(smooth[i, :3, 3], part[:, :3, 3].mean(0), atol=1e-6)
+    still = np.repeat(path[:1], 9, 0)
+    np.testing.assert_allclose(drive.smooth_path(still, 7), still, atol=1e-6)
+
+
+def test_the_nearest_pose_of_a_path_to_itself_is_itself():
+    path, k = poses(9), np.array([90.0, 90, W / 2, H / 2])
+    assert drive.nearest_pose(path, k, path, k).tolist() == list(range(9))
+    assert drive.nearest_pose(path[[4, 2]], k, path, k).tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("name", ["p.npy", "p.npz", "other.npz"])
+def test_pose_files_are_played_as_they_are(tmp_path, subject, name):
+    path = poses(5, seed=3)
+    if name.endswith(".npy"):
+        np.save(tmp_path / name, path)
+    else:
+        np.savez(tmp_path / name, **{"cam_to_world" if name == "p.npz" else "anything": path})
+    plan = drive.plan(subject, pose=tmp_path / name)
+    np.testing.assert_array_equal(np.stack([plan.pose(i) for i in range(10)]), np.concatenate([path, path[::-1]]))
+
+
+def test_adnerf_json_keeps_its_focal_length_relative_to_the_width(tmp_path, subject):
+    matrix = poses(1)[0].astype(float)
+    matrix[:3, 3] /= 4
+    data = {"focal_len": 1100, "cx": 225, "cy": 225, "frames": [{"transform_matrix": matrix.tolist()}]}
+    (tmp_path / "t.json").write_text(json.dumps(data))
+    plan = drive.plan(subject, pose=tmp_path / "t.json")
+    np.testing.assert_allclose(plan.pose(3), poses(1)[0], atol=1e-6)
+    np.testing.assert_allclose(plan.intrinsics, [1100 * W / 450, 1100 * W / 450, W / 2, H / 2], rtol=1e-6)
+
+
+def test_a_real_transforms_file_gives_500_poses_in_front_of_the_head(data_dir, subject):
+    plan = drive.plan(subject, pose=data_dir / "pose/adnerf_obama_poses_7272_7771.json")
+    assert len(plan.cam_to_world) == 500
+    assert (plan.cam_to_world[:, 2, 3] > 2).all() and (plan.cam_to_world[:, 2, 2] > 0.9).all()
+
+
+def write_npy(path, value):
+    np.save(path, value, allow_pickle=True)
+
+
+BAD_POSES = {
+    "absent.npy": None,
+    "text.npy": b"hello",
+    "empty.npy": np.zeros((0, 4, 4)),
+    "shape.npy": np.zeros((3, 3, 4)),
+    "nan.npy": np.full((2, 4, 4), np.nan),
+    "sheared.npy": np.ones((2, 4, 4)),
+    "mirror.npy": np.diag([1.0, 1, -1, 1])[None],
+    "words.npy": np.array(["a"]),
+    "object.npy": np.array([{}], object),
+    "pose.txt": b"1 2 3",
+    "list.json": b"[]",
+    "broken.json": b"{",
+    "keys.json": b'{"focal_len": 1, "cx": 1, "cy": 1, "frames": [{}]}',
+    "focal.json": b'{"focal_len": 0, "cx": 1, "cy": 1, "frames": []}',
+    "none.json": b'{"focal_len": 1, "cx": 1, "cy": 1, "frames": []}',
+    "zip.npz": b"PK\x03\x04rubbish",
+}
+
+
+@pytest.mark.parametrize("name", BAD_POSES)
+def test_a_malformed_pose_file_is_one_sentence_with_its_name(tmp_path, subject, name):
+    value, path = BAD_POSES[name], tmp_path / name
+    if isinstance(value, bytes):
+        path.write_bytes(value)
+    elif value is not None:
+        write_npy(path, value)
+    with pytest.raises(UserError) as error:
+        drive.plan(subject, pose=path)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_blinks_come_from_numbers_openface_or_a_constant(tmp_path, subject, data_dir):
+    np.save(tmp_path / "e.npy", np.array([0, 0.5, 1]))
+    (tmp_path / "e.csv").write_text("eye\n0\n0.5\n1\n")
+    (tmp_path / "f.csv").write_text("0\n0.5\n1\n")
+    for name in ("e.npy", "e.csv", "f.csv"):
+        assert drive.read_blinks(tmp_path / name).tolist() == [0, 0.5, 1]
+    blink = drive.read_blinks(data_dir / "au/openface_au_excerpt.csv")
+    assert len(blink) == 30 and 0.8 < blink.max() <= 1 and blink.min() >= 0
+    plan = drive.plan(subject, fix_eye=0.25)
+    assert {plan.eye(i) for i in range(40)} == {0.25}
+    plan = drive.plan(subject, eye=tmp_path / "e.npy")
+    assert [plan.eye(i) for i in range(7)] == [0, 0.5, 1, 1, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["a\nb\n", "1,2\n3,4\n", "2\n", "", "nan\n"])
+def test_a_malformed_blink_file_is_one_sentence(tmp_path, text):
+    (tmp_path / "e.csv").write_text(text)
+    with pytest.raises(UserError, match=r"--eye.*e\.csv"):
+        drive.read_blinks(tmp_path / "e.csv")
+
+
+def test_backgrounds_are_colours_or_pictures_cut_around_their_centre(tmp_path):
+    assert (drive.read_background("white", (H, W)) == 255).all()
+    assert (drive.read_background("#102030", (H, W)) == [16, 32, 48]).all()
+    tall = np.zeros((400, 60, 3), np.uint8)
+    tall[180:220] = 200
+    Image.fromarray(tall).save(tmp_path / "b.png")
+    assert (drive.read_background(str(tmp_path / "b.png"), (H, W)) == 200).all()
+    (tmp_path / "no.png").write_text("no picture")
+    for wrong in (str(tmp_path / "no.png"), "nocolour", str(tmp_path / "absent.png")):
+        with pytest.raises(UserError, match="--background"):
+            drive.read_background(wrong, (H, W))
+
+
+def test_data_range_limits_the_loop_and_its_torso(subject):
+    plan = drive.plan(subject, data_range=(3, 5))
+    assert [plan.track_frame(i) for i in range(5)] == [3, 4, 4, 3, 3]
+    np.testing.assert_array_equal(plan.pose(1), subject.cam_to_world[4])
+    for wrong in ((5, 5), (-1, 3), (0, 99)):
+        with pytest.raises(UserError, match="data_range"):
+            drive.plan(subject, data_range=wrong)
+
+
+def test_contradictions_are_refused(subject, tmp_path):
+    np.save(tmp_path / "e.npy", np.zeros(3))
+    with pytest.raises(UserError, match="exclude"):
+        drive.plan(subject, fix_eye=0.0, eye=tmp_path / "e.npy")
+    with pytest.raises(UserError, match="odd"):
+        drive.plan(subject, smooth_window=4)

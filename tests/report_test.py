@@ -1,0 +1,78 @@
+"""The page is one file, the json is strict, and what is unknown is null."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+
+from tkjax import report
+
+SCORES = {"psnr": 31.5, "psnr_face": math.nan, "psnr_mouth": 25.0, "ssim": 0.91, "lmd_px": None, "lmd_norm": None}
+REPORT = {
+    "system": "er_nerf",
+    "subject": "some <one>",
+    "avatar": "abc",
+    "split": {"train_frames": 10, "heldout_frames": 1},
+    "ground_truth_layers": ["torso", "background"],
+    "metrics": SCORES,
+    "baselines": {"mean_frame": SCORES, "nearest_frame": SCORES},
+    "rows": [{"ground_truth_layers": ["torso", "background"], "metrics": SCORES}],
+    "speed": {"train_steps_per_s": np.float32(2.5), "render_fps": math.inf},
+    "versions": {"jax": "0.10"},
+    "consent": {"statement": "me & <myself>", "asked": True},
+    "reasons": {"lmd_px": "no model"},
+    "notes": {"PSNR": "a < b"},
+    "config": {"a": (1, 2)},
+}
+
+
+class Checker(HTMLParser):
+    """Collects tags and every address that the page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+
+def write(folder, rows=(), **kwargs):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"torn": ')
+    report.write(folder, REPORT, **kwargs)
+    return (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
+
+
+def test_json_is_strict_and_unknown_numbers_are_null(tmp_path):
+    _, data = write(tmp_path)
+    assert data["metrics"]["psnr_face"] is None and data["speed"] == {"train_steps_per_s": 2.5, "render_fps": None}
+    assert "NaN" not in (tmp_path / "report.json").read_text()
+
+
+def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
+    rows = [{"stage": "head", "step": s, "loss": 1 / s, "psnr": 20 + s} for s in range(1, 40)]
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"x" * 1000)
+    picture = np.full((8, 16, 3), 90, np.uint8)
+    page, _ = write(tmp_path, rows, worst=[("frame 3", picture)], videos=[(video, "caption")])
+    checker = Checker()
+    checker.feed(page)
+    assert checker.addresses and all(a.startswith(("data:", "#")) for a in checker.addresses)
+    assert "me &amp; &lt;myself&gt;" in page and "some <one>" not in page
+    assert page.count("<svg") == 2 and "no model" in page and "nearest frame" in page
+    assert not re.search(r"https?://(?!www\.w3\.org|purl\.org|matplotlib|creativecommons)", page.replace("data:", ""))
+
+
+def test_a_large_video_is_linked_not_inlined(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "VIDEO_LIMIT_BYTES", 10)
+    (tmp_path / "v.mp4").write_bytes(b"x" * 11)
+    page, _ = write(tmp_path, videos=[(tmp_path / "v.mp4", "caption")])
+    assert 'src="v.mp4"' in page
+
+
+def test_curves_join_stages_and_a_resumed_step_counts_once():
+    rows = [{"stage": "a", "step": 1, "loss": 3.0}, {"stage": "a", "step": 2, "loss": 2.0}]
+    rows += [{"stage": "a", "step": 2, "loss": 2.5}, {"stage": "b", "step": 5, "loss": 1.0}]
+    assert report.curves(rows) == {"loss": [("a", [1, 2], [3.0, 2.5]), ("b", [7], [1.0])]}

@@ -1,0 +1,70 @@
+"""The PyTorch side runs as a child process: jax and torch never meet in one.
+
+`python -m tkjax.child MODULE args…` runs a module so that it dies with its parent: a killed run leaves no
+second writer behind.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tkjax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _command(module: str, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "tkjax.child", module, *arguments]
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    return {**os.environ, "PYTHONPATH": path, "TKJAX_PARENT": str(os.getpid())}
+
+
+def run(module: str, arguments: list[str]) -> None:
+    """Run a module with its output shown. A refusal (exit code 2) has said why and ends us the same way."""
+    sys.stdout.flush()
+    child = subprocess.Popen(_command(module, arguments), env=_environment())
+    try:
+        code = child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    if code == 2:
+        sys.exit(2)
+    if code:
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {code}")
+
+
+def ask(module: str, arguments: list[str]) -> None:
+    """Run a module in silence. A refusal becomes a UserError with its sentence."""
+    done = subprocess.run(_command(module, arguments), env=_environment(), capture_output=True, text=True)
+    lines = [line.strip() for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    if done.returncode == 2:
+        raise UserError(lines[-1].removeprefix("error: ") if lines else f"{module} refused without a reason")
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {done.returncode}")
+
+
+def _die_with_parent() -> None:
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.environ.get("TKJAX_PARENT")
+    if parent is not None and os.getppid() != int(parent):  # it died before the line above
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    module = sys.argv[1]
+    sys.argv = sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

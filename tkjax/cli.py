@@ -1,0 +1,311 @@
+"""The modes of launch.py: each takes the parsed options, none knows a concrete system.
+
+A workdir W holds config.json (the resolved config), run.json (where the dataset is, consent, times), dataset/,
+cache/, checkpoints/, metrics.jsonl, previews/, avatar/, report.html, report.json and comparison.mp4.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, report, stream, train
+from tkjax.errors import UserError
+from tkjax.models import base
+from tkjax.options import Options
+
+DATASET = "dataset"
+
+
+def run(opts: Options) -> None:
+    """Do what --mode says."""
+    modes = {
+        "fit": fit,
+        "preprocess": preprocess,
+        "train": train_only,
+        "render": render,
+        "eval": evaluate_only,
+        "synthetic": synthetic,
+        "demo": demo,
+        "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
+    }
+    modes[opts.mode](opts)
+
+
+# ---------------------------------------------------------------- workdir
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    path = workdir / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged (not json); remove it and run the command again") from error
+
+
+def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
+    """Merge facts into run.json."""
+    merged = {**read_run(workdir), **facts}
+    images.write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
+    return merged
+
+
+def existing_workdir(opts: Options) -> Path:
+    path = Path(opts.workdir)
+    if not path.is_dir():
+        raise UserError(f"--workdir: there is no folder {path}")
+    return path
+
+
+def dataset_of(opts: Options, workdir: Path) -> Path:
+    """The dataset of a run: --dataset, else the one the run was trained on, else WORKDIR/dataset."""
+    if opts.dataset:
+        path = Path(opts.dataset)
+        if not path.is_dir():
+            raise UserError(f"--dataset: there is no folder {path}")
+        return path
+    stored = read_run(workdir).get("dataset")
+    path = Path(os.path.normpath(workdir / stored)) if stored else workdir / DATASET
+    if not (path / contract.MANIFEST).is_file():
+        raise UserError(
+            f"{workdir} has no dataset at {path}; name one with --dataset, or make one with --mode=preprocess"
+        )
+    return path
+
+
+# ---------------------------------------------------------------- config
+
+
+def default_variant() -> str:
+    variant = "cpu" if jax.default_backend() == "cpu" else "full"
+    print(f"config: no variant named; {variant}, because JAX finds {jax.devices()[0].device_kind}", flush=True)
+    return variant
+
+
+def resolve(opts: Options, workdir: Path) -> ConfigDict:
+    """--config, else the workdir's own config.json, else the default; flags that stand for keys go in last."""
+    spec = opts.config
+    if spec is None:
+        spec = str(workdir / "config.json") if (workdir / "config.json").is_file() else config.DEFAULT_SPEC
+        print(f"config: {spec}", flush=True)
+    overrides = list(opts.overrides)
+    overrides += [(k, str(v)) for k, v in (("data.preload", opts.preload), ("seed", opts.seed)) if v is not None]
+    resolved = config.load(spec, overrides, default_variant)
+    try:
+        base.load(resolved.system)
+    except ValueError as error:
+        raise UserError(f"--config: {error}") from error
+    return resolved
+
+
+def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
+    d = resolved.data
+    return data.Clip(dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind)
+
+
+# ---------------------------------------------------------------- preprocess
+
+
+def preprocess_arguments(opts: Options) -> list[str]:
+    names = ("video", "workdir", "size", "crop", "models_dir", "audio_kinds", "labels")
+    return [f"--{n}={opts.flags[n]}" for n in names if n in opts.flags]
+
+
+def preprocess(opts: Options) -> None:
+    """Video -> WORKDIR/dataset, in the child process; what is there already is kept."""
+    if not Path(opts.video).is_file():
+        raise UserError(f"--video: there is no file {opts.video}")
+    workdir = Path(opts.workdir)
+    manifest = workdir / DATASET / contract.MANIFEST
+    before = manifest.read_bytes() if manifest.is_file() else None
+    began = time.perf_counter()
+    child.run("preprocess", preprocess_arguments(opts))
+    if manifest.read_bytes() != before:
+        update_run(workdir, dataset=DATASET, video=str(opts.video), preprocess_seconds=time.perf_counter() - began)
+
+
+# ---------------------------------------------------------------- train, evaluate
+
+
+def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
+    if statement:
+        return {"statement": statement, "asked": asked}
+    return {"statement": None, "asked": False, "reason": "synthetic or imported dataset, not a video of a person"}
+
+
+def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict) -> data.Clip:
+    """Every stage, then the avatar. Continues what is there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    clip = open_clip(dataset, workdir, resolved)
+
+    def on_event(name: str, facts: dict) -> None:
+        if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir
+            config.write(resolved, workdir / "config.json")
+            update_run(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
+
+    variables = train.train(resolved, clip, workdir, on_event=on_event)
+    if jax.process_index() == 0:
+        last = base.load(resolved.system)(resolved, clip.info).stages()[-1]
+        audio = avatar.audio_spec(clip.dataset.audio_features(resolved.data.audio_kind))
+        name = avatar.save(workdir / "avatar", resolved, variables, last.steps, clip, audio, consent)
+        print(f"avatar {name}: {workdir / 'avatar'}", flush=True)
+    return clip
+
+
+def score(workdir: Path, clip: data.Clip, models: str | None, extra: dict | None = None, videos=()) -> dict[str, Any]:
+    """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
+    subject = avatar.load(workdir / "avatar")
+    if subject.info != clip.info:
+        raise UserError(
+            f"{clip.dataset.root} does not fit the avatar: its {_difference(subject.info, clip.info)}; "
+            "evaluate on the dataset that it was trained on"
+        )
+    model = subject.model()
+    settings = subject.config.eval
+    result, worst = evaluate.evaluate(
+        clip,
+        model,
+        subject.variables(model),
+        subject.meta["step"],
+        workdir,
+        system=subject.config.system,
+        max_frames=settings.max_frames,
+        chunk_rays=settings.chunk_rays,
+        models=models,
+        marks=stream.mark(subject),
+    )
+    rows = report.read_metrics(workdir / "metrics.jsonl")
+    speed = evaluate.training_speed(rows)
+    speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": read_run(workdir).get("preprocess_seconds")}
+    if speed["preprocess_seconds"] is None:
+        result["reasons"]["preprocess_seconds"] = "the dataset was there already"
+    facts = {"split": result["split"], "speed": speed, "versions": evaluate.versions()}
+    result |= facts
+    for row in result["rows"]:
+        row |= facts
+    result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
+    result |= {"config": config.to_dict(subject.config), **(extra or {})}
+    shown = [*videos, (workdir / evaluate.COMPARISON, "Held-out frames: left the model, right the truth")]
+    report.write(workdir, result, worst, shown)
+    print_scores(result)
+    print(f"report: {workdir / 'report.html'}", flush=True)
+    return result
+
+
+def _difference(a: Any, b: Any) -> str:
+    pairs = [(k, v, b.to_json()[k]) for k, v in a.to_json().items() if v != b.to_json()[k]]
+    return ", ".join(f"{k} is {there}, not {here}" for k, here, there in pairs)
+
+
+def print_scores(result: dict) -> None:
+    def line(name: str, m: dict) -> str:
+        shown = ("–" if m[k] is None else f"{m[k]:.4f}" if k in ("ssim", "lmd_norm") else f"{m[k]:.2f}" for k in m)
+        return f"{name:16}" + "".join(f"{v:>12}" for v in shown)
+
+    print(f"{'held-out frames':16}" + "".join(f"{k:>12}" for k in result["metrics"]))
+    print(line(result["system"], result["metrics"]))
+    for name, m in result["baselines"].items():
+        print(line(name, m))
+    print("given layers: " + " + ".join(result["ground_truth_layers"]), flush=True)
+
+
+def fit(opts: Options) -> None:
+    """Preprocess what is missing, train every stage, save the avatar, evaluate, report."""
+    workdir = Path(opts.workdir)
+    if opts.video and opts.dataset:
+        raise UserError("--video and --dataset exclude each other; give the clip or the finished dataset")
+    if opts.video and not opts.consent:
+        raise UserError(
+            "--mode=fit --video needs --consent: an avatar puts words into a person's mouth, so say who agreed to it "
+            'and how, for example --consent="my own face"; it is stored in the avatar and shown in the report'
+        )
+    train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
+    resolved = resolve(opts, workdir)
+    for name in ("crop", "size", "audio_kinds", "labels"):
+        if name in opts.flags and not opts.video:
+            raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
+    if opts.video and (opts.num_processes or 1) == 1:
+        preprocess(opts)
+    dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
+    if not (dataset / contract.MANIFEST).is_file():
+        raise UserError(f"{dataset} is not there yet; run --mode=preprocess in one process first")
+    consent = consent_record(opts.consent, bool(opts.video))
+    if not opts.dataset and not opts.video:  # continuing: what was said before still holds
+        consent = read_run(workdir).get("consent") or consent
+    clip = train_and_save(resolved, dataset, workdir, consent)
+    if jax.process_index() == 0:
+        score(workdir, clip, opts.models_dir)
+
+
+def train_only(opts: Options) -> None:
+    workdir = Path(opts.workdir)
+    train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
+    resolved = resolve(opts, workdir)
+    stored = read_run(workdir)
+    statement = opts.consent or (stored.get("consent") or {}).get("statement")
+    consent = consent_record(statement, "video" in stored)
+    if "video" in stored and not opts.dataset and not statement:
+        raise UserError(
+            f"the dataset of {workdir} shows a person (it was made from a video), so training needs --consent: "
+            "say who agreed to the avatar and how"
+        )
+    train_and_save(resolved, dataset_of(opts, workdir), workdir, consent)
+
+
+def evaluate_only(opts: Options) -> None:
+    workdir = existing_workdir(opts)
+    subject = avatar.load(workdir / "avatar")
+    clip = open_clip(dataset_of(opts, workdir), workdir, subject.config)
+    score(workdir, clip, opts.models_dir)
+
+
+# ---------------------------------------------------------------- render, synthetic, demo
+
+
+def render(opts: Options) -> None:
+    workdir, out, sound = existing_workdir(opts), Path(opts.out), Path(opts.audio)
+    if not sound.is_file():
+        raise UserError(f"--audio: there is no file {sound}")
+    stream.check_out(out)
+    subject = avatar.load(workdir / "avatar")
+    window = opts.smooth_path_window or drive.SMOOTH_WINDOW
+    plan = drive.plan(
+        subject,
+        pose=opts.pose,
+        background=opts.background,
+        smooth_window=window if opts.smooth_path or opts.smooth_path_window else 0,
+        fix_eye=opts.fix_eye,
+        eye=opts.eye,
+        data_range=opts.data_range,
+    )
+    n = stream.render(
+        subject,
+        sound,
+        out,
+        plan,
+        features=None if opts.features is None else Path(opts.features),
+        audio_kinds=opts.audio_kinds,
+        smooth_lips=bool(opts.smooth_lips),
+        visible_mark=bool(opts.watermark),
+    )
+    print(f"{out}: {n} frames, marked as synthetic (avatar {subject.id})")
+
+
+def synthetic(opts: Options) -> None:
+    from tkjax import synthetic as subject
+
+    names = ("seconds", "size", "seed", "motion")
+    subject.make(Path(opts.out), **{n: opts.flags[n] for n in names if n in opts.flags})
+    print(f"{opts.out}/clip.mp4 and {opts.out}/dataset")
+
+
+def demo(opts: Options) -> None:
+    from tkjax import demo as whole_path
+
+    whole_path.run(opts)

@@ -1,0 +1,253 @@
+"""report.json and report.html: one self-contained page with table, curves, worst frames and the video."""
+
+import base64
+import html
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tkjax import images
+
+VIDEO_LIMIT_BYTES = 8 << 20  # larger videos are linked, not inlined
+CURVES = ("loss", "psnr")
+CURVE_POINTS = 600
+LABELS = {
+    "psnr": "PSNR, dB",
+    "psnr_face": "PSNR face, dB",
+    "psnr_mouth": "PSNR mouth, dB",
+    "ssim": "SSIM",
+    "ssim_face": "SSIM face",
+    "ssim_mouth": "SSIM mouth",
+    "lmd_px": "LMD, px",
+    "lmd_norm": "LMD / eye distance",
+    "train_steps_per_s": "training, steps/s",
+    "render_fps": "rendering, frames/s",
+    "train_seconds": "training, s",
+    "preprocess_seconds": "preprocessing, s",
+}
+STYLE = """
+:root{--ink:#1c1e21;--soft:#666d76;--line:#dfe2e6;--page:#fff;--tint:#f5f6f8;--accent:#2f5fd0}
+@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa2ac;--line:#363b42;--page:#17191c;--tint:#202328;
+--accent:#8fb0ff}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:60rem;margin:2rem auto;
+padding:0 1rem}
+h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}p,td,th{margin:.3rem 0}
+.soft{color:var(--soft)}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid var(--line);font-weight:400}
+th{color:var(--soft);font-size:.85rem}th:first-child,td:first-child{text-align:left}
+tr.model td{font-weight:600;background:var(--tint)}.wrap{overflow-x:auto}
+.frames{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem}
+figure{margin:0}figure img,video{width:100%;display:block;border-radius:4px}.plot{background:#fff;border-radius:4px}
+figcaption{color:var(--soft);font-size:.85rem}pre{background:var(--tint);padding:.8rem;overflow-x:auto;font-size:.8rem}
+"""
+
+
+def finite(value: Any) -> Any:
+    """The same tree with numbers that json cannot write (NaN, infinity, numpy scalars) as null or plain numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return finite(value.tolist())
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def write_json(path: Path, report: Mapping) -> None:
+    """Strict json, replaced in one go."""
+    images.write_atomic(Path(path), (json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of a metrics.jsonl; a torn last line (a run that was killed) is left out."""
+    rows = []
+    if Path(path).is_file():
+        for line in Path(path).read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def curves(rows: Sequence[Mapping]) -> dict[str, list[tuple[str, list[int], list[float]]]]:
+    """{name: [(stage, steps counted over all stages, values)]}, thinned to CURVE_POINTS per stage."""
+    out: dict[str, list] = {}
+    offset = 0
+    stages = list(dict.fromkeys(r.get("stage", "") for r in rows if "step" in r))
+    for stage in stages:
+        mine = {
+            r["step"]: r for r in rows if r.get("stage", "") == stage and "step" in r
+        }  # a resumed run repeats steps
+        for name in CURVES:
+            points = [(s, mine[s][name]) for s in sorted(mine) if isinstance(mine[s].get(name), int | float)]
+            points = points[:: max(1, len(points) // CURVE_POINTS)]
+            if points:
+                out.setdefault(name, []).append((stage, [offset + s for s, _ in points], [float(v) for _, v in points]))
+        offset += max(mine, default=0)
+    return out
+
+
+def _plot(name: str, parts: Sequence[tuple[str, list[int], list[float]]]) -> str:
+    """One curve as inline svg."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    for stage, steps, values in parts:
+        axes.plot(steps, values, linewidth=1.2, label=stage or None)
+    if name == "loss" and all(v > 0 for _, _, values in parts for v in values):
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_title({"loss": "loss", "psnr": "PSNR of the training pixels, dB"}.get(name, name), fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    if len(parts) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _number(value: Any, name: str) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    digits = 4 if name.startswith(("ssim", "lmd_norm")) else 2
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _table(report: Mapping) -> str:
+    names = [*report["metrics"], *report.get("more_metrics", {})]
+    head = "".join(f"<th>{html.escape(LABELS.get(n, n))}</th>" for n in names)
+    body = []
+
+    def add(label: str, scores: Mapping, mark: str = "") -> None:
+        cells = "".join(f"<td>{_number(scores.get(n), n)}</td>" for n in names)
+        body.append(f'<tr class="{mark}"><td>{html.escape(label)}</td>{cells}</tr>')
+
+    for row in report["rows"]:
+        given = " + ".join(row["ground_truth_layers"]) or "nothing"
+        add(f"{report['system']} (given: {given})", {**row["metrics"], **row.get("more_metrics", {})}, "model")
+    for name, scores in report["baselines"].items():
+        add(name.replace("_", " "), {**scores, **report.get("more_baselines", {}).get(name, {})})
+    return f'<div class="wrap"><table><tr><th>held-out frames</th>{head}</tr>{"".join(body)}</table></div>'
+
+
+def _pairs(title: str, values: Mapping) -> str:
+    if not values:
+        return ""
+    rows = "".join(
+        f"<tr><td>{html.escape(LABELS.get(k, k.replace('_', ' ')))}</td><td>{html.escape(_text(v, k))}</td></tr>"
+        for k, v in values.items()
+    )
+    return f"<h2>{html.escape(title)}</h2><table>{rows}</table>"
+
+
+def _text(value: Any, name: str) -> str:
+    return value if isinstance(value, str) else _number(value, name)
+
+
+def _video(path: Path | None, caption: str, folder: Path) -> str:
+    if path is None or not Path(path).is_file():
+        return ""
+    path = Path(path)
+    inline = path.stat().st_size < VIDEO_LIMIT_BYTES
+    source = data_uri(path.read_bytes(), "video/mp4") if inline else html.escape(os.path.relpath(path, folder))
+    note = "" if inline else " (beside this page: too large to be part of it)"
+    return (
+        f'<figure><video controls preload="metadata" src="{source}"></video>'
+        f"<figcaption>{html.escape(caption + note)}</figcaption></figure>"
+    )
+
+
+def _frames(frames: Sequence[tuple[str, np.ndarray]]) -> str:
+    cells = (
+        f'<figure><img alt="{html.escape(c)}" src="{data_uri(images.encode_jpeg(p), "image/jpeg")}">'
+        f"<figcaption>{html.escape(c)}</figcaption></figure>"
+        for c, p in frames
+    )
+    return f'<div class="frames">{"".join(cells)}</div>'
+
+
+def _consent(consent: Mapping | None) -> str:
+    if not consent:
+        return "No consent record."
+    if consent.get("statement"):
+        return f"Consent: “{consent['statement']}”"
+    return f"Consent: none asked ({consent.get('reason', 'no reason recorded')})."
+
+
+def page(
+    report: Mapping,
+    rows: Sequence[Mapping],
+    worst: Sequence[tuple[str, np.ndarray]],
+    videos: Sequence[tuple[Path, str]],
+    folder: Path,
+) -> str:
+    """The html. `rows` come from metrics.jsonl, `worst` are (caption, picture), `videos` (path, caption)."""
+    report = finite(report)
+    split, notes = report["split"], report.get("notes", {})
+    plots = "".join(f'<figure class="plot">{_plot(n, p)}</figure>' for n, p in curves(rows).items())
+    missing = "".join(f"<p class=soft>{html.escape(f'{k}: {v}')}</p>" for k, v in report.get("reasons", {}).items())
+    sections = [
+        f"<h1>{html.escape(str(report.get('subject', 'subject')))}: {html.escape(report['system'])}</h1>",
+        f"<p class=soft>{split['train_frames']} training frames, {split['heldout_frames']} held out; "
+        f"avatar {html.escape(str(report.get('avatar', '')))}. {html.escape(_consent(report.get('consent')))}</p>",
+        "".join(_video(p, c, folder) for p, c in videos),
+        "<h2>Measured on held-out frames</h2>",
+        _table(report),
+        missing,
+        *(
+            _pairs(title, report[key])
+            for key, title in (("demo", "New speech"), ("tracker", "Tracker"))
+            if report.get(key)
+        ),
+        "<h2>Worst frames</h2><p class=soft>Left the model, right the truth.</p>" + _frames(worst)
+        if len(worst)
+        else "",
+        f"<h2>Training</h2>{plots}" if plots else "",
+        _pairs("Speed", report["speed"]),
+        _pairs("How the numbers are made", notes),
+        _pairs("Versions", report["versions"]),
+        f"<h2>Config</h2><pre>{html.escape(json.dumps(report.get('config', {}), indent=1))}</pre>",
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>tkjax report: {html.escape(str(report.get('subject', '')))}</title><style>{STYLE}</style></head><body>"
+        + "\n".join(s for s in sections if s)
+        + "<p class=soft>All faces on this page outside the truth pictures are synthetic.</p></body></html>\n"
+    )
+
+
+def write(
+    folder: Path,
+    report: Mapping,
+    worst: Sequence[tuple[str, np.ndarray]] = (),
+    videos: Sequence[tuple[Path, str]] = (),
+) -> None:
+    """report.json and report.html into `folder`, curves from its metrics.jsonl."""
+    folder = Path(folder)
+    text = page(report, read_metrics(folder / "metrics.jsonl"), worst, videos, folder)
+    images.write_atomic(folder / "report.html", text.encode())
+    write_json(folder / "report.json", report)

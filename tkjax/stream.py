@@ -1,0 +1,317 @@
+"""Sound in, frames out, chunk by chunk: what one chunk leaves to the next is the `Carry`, and nothing else.
+
+Sound is decoded in blocks, features are made as it comes, a frame is drawn as soon as the features around it
+are there, and the encoder takes it at once: memory does not grow with the length of the sound.
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from tqdm import tqdm
+
+from tkjax import __version__, audio, avatar, child, contract, drive, images
+from tkjax.errors import UserError
+from tkjax.models.base import Model
+from tkjax.render.image import final_clock, picture, render_image
+from tkjax.types import Batch, Clock, Variables
+from tkjax.video import VideoWriter
+
+KEEP_LIPS = 0.35  # share of the last frame's sound in a smoothed one (er-nerf.md §6)
+BLOCK_S = 1.0  # seconds of sound decoded at once
+FRAMES_MARK = "frames.json"  # lies beside PNG files that were written here
+
+
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """State between chunks.
+
+    frame: the next frame to draw. rows: features [m,C] that frames to come still need; first_row: the number
+    of rows[0] in the whole sound, a multiple of hop. lips: the smoothed windows of the last frame, or None.
+    """
+
+    frame: int
+    first_row: int
+    rows: Float[np.ndarray, "m C"]
+    lips: Float[np.ndarray, "W T C"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """How windows are cut, and how many frames the sound lasts."""
+
+    window: int
+    hop: int
+    left: int
+    channels: int
+    neighbours: int  # windows around a frame; its own has index neighbours // 2
+    n_frames: int
+    smooth_lips: bool = False
+
+
+def start(spec: Spec) -> Carry:
+    return Carry(0, 0, np.zeros((0, spec.channels), np.float32))
+
+
+def window(spec: Spec, carry: Carry, frame: int) -> Float[np.ndarray, "T C"]:
+    """The window of one frame: steps hop·frame - left … + window - 1, zeros outside; all zeros outside the sound."""
+    out = np.zeros((spec.window, spec.channels), np.float32)
+    if 0 <= frame < spec.n_frames:
+        first = spec.hop * frame - spec.left - carry.first_row
+        a, b = max(first, 0), min(first + spec.window, len(carry.rows))
+        if a < b:
+            out[a - first : b - first] = carry.rows[a:b]
+    return out
+
+
+def advance(
+    spec: Spec, carry: Carry, rows: Float[np.ndarray, "k C"], ended: bool
+) -> tuple[Carry, Float[np.ndarray, "n W T C"]]:
+    """Take new feature rows; the windows of every frame that can now be drawn, and what is left over.
+
+    A frame can be drawn when its last neighbour's window is complete, or the sound has ended. Smoothed lips:
+    a_t = 0.35 a_{t-1} + 0.65 a_t. The original smooths the audio code inside its network; the seam knows no
+    such code, so the same filter acts on the sound features that lead to it, for every system alike.
+    """
+    carry = dataclasses.replace(carry, rows=np.concatenate([carry.rows, rows.astype(np.float32)]))
+    behind, ahead = spec.neighbours // 2, spec.neighbours - spec.neighbours // 2 - 1
+    have, out, frame, lips = carry.first_row + len(carry.rows), [], carry.frame, carry.lips
+    while frame < spec.n_frames:
+        last = min(frame + ahead, spec.n_frames - 1)
+        if not ended and spec.hop * last - spec.left + spec.window > have:
+            break
+        windows = np.stack([window(spec, carry, j) for j in range(frame - behind, frame + ahead + 1)])
+        if spec.smooth_lips:
+            lips = windows if lips is None else KEEP_LIPS * lips + (1 - KEEP_LIPS) * windows
+            windows = lips
+        out.append(windows)
+        frame += 1
+    needed = max(0, spec.hop * max(0, frame - behind) - spec.left)
+    drop = max(0, needed // spec.hop * spec.hop - carry.first_row)
+    carry = Carry(frame, carry.first_row + drop, carry.rows[drop:].copy(), lips)
+    shape = (0, spec.neighbours, spec.window, spec.channels)
+    return carry, np.stack(out) if out else np.zeros(shape, np.float32)
+
+
+def windows(spec: Spec, chunks: Iterable[np.ndarray]) -> Iterator[Float[np.ndarray, "W T C"]]:
+    """The audio input of every frame, from feature rows in chunks of any size."""
+    carry = start(spec)
+    empty = np.zeros((0, spec.channels), np.float32)
+    for rows in chunks:
+        carry, ready = advance(spec, carry, rows, False)
+        yield from ready
+    yield from advance(spec, carry, empty, True)[1]
+
+
+# ---------------------------------------------------------------- one frame
+
+
+def draw(
+    model: Model, variables: Variables, batch: Batch, hw: tuple[int, int], behind, clock: Clock, chunk_rays: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """One 8-bit frame: the model's picture over `behind` (uint8 [H,W,3]), clipped in `picture`, rounded to nearest."""
+    rgb = picture(render_image(model, variables, batch, hw, clock, chunk_rays), jnp.asarray(behind, jnp.float32) / 255)
+    return np.asarray(jnp.rint(rgb * 255).astype(jnp.uint8))
+
+
+def over_plate(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """A straight-alpha picture over another, rounded to nearest."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * alpha + plate * (1 - alpha)).astype(np.uint8)
+
+
+def frames(
+    subject: avatar.Avatar, plan: drive.Drive, spec: Spec, feature_chunks: Iterable[np.ndarray]
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """All frames in order. Loads the model once; each frame depends on the carry and its index alone."""
+    model = subject.model()
+    variables = subject.variables(model)
+    clock = final_clock(subject.meta["step"])
+    hw = (subject.info.height, subject.info.width)
+    given_torso = subject.meta["background"] == "torso"
+    intrinsics = jnp.asarray(plan.intrinsics, jnp.float32)[None]
+    for i, audio_windows in enumerate(windows(spec, feature_chunks)):
+        k = plan.track_frame(i)
+        behind = over_plate(subject.torso(k), plan.plate) if given_torso else plan.plate
+        batch = Batch(
+            frame=jnp.asarray([subject.meta["first_frame"] + k], jnp.int32),
+            cam_to_world=jnp.asarray(plan.pose(i), jnp.float32)[None],
+            intrinsics=intrinsics,
+            pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
+            background=jnp.asarray(behind, jnp.float32).reshape(1, -1, 3) / 255,
+            audio=jnp.asarray(audio_windows)[None],
+            expression=jnp.asarray(subject.expression[k], jnp.float32)[None],
+            eye_closed=jnp.asarray([plan.eye(i)], jnp.float32),
+        )
+        yield draw(model, variables, batch, hw, behind, clock, subject.config.eval.chunk_rays)
+
+
+# ---------------------------------------------------------------- sound
+
+
+def sound_frames(path: Path, fps: float) -> int:
+    """Frames that a sound lasts, to the nearest and at least 1. Decodes it once, block by block."""
+    if not Path(path).is_file():
+        raise UserError(f"--audio: there is no file {path}")
+    n = sum(len(block) for block in audio.stream_audio(path, contract.AUDIO_HZ, int(BLOCK_S * contract.AUDIO_HZ)))
+    if n == 0:
+        raise UserError(f"--audio: {path} holds no sound")
+    return max(1, round(n / contract.AUDIO_HZ * fps))
+
+
+def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, path: Path) -> None:
+    """New sound must be described as the training sound was; UserError names the first difference and the way out."""
+    wanted, found = subject.meta["audio"], avatar.audio_spec(features)
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise UserError(
+                f"{path}: {name} of the sound features is {found[name]}, but the avatar was trained with {value}; "
+                f"make {wanted['kind']} features with {wanted['extractor']} or leave --features out"
+            )
+
+
+def _child_features(path: Path, subject: avatar.Avatar, kinds: str | None, folder: Path) -> contract.AudioFeatures:
+    """Features that need PyTorch come from the same child process as in preprocessing."""
+    kind = subject.meta["audio"]["kind"]
+    chosen = next((k for k in (kinds or "").split(",") if k.partition("=")[0].strip() == kind), None)
+    if chosen is None:
+        raise UserError(
+            f"the avatar hears {kind} features of {subject.meta['audio']['extractor']}; name that model with "
+            f"--audio_kinds={kind}=PATH, or give ready features with --features"
+        )
+    out = folder / f"audio_{kind}.npz"
+    child.run("preprocess.audio_features", ["--audio", str(path), "--kind", chosen.strip(), "--out", str(out)])
+    return contract.load_audio_features(out)
+
+
+def feature_chunks(
+    path: Path, subject: avatar.Avatar, features_path: Path | None, kinds: str | None, folder: Path
+) -> Iterator[np.ndarray]:
+    """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process."""
+    if features_path is not None:
+        features = contract.load_audio_features(features_path)
+    elif subject.meta["audio"]["kind"] == "logmel":
+        return _logmel_chunks(path)
+    else:
+        features = _child_features(path, subject, kinds, folder)
+    check_features(features, subject, features_path or path)
+    return iter([features.features])
+
+
+def _logmel_chunks(path: Path) -> Iterator[np.ndarray]:
+    mel = audio.LogMel()
+    for block in audio.stream_audio(path, contract.AUDIO_HZ, int(BLOCK_S * contract.AUDIO_HZ)):
+        yield mel.push(block)
+    yield mel.flush()
+
+
+# ---------------------------------------------------------------- where frames go
+
+
+def mark(subject: avatar.Avatar) -> dict[str, str]:
+    """What every rendered file says about itself."""
+    text = f"Synthetic: rendered by tkjax {__version__}, avatar {subject.id}. Not a recording of a real event."
+    return {"comment": text, "description": text, "title": "Synthetic talking portrait"}
+
+
+def watermark(rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The word SYNTHETIC in the lower right corner, on a dark ground."""
+    picture_ = Image.fromarray(rgb)
+    font = ImageFont.load_default(max(10, rgb.shape[0] // 20))
+    pen = ImageDraw.Draw(picture_, "RGBA")
+    x0, y0, x1, y1 = pen.textbbox((0, 0), "SYNTHETIC", font=font)
+    w, h, pad = x1 - x0, y1 - y0, max(2, rgb.shape[0] // 80)
+    x, y = rgb.shape[1] - w - 2 * pad, rgb.shape[0] - h - 2 * pad
+    pen.rectangle((x, y, rgb.shape[1], rgb.shape[0]), fill=(0, 0, 0, 140))
+    pen.text((x + pad - x0, y + pad - y0), "SYNTHETIC", font=font, fill=(255, 255, 255, 230))
+    return np.asarray(picture_)
+
+
+def is_video(out: Path) -> bool:
+    return Path(out).suffix.lower() in (".mp4", ".mov", ".m4v")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a destination that cannot be written or that is not ours to replace, before any work."""
+    out = Path(out)
+    if is_video(out):
+        if out.is_dir():
+            raise UserError(f"--out={out} is a folder; name a file in it")
+    elif out.suffix and not out.is_dir():
+        raise UserError(f"--out={out}: write an .mp4 file, or a folder (a name without a suffix) for PNG files")
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; name a folder for PNG files, or an .mp4 file")
+    elif out.is_dir() and any(out.iterdir()) and not (out / FRAMES_MARK).is_file():
+        raise UserError(f"--out={out} is a folder with other files in it; name a new or empty one")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_pngs(out: Path, pictures: Iterable[np.ndarray], subject: avatar.Avatar) -> None:
+    """000000.png … with the mark in their text chunks; the folder appears when it is complete."""
+    out = Path(out).absolute()
+    text = PngImagePlugin.PngInfo()
+    for key, value in mark(subject).items():
+        text.add_itxt(key.capitalize(), value)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        n = 0
+        for n, rgb in enumerate(pictures, 1):
+            Image.fromarray(rgb).save(partial / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
+        facts = {"frames": n, "fps": subject.meta["fps"], "avatar": subject.id, **mark(subject)}
+        images.write_atomic(partial / FRAMES_MARK, (json.dumps(facts, indent=2) + "\n").encode())
+        partial.chmod(0o755)
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def render(
+    subject: avatar.Avatar,
+    sound: Path,
+    out: Path,
+    plan: drive.Drive,
+    *,
+    features: Path | None = None,
+    audio_kinds: str | None = None,
+    smooth_lips: bool = False,
+    visible_mark: bool = False,
+    on_frame=None,
+) -> int:
+    """Draw the avatar speaking `sound` into `out` (.mp4 with sound, or a folder of PNG files); the number of frames.
+
+    on_frame(i, rgb), if given, sees every frame before it is written.
+    """
+    check_out(out)
+    fps, spoken = subject.meta["fps"], subject.meta["audio"]
+    n = sound_frames(sound, fps)
+    spec = Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, n, smooth_lips)
+    with tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
+        rows = feature_chunks(sound, subject, features, audio_kinds, Path(folder))
+        pictures = _finished(frames(subject, plan, spec, rows), n, visible_mark, on_frame)
+        if is_video(out):
+            hw = (subject.info.height, subject.info.width)
+            with VideoWriter(out, *hw, fps=fps, audio=sound, metadata=mark(subject)) as video:
+                for rgb in pictures:
+                    video.write(rgb)
+        else:
+            write_pngs(out, pictures, subject)
+    return n
+
+
+def _finished(pictures: Iterable[np.ndarray], n: int, visible_mark: bool, on_frame) -> Iterator[np.ndarray]:
+    """Frames with progress (frames/s, time left), the visible mark and the caller's look at them."""
+    for i, rgb in enumerate(tqdm(pictures, total=n, desc="render", unit="frame", mininterval=0.5)):
+        if visible_mark:
+            rgb = watermark(rgb)
+        if on_frame is not None:
+            on_frame(i, rgb)
+        yield rgb
