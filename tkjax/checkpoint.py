@@ -111,8 +111,9 @@ class Checkpoints:
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
         """{path: shape} of one stored item; empty if it is absent."""
-        tree = self.manager.item_metadata(step)[name]
-        return {path: tuple(x.shape) for path, x in tree.items()} if tree else {}
+        if not (self.path / str(step) / name).is_dir():
+            return {}
+        return {path: tuple(x.shape) for path, x in self.manager.item_metadata(step)[name].items()}
 
     def meta(self, step: int) -> dict[str, Any]:
         """The json that was saved with a step."""

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Float, Int, UInt32
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -42,7 +42,7 @@ from tkjax.errors import UserError
 from tkjax.models.base import Model, Stage, load
 from tkjax.optim import ema_decay, ema_every, ema_update, optimiser
 from tkjax.render.image import picture, render_image
-from tkjax.types import Batch, Clock, PyTree, Variables
+from tkjax.types import Array, Batch, Clock, Leaf, PyTree, Variables
 
 __all__ = ["initialise_distributed", "load_variables", "train"]
 
@@ -65,13 +65,13 @@ class TrainState:
       sums: metric name -> (sum, count) since the last logged row.
     """
 
-    step: Int[Array, ""]
-    key: UInt32[Array, " K"]
+    step: Leaf[Int[Array, ""]]
+    key: Leaf[UInt32[Array, " K"]]
     params: PyTree
     state: PyTree
     opt: PyTree
     ema: PyTree
-    sums: dict[str, Float[Array, "2"]]
+    sums: dict[str, Leaf[Float[Array, "2"]]]
 
 
 @flax.struct.dataclass
@@ -221,13 +221,13 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
     # -- batches; loss terms against weights; the metrics that will be summed
     load_batch = make_loader(run, stage, index)
-    first = {sampler: load_batch(i) for i, sampler in reversed(list(enumerate(stage.samplers)))}
+    first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)
-    zeros = {name: np.zeros(2, np.float32) for name in metrics}
+    zeros = {name: jnp.zeros(2) for name in metrics}
 
     # -- the state on all devices, continued from the newest checkpoint
     state = TrainState(
-        step=np.int32(0),
+        step=jnp.int32(0),
         key=jax.random.key_data(jax.random.fold_in(run_key, index)),
         params=variables.params,
         state=variables.state,
@@ -380,7 +380,7 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh, n_
         total, _ = jax.lax.scan(add_frame, zeros, (slots, batch))
         grads, metrics = jax.lax.pmean(jax.tree.map(lambda x: x / n_local, total), AXIS)
 
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt = tx.update(grads, s.opt, s.params)
         params = optax.apply_updates(s.params, updates)
         ema = s.ema
@@ -659,7 +659,7 @@ def preview(run: Run, stage: Stage, variables: Variables, step: int) -> tuple[Pa
     clock = Clock(jnp.int32(step), jnp.float32(step / stage.steps))
     image = render_image(run.model, variables, batch, batch.image_hw, clock, run.config.eval.chunk_rays)
     truth = np.asarray(batch.target).reshape(*batch.image_hw, 3)
-    rgb = np.asarray(picture(image, np.asarray(batch.background).reshape(truth.shape)))
+    rgb = np.asarray(picture(image, jnp.asarray(batch.background).reshape(truth.shape)))
     both = np.round(255 * np.concatenate([truth, rgb], axis=1)).astype(np.uint8)
     path = run.workdir / "previews" / f"{stage.name}-{step:07d}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,108 @@
+"""The shape of AD-NeRF, small: attention over audio windows that starts at a step, stratified samples along rays,
+two stages, and the layers in the other order: background, head, torso on top."""
+
+import jax
+import jax.numpy as jnp
+
+from tkjax.cameras import camera_z, pixel_rays
+from tkjax.models import base
+from tkjax.models.base import Ema, Rate, Stage
+from tkjax.render.composite import over
+from tkjax.types import Render, Variables
+
+NEAR, FAR, SAMPLES, WIDTH, CODE = 2.5, 4.1, 12, 24, 6
+
+
+def dense(key, inputs, outputs):
+    return {"w": jax.random.normal(key, (inputs, outputs)) * inputs**-0.5, "b": jnp.zeros(outputs)}
+
+
+def mlp(layers, x):
+    for layer in layers[:-1]:
+        x = jax.nn.softplus(x @ layer["w"] + layer["b"])
+    return x @ layers[-1]["w"] + layers[-1]["b"]
+
+
+def octaves(x, n=4):
+    angles = (x[..., None, :] * 2.0 ** jnp.arange(n)[:, None]).reshape(*x.shape[:-1], -1)
+    return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+class Model(base.Model):
+    def init(self, key):
+        k = jax.random.split(key, 8)
+        audio = self.info.audio_steps * self.info.audio_channels
+        torso_out = dense(k[6], WIDTH, 4)
+        torso_out["b"] = torso_out["b"].at[3].set(-5.0)  # the torso starts transparent: the head stage does not see it
+        params = {
+            "audio": [dense(k[0], audio, CODE)],
+            "attention": [dense(k[1], CODE, 1)],
+            "head": [dense(k[2], 27 + CODE, WIDTH), dense(k[3], WIDTH, WIDTH), dense(k[4], WIDTH, 4)],
+            "torso": [dense(k[5], 18 + 12, WIDTH), torso_out],
+        }
+        return Variables(params, {"occupancy": jnp.zeros(16), "refreshes": jnp.int32(0), "seen": jnp.float32(0)})
+
+    def prepare(self, variables, cam_to_world, intrinsics):
+        return variables.replace(state=variables.state | {"seen": jnp.float32(len(cam_to_world))})
+
+    def audio_code(self, params, audio, clock):
+        """[B,W,T,A] -> [B,C]: the frame's own window, from step `attention_start` on the attended mean."""
+        codes = mlp(params["audio"], audio.reshape(*audio.shape[:2], -1))
+        weights = jax.nn.softmax(mlp(params["attention"], codes), 1)
+        own = codes[:, codes.shape[1] // 2]
+        return jnp.where(clock.step >= self.config.model.attention_start, jnp.sum(weights * codes, 1), own)
+
+    def head(self, params, xyz, code):
+        code = jnp.broadcast_to(code, (*xyz.shape[:-1], CODE))
+        out = mlp(params["head"], jnp.concatenate([octaves(xyz), code], -1))
+        return jax.nn.softplus(out[..., :1] - 1) * 3, jax.nn.sigmoid(out[..., 1:])
+
+    def render(self, variables, batch, key, clock, train):
+        params, (b, r) = variables.params, batch.pixels_px.shape[:2]
+        o, d = pixel_rays(batch.cam_to_world, batch.intrinsics, batch.pixels_px)
+        jitter = jnp.full((b, r, SAMPLES), 0.5) if key is None else jax.random.uniform(key, (b, r, SAMPLES))
+        width = (FAR - NEAR) / SAMPLES
+        t = NEAR + (jnp.arange(SAMPLES) + jitter) * width
+        code = self.audio_code(params, batch.audio, clock)
+        sigma, rgb = self.head(params, o[..., None, :] + t[..., None] * d[..., None, :], code[:, None, None])
+        alpha = 1 - jnp.exp(-sigma[..., 0] * width)
+        weights = alpha * jnp.exp(-jnp.cumsum(jnp.pad(sigma[..., :-1, 0], ((0, 0), (0, 0), (1, 0))), -1) * width)
+        head_alpha = jnp.sum(weights, -1, keepdims=True)
+        head = (jnp.sum(weights[..., None] * rgb, -2), head_alpha)
+
+        xy_unit = batch.pixels_px / jnp.array([self.info.width, self.info.height], jnp.float32)
+        pose = jnp.broadcast_to(batch.cam_to_world[:, None, :3].reshape(b, 1, 12), (b, r, 12))
+        torso = mlp(params["torso"], jnp.concatenate([octaves(xy_unit * 3), pose], -1))
+        torso_alpha = jax.nn.sigmoid(torso[..., 3:])
+        picture, alpha = over([head, (torso_alpha * jax.nn.sigmoid(torso[..., :3]), torso_alpha)])
+        z = camera_z(batch.cam_to_world, d, jnp.sum(weights * t, -1) / jnp.maximum(head_alpha[..., 0], 1e-6))
+        depth = jnp.where(alpha < 0.5, jnp.nan, jax.lax.stop_gradient(z)[..., None])
+        return Render(picture, alpha, depth, {"metrics": {"head_alpha": jnp.mean(head_alpha)}})
+
+    def loss_terms(self, variables, render, batch, key, clock):
+        picture = render.rgb + (1 - render.alpha) * batch.background
+        return {"mse": jnp.mean((picture - batch.target) ** 2), "alpha": jnp.mean(render.alpha * (1 - render.alpha))}
+
+    def refresh(self, variables, batch, key, clock):
+        """Density at random points on the axis, under the first frame's sound."""
+        z = jax.random.uniform(key, (16,), minval=-0.5, maxval=0.5)
+        xyz = jnp.stack([0 * z, 0 * z, z], -1)
+        code = self.audio_code(variables.params, batch.audio[:1], clock)
+        sigma, _ = self.head(variables.params, xyz, code[0])
+        occupancy = jnp.maximum(0.95 * variables.state["occupancy"], sigma[:, 0])
+        return variables.replace(
+            state=variables.state | {"occupancy": occupancy, "refreshes": variables.state["refreshes"] + 1}
+        )
+
+    def labels(self, params):
+        return {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()}
+
+    def stages(self):
+        steps = self.config.model.steps
+        rate = Rate(1e-2, 0.5, eps=1e-5)
+        weights = {"mse": 1.0, "alpha": lambda progress: 1e-3 * progress}
+        head = {name: rate for name in ("audio", "attention", "head")}
+        return (
+            Stage("head", steps, 64, head, weights, ("rays", "patch"), patch=8, refresh_every=4, ema=Ema(0.9, 2)),
+            Stage("torso", steps, 64, {"torso": rate}, weights, background="plate", ema=Ema(0.9, 2)),
+        )

@@ -1,0 +1,43 @@
+"""Train a stub in a process of its own: `python -m tests.stubs.run WORKDIR '{"system": ..., "devices": ...}'`.
+
+Prints one json line per event, and as its last line the trained numbers in full precision.
+"""
+
+import json
+import sys
+import time
+
+import jax
+import numpy as np
+
+from tests.stubs.clip import FakeClip
+from tests.stubs.config import smoke_config, stub_config
+from tkjax.train import initialise_distributed, train
+
+
+class SlowClip(FakeClip):
+    """A clip on a slow disk, so that a test can interrupt a run of tiny steps."""
+
+    delay_s = 0.0
+
+    def batch(self, *args, **kwargs):
+        time.sleep(self.delay_s)
+        return super().batch(*args, **kwargs)
+
+
+def main(workdir, system="ad_nerf", steps=20, frames=0, devices=0, delay_s=0.0, save_every=10, distributed=None):
+    if devices:
+        jax.config.update("jax_num_cpu_devices", devices)
+    initialise_distributed(**(distributed or {}))
+    config = stub_config(system, steps) if system in ("constant", "ad_nerf", "dyntet") else smoke_config(system)
+    config.train.frames = frames
+    config.train.checkpoint_every, config.train.log_every = save_every, 3
+    clip = SlowClip()
+    clip.delay_s = delay_s
+    variables = train(config, clip, workdir, on_event=lambda name, facts: print(json.dumps([name, facts]), flush=True))
+    flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(variables)]
+    print(json.dumps(["result", np.concatenate(flat).tolist()]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **json.loads(sys.argv[2]))
