@@ -37,6 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.occupancy_box_only = False  # True: cells outside the box are never evaluated
     m.blink_noise = 0.05  # training adds one uniform draw of ± this to eye_closed, per step and frame
     m.chunk = 65536  # packed samples that the field takes at once
+    m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
     h = c.train.head = ConfigDict()
     h.steps = 100_000
@@ -56,7 +57,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         c.data.size = 256  # a quarter of the pixels of the usual 512
         m.occupancy_side = 64  # an eighth of the cells: a refresh costs 9 GFLOP instead of 74
         m.occupancy_box_only = True  # half of the cube is never marched
-        m.chunk = 8192  # activations of a chunk stay in the cache
+        m.chunk = 2048  # activations of a chunk stay in the cache
+        m.waves = 2  # same picture and gradients (a sample behind an opaque one has none), fewer samples
         h.steps = 6000  # under half an hour on two cores
         h.rays = 4096
         h.ema_every = 20  # the schedule is 17 times shorter: 1000 would average 6 points of it

@@ -4,7 +4,6 @@ Maths and constants: er-nerf dossier §3 (field), §4 (rendering, occupancy), §
 the released code differ, the code is followed. Everything is marched in the originals' axes.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +28,7 @@ from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 GEOMETRY = 64  # features that density passes on to colour
 SH_DEGREE = 4
 MAX_LOG_DENSITY = 40.0  # exp is cut here so that it cannot overflow; alpha is 1 in float32 from 6.5 on
+STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this
 PERTURB_EVERY = 16  # steps between perturbation terms
 PERTURB_SIZE = 1e-3
 UNCERTAINTY_BACKGROUND = 1e-3  # weight of term 4
@@ -56,7 +56,7 @@ class HeadField(nn.Module):
         self.density = MLP((features + self.audio_dim + 1, 64, 64, 1 + GEOMETRY))
         self.colour = MLP((SH_DEGREE**2 + GEOMETRY + self.code_dim, 64, 3))
         self.uncertainty = MLP((features, 32, 1))
-        self.codes = self.param("codes", nn.initializers.normal(0.1), (self.code_rows, self.code_dim))
+        self.codes = nn.Embed(self.code_rows, self.code_dim, embedding_init=nn.initializers.normal(0.1))
 
     def audio_code(self, audio: Float[Array, "B W T A"]) -> Float[Array, "B C"]:
         """One code per frame from its W neighbouring windows."""
@@ -64,42 +64,43 @@ class HeadField(nn.Module):
         return self.audio_attention(self.audio_net(audio.reshape(b * w, *audio.shape[2:])).reshape(b, w, -1))
 
     def frame_code(self, frame) -> Float[Array, "B E"]:
-        return self.codes[frame]
+        return self.codes(frame)
 
     def regions(self, f):
         """Features -> (v [N,32] channel weights of the audio code, w [N,1] weight of the blink)."""
         return self.audio_channel_attention(f), jax.nn.sigmoid(self.eye_attention(f))
 
-    def shape(self, xyz, audio, eye):
-        """Positions, audio codes [N or 1, 32], blinks [N or 1, 1] -> features, log density [N], geometry, v, w."""
-        f = self.planes(xyz)
+    def encode(self, xyz):
+        return self.planes(xyz)
+
+    def shape(self, f, audio, eye):
+        """Features, audio codes [N or 1, 32], blinks [N or 1, 1] -> log density [N], geometry, v, w."""
         v, w = self.regions(f)
         h = self.density(f, v * audio, w * eye)
-        return f, jnp.minimum(h[:, 0], MAX_LOG_DENSITY), h[:, 1:], v, w
+        return jnp.minimum(h[:, 0], MAX_LOG_DENSITY), h[:, 1:], v, w
 
     def sigma(self, xyz, audio, eye) -> Float[Array, " N"]:
-        return jnp.exp(self.shape(xyz, audio, eye)[1])
+        return jnp.exp(self.shape(self.planes(xyz), audio, eye)[0])
 
-    def sample(self, xyz, sh, audio, eye, code, extras: bool) -> Float[Array, "N C"]:
+    def sample(self, f, sh, audio, eye, code, extras: bool) -> Float[Array, "N C"]:
         """sigma, r, g, b and, with `extras`, uncertainty, ||v||, w."""
-        f, log_density, geometry, v, w = self.shape(xyz, audio, eye)
+        log_density, geometry, v, w = self.shape(f, audio, eye)
         rgb = jax.nn.sigmoid(self.colour(sh, geometry, code)) * 1.002 - 0.001
         out = [jnp.exp(log_density)[:, None], rgb]
-        if extras:
-            u = jax.nn.softplus(self.uncertainty(jax.lax.stop_gradient(f)))
-            out += [u, losses.safe_norm(v)[:, None], w]
-        return jnp.concatenate(out, -1)
+        return jnp.concatenate([*out, self._extras(f, v, w)] if extras else out, -1)
 
-    def perturbed(self, xyz) -> Float[Array, "N 3"]:
+    def extras(self, xyz) -> Float[Array, "N 3"]:
         """uncertainty, ||v||, w at positions (none of them depends on audio, blink or frame code)."""
         f = self.planes(xyz)
-        v, w = self.regions(f)
+        return self._extras(f, *self.regions(f))
+
+    def _extras(self, f, v, w):
         u = jax.nn.softplus(self.uncertainty(jax.lax.stop_gradient(f)))
         return jnp.concatenate([u, losses.safe_norm(v)[:, None], w], -1)
 
     def __call__(self, xyz, sh, audio, frame, eye):
         """Touches every parameter; for initialisation."""
-        return self.sample(xyz, sh, self.audio_code(audio), eye, self.frame_code(frame), True)
+        return self.sample(self.planes(xyz), sh, self.audio_code(audio), eye, self.frame_code(frame), True)
 
 
 def _of_frame(values: Float[Array, "B C"], frame):
@@ -125,11 +126,8 @@ class Model(BaseModel):
             code_rows=max(m.code_rows, info.n_frames),
         )
         self.box = tuple(float(v) for v in m.box)
-        # Functions given to packed_map; one object each, so that compilations are shared.
-        self._density = functools.partial(_density_chunk, self.field)
-        self._train_samples = functools.partial(_sample_chunk, self.field, True)
-        self._test_samples = functools.partial(_sample_chunk, self.field, False)
-        self._perturbed = functools.partial(_perturbed_chunk, self.field)
+        if m.samples % m.waves:
+            raise ValueError(f"model.samples {m.samples} is not a multiple of model.waves {m.waves}")
 
     def init(self, key: jax.Array) -> Variables:
         audio = jnp.zeros((1, self.info.audio_windows, self.info.audio_steps, self.info.audio_channels))
@@ -175,21 +173,12 @@ class Model(BaseModel):
             o_grid, d_grid, variables.state["bits"], noise.reshape(-1),
             side=m.occupancy_side, box=self.box, dt=m.dt, t_min=m.t_min, samples=m.samples,
         )  # fmt: skip
-        packing = pack(marched.count, m.samples)
-        t = marched.t[packing.ray, packing.slot]
-        inputs = {
-            "xyz": o_grid[packing.ray] + t[:, None] * d_grid[packing.ray],
-            "sh": sh_encode(d_grid, SH_DEGREE)[packing.ray],
-            "frame": packing.ray // r,
-        }
         values = self._frame_values(params, batch, key, train)
-        fn = self._train_samples if train else self._test_samples
-        packed = packed_map(fn, m.chunk, {"field": params, "values": values}, inputs, packing.total)
-        valid = jnp.arange(m.samples) < marched.count[:, None]
-        dense = unpack(packed, packing, valid)
+        dense, evaluated = self._evaluate(params, values, o_grid, d_grid, marched, train)
+        valid = jnp.arange(m.samples) < evaluated[:, None]
+        channels = 5 if train else 4
         sums = composite(
-            dense[..., 0], valid, marched.t + m.dt, dense[..., 1:5] if train else dense[..., 1:4],
-            dense[..., 5:], dt=m.dt,
+            dense[..., 0], valid, marched.t + m.dt, dense[..., 1:channels], dense[..., channels:], dt=m.dt, stop=STOP,
         )  # fmt: skip
         alpha = sums.weight_sum.reshape(b, r, 1)
         # The originals' depth averages the ends of the steps; the samples stand at their beginnings.
@@ -201,11 +190,10 @@ class Model(BaseModel):
                 "uncertainty": sums.weighted[:, 3].reshape(b, r),
                 "ambient_audio": sums.plain[:, 0].reshape(b, r),
                 "ambient_eye": sums.plain[:, 1].reshape(b, r),
-                "inputs": inputs,
-                "total": packing.total,
-                "packed": jax.lax.stop_gradient(packed[:, 4:]),
+                "rays": (o_grid, d_grid, marched.t, evaluated),
+                "extras": jax.lax.stop_gradient(dense[..., 4:]),
                 "metrics": {
-                    "samples_per_ray": packing.total / (b * r),
+                    "samples_per_ray": jnp.mean(evaluated.astype(jnp.float32)),
                     "occupied": occupancy.occupied_share(variables.state["bits"]),
                 },
             }
@@ -215,6 +203,61 @@ class Model(BaseModel):
             depth=jax.lax.stop_gradient(jnp.where(alpha < 0.5, jnp.nan, z)),
             aux=aux,
         )
+
+    def _evaluate(self, params, values, rays_o, rays_d, marched, train: bool):
+        """The field at the marched samples: [R,S,C] and how many samples of each ray [R] were evaluated.
+
+        Samples are taken in waves from front to back; rays whose transmittance has fallen below the compositor's stop
+        are not continued (half of it here, so that rounding cannot leave out a sample that counts).
+        """
+        m = self.config.model
+        rays, size = rays_o.shape[0], m.samples // m.waves
+        per_frame = rays // values["audio"].shape[0]
+        sh = sh_encode(rays_d, SH_DEGREE)
+        weights = {"field": {k: v for k, v in params.items() if k != "planes"}, "values": values}
+
+        def wave(carry, t):
+            optical, left = carry
+            count = jnp.where(jnp.exp(-optical) >= 0.5 * STOP, jnp.clip(left, 0, size), 0)
+            packing = pack(count, size)
+            along = t[packing.ray, packing.slot][:, None]
+            xyz = rays_o[packing.ray] + along * rays_d[packing.ray]
+            rows = {"sh": sh[packing.ray], "frame": packing.ray // per_frame}
+            f = packed_map(self._encode_rows, m.chunk, params["planes"], None, xyz, packing.total)
+            fn = self._train_rows if train else self._test_rows
+            packed = packed_map(fn, m.chunk, weights, f, rows, packing.total)
+            dense = unpack(packed, packing, jnp.arange(size) < count[:, None])
+            optical = optical + jax.lax.stop_gradient(jnp.sum(dense[..., 0], -1) * m.dt)
+            return (optical, left - size), (dense, count)
+
+        start = (jnp.zeros(rays), marched.count)
+        parts = marched.t.reshape(rays, m.waves, size).transpose(1, 0, 2)
+        if m.waves == 1:
+            _, (dense, count) = wave(start, parts[0])
+            return dense, count
+        _, (dense, count) = jax.lax.scan(wave, start, parts)
+        return dense.transpose(1, 0, 2, 3).reshape(rays, m.samples, -1), jnp.sum(count, 0)
+
+    def _encode_rows(self, planes, _, xyz):
+        return self._apply({"planes": planes}, "encode", xyz)
+
+    def _sample_rows(self, extras: bool, weights, f, rows):
+        values = {name: _of_frame(v, rows["frame"]) for name, v in weights["values"].items()}
+        args = (f, rows["sh"], values["audio"], values["eye"], values["code"], extras)
+        return self._apply(weights["field"], "sample", *args)
+
+    def _train_rows(self, weights, f, rows):
+        return self._sample_rows(True, weights, f, rows)
+
+    def _test_rows(self, weights, f, rows):
+        return self._sample_rows(False, weights, f, rows)
+
+    def _density_rows(self, weights, _, xyz):
+        values = weights["values"]
+        return self._apply(weights["field"], "sigma", xyz, values["audio"], values["eye"])
+
+    def _extras_rows(self, params, _, xyz):
+        return self._apply(params, "extras", xyz)
 
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
@@ -243,22 +286,20 @@ class Model(BaseModel):
 
     def _perturbation(self, params, render: Render, batch: Batch, key) -> Float[Array, ""]:
         """Sum over u, ||v||, w of the MSE between the field at the samples (fixed) and at x + U(±1e-3)."""
-        inputs, total, packed = (render.aux[k] for k in ("inputs", "total", "packed"))
+        m = self.config.model
+        rays_o, rays_d, t, evaluated = render.aux["rays"]
         b, r = batch.pixels_px.shape[:2]
-        shift = jax.vmap(
-            lambda k: jax.random.uniform(
-                k, (r * self.config.model.samples, 3), minval=-PERTURB_SIZE, maxval=PERTURB_SIZE
-            )
-        )(_frame_keys(key, batch, 2))
-        valid = jnp.arange(packed.shape[0]) < total
-        counts = jax.ops.segment_sum(valid.astype(jnp.int32), inputs["frame"], b)
-        starts = jnp.cumsum(counts) - counts
-        rank = jnp.clip(jnp.arange(packed.shape[0]) - starts[inputs["frame"]], 0, shift.shape[1] - 1)
-        moved = {"xyz": inputs["xyz"] + shift[inputs["frame"], rank]}
-        near = packed_map(self._perturbed, self.config.model.chunk, params, moved, total)
-        square = jnp.where(valid, jnp.sum(jnp.square(near - packed), -1), 0.0)
-        per_frame = jax.ops.segment_sum(square, inputs["frame"], b) / jnp.maximum(counts, 1)
-        return jnp.mean(per_frame)
+        shift = jax.vmap(lambda k: jax.random.uniform(k, (r, m.samples, 3), minval=-PERTURB_SIZE, maxval=PERTURB_SIZE))(
+            _frame_keys(key, batch, 2)
+        ).reshape(b * r, m.samples, 3)
+        packing = pack(evaluated, m.samples)
+        along = t[packing.ray, packing.slot][:, None]
+        xyz = rays_o[packing.ray] + along * rays_d[packing.ray] + shift[packing.ray, packing.slot]
+        moved = packed_map(self._extras_rows, m.chunk, params, None, xyz, packing.total)
+        square = jnp.sum(jnp.square(moved - render.aux["extras"][packing.ray, packing.slot]), -1)
+        square = jnp.where(jnp.arange(square.shape[0]) < packing.total, square, 0.0)
+        per_frame = jax.ops.segment_sum(square, packing.ray // r, b)
+        return jnp.mean(per_frame / jnp.maximum(jnp.sum(evaluated.reshape(b, r), -1), 1))
 
     def refresh(self, variables: Variables, batch: Batch, key: jax.Array, clock: Clock) -> Variables:
         """Occupancy with the audio and blink of the batch's first frame."""
@@ -266,7 +307,7 @@ class Model(BaseModel):
         first = batch.replace(frame=batch.frame[:1], audio=batch.audio[:1], eye_closed=batch.eye_closed[:1])
         params = {"field": variables.params, "values": self._frame_values(variables.params, first, None, False)}
         return variables.replace(
-            state=occupancy.refresh(variables.state, self._density, params, key, self.config.model.chunk)
+            state=occupancy.refresh(variables.state, self._density_rows, params, key, self.config.model.chunk)
         )
 
     def labels(self, params: PyTree) -> PyTree:
@@ -304,18 +345,3 @@ class Model(BaseModel):
 def _frame_keys(key: jax.Array, batch: Batch, use: int):
     """One key per frame and use, from the frame's number: any split of frames over devices draws the same."""
     return jax.vmap(lambda frame: jax.random.fold_in(jax.random.fold_in(key, use), frame))(batch.frame)
-
-
-def _sample_chunk(field: HeadField, extras: bool, params, rows):
-    values = {name: _of_frame(v, rows["frame"]) for name, v in params["values"].items()}
-    args = (rows["xyz"], rows["sh"], values["audio"], values["eye"], values["code"], extras)
-    return field.apply({"params": params["field"]}, *args, method="sample")
-
-
-def _density_chunk(field: HeadField, params, rows):
-    values = params["values"]
-    return field.apply({"params": params["field"]}, rows["xyz"], values["audio"], values["eye"], method="sigma")
-
-
-def _perturbed_chunk(field: HeadField, params, rows):
-    return field.apply({"params": params}, rows["xyz"], method="perturbed")

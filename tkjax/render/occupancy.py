@@ -68,7 +68,7 @@ def mark_unseen(
 
 
 def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int) -> dict:
-    """One update: density_fn(params, {"xyz": [chunk,3]}) -> [chunk] at a random point of every cell, 6-neighbour
+    """One update: density_fn(params, None, [chunk,3]) -> [chunk] at a random point of every cell, 6-neighbour
     maximum, running maximum with decay 0.95, new bits at threshold min(mean of max(density, 0), 10).
 
     Cells that are -1 stay so; they are evaluated only where they touch a cell that is not, for its maximum.
@@ -80,7 +80,7 @@ def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, c
     codes = jnp.zeros(cells, jnp.int32).at[jnp.where(wanted, rank, cells)].set(jnp.arange(cells), mode="drop")
     noise = jax.random.uniform(key, (cells, 3), minval=-1.0, maxval=1.0)
     xyz = cell_centres(codes, side) + noise / side
-    values = packed_map(density_fn, chunk, params, {"xyz": xyz}, rank[-1] + 1)
+    values = packed_map(density_fn, chunk, params, None, xyz, rank[-1] + 1)
     fresh = dilate_morton(jnp.where(wanted, values[rank], 0.0))
     density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(DECAY * density, fresh), density)
     threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
