@@ -1,0 +1,42 @@
+"""`python -m preprocess --video CLIP --workdir W`: one portrait clip to W/dataset. Exit code 2: the user's to mend."""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+from preprocess import pipeline  # noqa: E402  (after the thread count is set)
+from tkjax.errors import UserError  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags, each with what it does."""
+    p = argparse.ArgumentParser("preprocess", description="One portrait clip with sound to a dataset for tkjax.")
+    p.add_argument("--video", required=True, help="the clip: one person, mostly frontal, steady camera, with sound")
+    p.add_argument("--workdir", required=True, help="the dataset goes to WORKDIR/dataset, stages to WORKDIR/preprocess")
+    p.add_argument("--size", type=int, default=0, help="longer side in pixels; 0: as it is, larger than 512 becomes 512")
+    p.add_argument("--crop", choices=("auto", "none"), default="auto",
+                   help="auto: a square around the head unless the picture is square and the head fills it")  # fmt: skip
+    p.add_argument("--models_dir", help="folder with face_landmarker.task; else $TKJAX_MODELS, ~/.cache/tkjax")
+    p.add_argument("--audio_kinds", default="logmel", help="logmel,wav2vec2=PATH,hubert=PATH (folder or hub name)")
+    p.add_argument("--labels", default="auto", help="auto, colour, or bisenet=PATH of its 79999_iter.pth")
+    p.add_argument("--min_face", type=int, default=64, help="least height of the face in the clip, in pixels")
+    p.add_argument("--subject", default="", help="name of the subject; default: first digits of the clip's sha256")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, or 2 with one sentence on standard error."""
+    args = parser().parse_args(argv)
+    try:
+        pipeline.run(pipeline.Options(**vars(args)))
+    except UserError as e:
+        print(" ".join(str(e).split()), file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Labels of every frame: 0 background, 1 head with hair and ears, 2 neck, 3 torso."""
+
+import dataclasses
+from concurrent.futures import Executor
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+
+from preprocess import chunks, segment
+from preprocess.stages import progress
+from preprocess.workers import ordered
+from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
+from tkjax.errors import UserError
+from tkjax.images import decode_rgb, encode_png
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How labels are made: `identity` goes into hashes and the manifest; `sources` are further modules that count."""
+
+    name: str
+    identity: str
+    path: str = ""
+    sources: tuple[ModuleType, ...] = ()
+
+
+def parse_method(text: str) -> Method:
+    """'auto', 'colour' or 'bisenet=PATH'; UserError for anything else."""
+    if text in ("auto", "colour"):
+        return Method("colour", "colour-1")
+    raise UserError(f"--labels={text} is unknown; choose auto, colour or bisenet=PATH")
+
+
+SAMPLES = 16  # frames from which the colours of the clip are learnt
+
+
+def small(rgb: np.ndarray) -> np.ndarray:
+    """The picture at the size that posteriors are computed at."""
+    h, w = segment.work_size(*rgb.shape[:2])
+    return rgb if (h, w) == rgb.shape[:2] else cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA)
+
+
+def grey(rgb: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+
+
+def largest(mask: np.ndarray, seed: np.ndarray | None = None) -> np.ndarray:
+    """The component of bool [H,W] that has most pixels of `seed` (of itself without one)."""
+    n, component = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    count = np.bincount(component[mask if seed is None else mask & seed], minlength=n)
+    count[0] = 0
+    return component == count.argmax() if count.any() else np.zeros_like(mask)
+
+
+def fill_holes(mask: np.ndarray, most: int) -> np.ndarray:
+    """Fill holes of bool [H,W] of at most `most` pixels that do not touch the border of the picture."""
+    n, component, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    h, w = mask.shape
+    x, y, bw, bh, area = stats[:n].T
+    hole = (area <= most) & (x > 0) & (y > 0) & (x + bw < w) & (y + bh < h)
+    hole[0] = False
+    return mask | hole[component]
+
+
+def decide(posterior: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
+    """Labels uint8 [H,W] from posteriors [4,H,W] and landmarks [478,2] at the same size."""
+    h, w = posterior.shape[1:]
+    oval = segment.oval_mask(landmarks_px, h, w)
+    u, v = segment.head_coordinates(landmarks_px, h, w)
+    person = fill_holes(largest((posterior[segment.BACKGROUND] < 0.5) | oval, oval), h * w // 100)
+    kind = posterior[1:].argmax(0) + 1
+    above_jaw = v > -0.55
+    head = person & (oval | (kind == segment.HAIR) | above_jaw)
+    cloth = person & ~head & ((kind == segment.CLOTH) | (np.abs(u) > 1.35) | (v < -3.2))
+    neck = person & ~head & ~cloth
+    # Hair that hangs down stays with the head only where it is connected to it; specks go to what surrounds them.
+    head = fill_holes(largest(head, oval), h * w // 400)
+    label = np.where(head, LABEL_HEAD, np.where(cloth | (person & ~neck), LABEL_TORSO, LABEL_NECK))
+    label = np.where(person, label, LABEL_BACKGROUND).astype(np.uint8)
+    return _steady_parts(label, oval)
+
+
+def _steady_parts(label: np.ndarray, oval: np.ndarray) -> np.ndarray:
+    """Small islands of neck or torso take the label of most of their surroundings."""
+    out = label.copy()
+    for part in (LABEL_NECK, LABEL_TORSO):
+        n, component, stats, _ = cv2.connectedComponentsWithStats((out == part).astype(np.uint8), connectivity=4)
+        for k in range(1, n):
+            if stats[k, 4] * 400 > label.size:
+                continue
+            x, y, bw, bh = stats[k, :4]
+            window = np.s_[max(y - 1, 0) : y + bh + 1, max(x - 1, 0) : x + bw + 1]
+            island = component[window] == k
+            ring = cv2.dilate(island.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~island
+            around = np.bincount(out[window][ring], minlength=4)
+            out[window][island] = around.argmax()
+    return out
+
+
+def learn(frames: Path, track: Path, n_frames: int) -> segment.Colours:
+    """What the clip's colours and places are, from evenly spaced frames."""
+    chosen = sorted({int(round(x)) for x in np.linspace(0, n_frames - 1, min(SAMPLES, n_frames))})
+    pictures, points = [], []
+    for i in chosen:
+        rgb = decode_rgb(chunks.picture(frames, i))
+        picture = small(rgb)
+        landmarks = chunks.read_chunk(track, i // chunks.CHUNK_FRAMES, ["landmarks_px"])["landmarks_px"]
+        pictures.append(picture)
+        points.append(landmarks[i % chunks.CHUNK_FRAMES].astype(np.float64) * (picture.shape[1] / rgb.shape[1]))
+    return segment.learn(pictures, points)
+
+
+def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: segment.Colours) -> list[bytes]:
+    """Worker: label PNGs of one chunk. Posteriors are averaged 1:2:1 with the neighbouring frames."""
+    cv2.setNumThreads(1)
+    a, b = chunks.spans(n_frames)[index]
+    held: dict[int, dict] = {}
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        k = i // chunks.CHUNK_FRAMES
+        if k not in held:
+            held.clear()
+            held[k] = chunks.read_chunk(Path(track), k, ["landmarks_px"])
+            held[k]["blobs"] = chunks.unpack(chunks.read_chunk(Path(frames), k), "image")
+        rgb = decode_rgb(held[k]["blobs"][i % chunks.CHUNK_FRAMES])
+        points = held[k]["landmarks_px"][i % chunks.CHUNK_FRAMES].astype(np.float64)
+        picture = small(rgb)
+        return segment.posterior(colours, picture, points * (picture.shape[1] / rgb.shape[1])), rgb, points
+
+    before = load(a - 1) if a else None
+    this = load(a)
+    out = []
+    for i in range(a, b):
+        after = load(i + 1) if i + 1 < n_frames else None
+        posterior, rgb, points = this
+        mixed = ((before or this)[0] + 2 * posterior + (after or this)[0]) / 4
+        out.append(encode_png(decide(segment.guided(mixed, grey(small(rgb)), grey(rgb)), points)))
+        before, this = this, after
+    return out
+
+
+def labels(folder: Path, frames: Path, track: Path, n_frames: int, method: Method, executor: Executor) -> None:
+    """Stage: chunks of label PNGs (`label`)."""
+    todo = [i for i in range(len(chunks.spans(n_frames))) if not chunks.has_chunk(folder, i)]
+    if not todo:
+        return
+    colours = learn(frames, track, n_frames)
+    results = ordered(executor, label_chunk, ((str(frames), str(track), n_frames, i, colours) for i in todo))
+    done = sum(b - a for i, (a, b) in enumerate(chunks.spans(n_frames)) if i not in set(todo))
+    for i, blobs in zip(todo, progress(results, n_frames, "labels", done=done), strict=True):
+        chunks.write_chunk(folder, i, chunks.pack("label", blobs))

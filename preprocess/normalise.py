@@ -1,0 +1,77 @@
+"""25 frames a second by timestamp, turned upright, cropped and scaled; sound at 16 kHz mono, as long as the video."""
+
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.chunks import CHUNK_FRAMES, has_chunk, pack, write_chunk
+from preprocess.stages import progress
+from preprocess.survey import FPS, Framing
+from tkjax import audio, video
+from tkjax.errors import UserError
+from tkjax.images import encode_jpeg, resize_area, write_atomic
+
+JPEG_QUALITY = 96
+RATE = 16000
+MIN_SECONDS = 2.0
+
+
+def reframe(rgb: np.ndarray, framing: Framing) -> np.ndarray:
+    """Crop and resize one picture."""
+    x0, y0, x1, y1 = framing.crop_px
+    part = rgb[y0:y1, x0:x1]
+    if part.shape[:2] == (framing.height, framing.width):
+        return np.ascontiguousarray(part)
+    if framing.height > part.shape[0]:
+        import cv2
+
+        return cv2.resize(part, (framing.width, framing.height), interpolation=cv2.INTER_CUBIC)
+    return resize_area(np.ascontiguousarray(part), (framing.height, framing.width))
+
+
+def normalise(folder: Path, source: Path, framing: Framing, expected_frames: int) -> None:
+    """Stage: chunks of JPEG frames (`image`), audio.wav and count.txt. Chunks that are there are not encoded again."""
+    blobs: list[bytes] = []
+    n = 0
+
+    def flush() -> None:
+        index = (n - 1) // CHUNK_FRAMES
+        if blobs:
+            write_chunk(folder, index, pack("image", blobs))
+            blobs.clear()
+
+    for rgb in progress(video.read_frames_at_fps(source, FPS), expected_frames, "normalise"):
+        if not has_chunk(folder, n // CHUNK_FRAMES) or blobs:
+            blobs.append(encode_jpeg(reframe(rgb, framing), JPEG_QUALITY))
+        n += 1
+        if n % CHUNK_FRAMES == 0:
+            flush()
+    flush()
+    if n < MIN_SECONDS * FPS:
+        raise UserError(f"{source.name} lasts {n / FPS:.2f} s, shorter than the {MIN_SECONDS:.0f} s that are needed")
+    write_sound(folder / "audio.wav", source, round(n * RATE / FPS))
+    write_atomic(folder / "count.txt", str(n).encode())
+
+
+def write_sound(path: Path, source: Path, n_samples: int) -> None:
+    """The sound of `source` as 16 kHz mono, cut or padded with silence to `n_samples`; in blocks."""
+
+    def blocks():
+        left = n_samples
+        for block in audio.stream_audio(source, RATE, RATE):
+            block = block[:left]
+            left -= len(block)
+            if len(block):
+                yield block
+            if not left:
+                return
+        while left:
+            yield np.zeros(min(left, RATE), np.float32)
+            left -= min(left, RATE)
+
+    audio.write_wav(path, blocks(), RATE)
+
+
+def frame_count(folder: Path) -> int:
+    """Number of frames of a finished normalise stage."""
+    return int((folder / "count.txt").read_text())

@@ -1,0 +1,301 @@
+"""Head pose by bundle adjustment: one focal length, one shape, a pose per frame; all in torch, float64, one thread.
+
+Camera here: x right, y down, z forward (pixels u = cx + f X/Z, v = cy + f Y/Z), head point X_cam = R X + t in cm.
+1. Key frames (at most 160, evenly spaced among those with a face): start from the scaled orthographic fit, then
+   Levenberg-Marquardt on log f, an offset per rigid point and all key poses, poses eliminated by the Schur
+   complement, Geman-McClure weights renewed each step.
+   Priors: offsets N(0, 0.6 cm) per axis; log f around the focal that puts the head 85 cm away (3.4 units), with a
+   standard deviation of 0.35. The prior is needed: small head motions hardly tell focal from distance, and the
+   detector's errors are systematic, so the data count as one independent view in ten frames.
+2. The shape is put back onto the canonical face by a weighted similarity, and poses and distance follow, so that
+   world axes, unit and origin are those of the canonical mesh.
+3. All frames: Gauss-Newton on the poses with f and shape fixed. A second-difference term of rotation and
+   translation, with the median information of a frame times `smoothness(cutoff)`, passes motion below `CUTOFF_HZ`
+   (half amplitude there) and bridges frames without a face. Solved exactly as one banded system.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from preprocess.face_model import RIGID_IDS, RIGID_WEIGHTS
+
+KEY_FRAMES = 160
+SHAPE_SIGMA_CM = 0.6
+DISTANCE_CM, LOG_FOCAL_SIGMA = 85.0, 0.35
+FRAMES_PER_VIEW = 10.0  # neighbouring frames repeat the detector's systematic errors
+CUTOFF_HZ = 4.0
+NOISE = 0.008  # standard deviation of a landmark, in heights of the face
+CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """f_px; shape_cm [P,3] of the rigid points after alignment; rotation [N,3,3], translation_cm [N,3] (X_cam = R X + t);
+    error_px [N]: weighted RMS reprojection error, NaN without a face; free: the same as of step 1 and `fit` figures."""
+
+    f_px: float
+    shape_cm: np.ndarray
+    rotation: np.ndarray
+    translation_cm: np.ndarray
+    error_px: np.ndarray
+    f_prior_px: float
+
+
+def hat(v: torch.Tensor) -> torch.Tensor:
+    """[...,3] -> [...,3,3] cross product matrix."""
+    zero = torch.zeros_like(v[..., 0])
+    x, y, z = v.unbind(-1)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*v.shape, 3)
+
+
+def exp_so3(v: torch.Tensor) -> torch.Tensor:
+    """Rotation vectors [...,3] -> matrices [...,3,3]."""
+    return torch.linalg.matrix_exp(hat(v))
+
+
+def log_so3(r: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices [...,3,3] -> vectors [...,3], for angles below pi."""
+    w = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1) / 2
+    sine = w.norm(dim=-1)
+    cosine = ((r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
+    angle = torch.atan2(sine, cosine)
+    return w * torch.where(sine > 1e-9, angle / sine.clamp(min=1e-12), torch.ones_like(sine))[..., None]
+
+
+def weak_perspective(points_px: torch.Tensor, shape_cm: torch.Tensor, weight: torch.Tensor, f: float, centre: torch.Tensor):
+    """Scaled orthographic pose of each frame: points [N,P,2], shape [P,3], weight [P] -> R [N,3,3], t [N,3], px/cm [N]."""
+    w = weight / weight.sum()
+    mean3, mean2 = w @ shape_cm, torch.einsum("p,npc->nc", w, points_px)
+    a, b = shape_cm - mean3, points_px - mean2[:, None]
+    affine = torch.linalg.solve((a * w[:, None]).T @ a, torch.einsum("pi,p,npc->nic", a, w, b)).transpose(1, 2)  # [N,2,3]
+    scale = affine.norm(dim=-1).mean(-1)
+    rows = torch.cat([affine, torch.linalg.cross(affine[:, 0], affine[:, 1])[:, None] / scale[:, None, None]], 1)
+    u, _, vh = torch.linalg.svd(rows)
+    flip = torch.ones(len(rows), 3, dtype=rows.dtype)
+    flip[:, 2] = torch.linalg.det(u @ vh)
+    rotation = (u * flip[:, None]) @ vh
+    depth = f / scale
+    at = torch.cat([(mean2 - centre) * (depth / f)[:, None], depth[:, None]], 1)
+    return rotation, at - rotation @ mean3, scale
+
+
+def linearise(points_px, shape_cm, rotation, translation, f, centre):
+    """Residuals r [N,P,2] = projection - points, and derivatives by the pose (left rotation vector, translation)
+    [N,P,2,6], by the point [N,P,2,3] and by log f [N,P,2]."""
+    turned = torch.einsum("nij,pj->npi", rotation, shape_cm)
+    cam = turned + translation[:, None]
+    x, y, z = cam.unbind(-1)
+    z = z.clamp(min=1.0)
+    ray = torch.stack([x / z, y / z], -1)
+    residual = f * ray + centre - points_px
+    zero = torch.zeros_like(z)
+    by_cam = torch.stack([f / z, zero, -f * x / z**2, zero, f / z, -f * y / z**2], -1).reshape(*z.shape, 2, 3)
+    by_pose = torch.cat([by_cam @ -hat(turned), by_cam], -1)
+    return residual, by_pose, torch.einsum("npci,nij->npcj", by_cam, rotation), f * ray
+
+
+def robust(residual: torch.Tensor, sigma) -> torch.Tensor:
+    """Geman-McClure weights [N,P] of residuals [N,P,2]: 1 / (1 + r^2 / (3 sigma)^2)^2."""
+    return (1 + (residual**2).sum(-1) / (3 * sigma) ** 2) ** -2
+
+
+def adjust_keys(points, canonical, weight, sigma, centre, f_prior, steps=40):
+    """Joint fit of key frames: points [K,P,2] -> (f, offsets [P,3], R [K,3,3], t [K,3]). See the module's text."""
+    k, p = points.shape[:2]
+    rotation, translation, _ = weak_perspective(points, canonical, weight, f_prior, centre)
+    log_f = torch.tensor(float(np.log(f_prior)), dtype=points.dtype)
+    offset = torch.zeros_like(canonical)
+    data = weight[None, :, None] / sigma**2 / FRAMES_PER_VIEW
+    prior = torch.cat([torch.full((1,), LOG_FOCAL_SIGMA**-2), torch.full((3 * p,), SHAPE_SIGMA_CM**-2)]).to(points)
+
+    def cost(log_f, offset, rotation, translation):
+        r = linearise(points, canonical + offset, rotation, translation, log_f.exp(), centre)[0]
+        s = (r**2).sum(-1) / (3 * sigma) ** 2
+        loss = (data[..., 0] * (3 * sigma) ** 2 * s / (1 + s)).sum()
+        return loss + ((log_f - np.log(f_prior)) / LOG_FOCAL_SIGMA) ** 2 + ((offset / SHAPE_SIGMA_CM) ** 2).sum()
+
+    damping, current = 1e-3, cost(log_f, offset, rotation, translation)
+    for _ in range(steps):
+        r, by_pose, by_point, by_f = linearise(points, canonical + offset, rotation, translation, log_f.exp(), centre)
+        w = data * robust(r, sigma)[..., None]
+        a = torch.einsum("npci,npc,npcj->nij", by_pose, w.expand_as(r), by_pose)
+        ga = torch.einsum("npci,npc->ni", by_pose, w * r)
+        to_points = torch.einsum("npci,npc,npcj->nipj", by_pose, w.expand_as(r), by_point).reshape(k, 6, 3 * p)
+        cross = torch.cat([torch.einsum("npci,npc->ni", by_pose, w * by_f)[..., None], to_points], -1)  # [K,6,1+3P]
+        shared = torch.zeros(1 + 3 * p, 1 + 3 * p, dtype=points.dtype)
+        shared[0, 0] = (w * by_f**2).sum()
+        shared[0, 1:] = shared[1:, 0] = torch.einsum("npc,npcj->pj", w * by_f, by_point).reshape(-1)
+        blocks = torch.einsum("npci,npc,npcj->pij", by_point, w.expand_as(r), by_point)
+        shared[1:, 1:] = torch.block_diag(*blocks)
+        gs = torch.cat([(w * r * by_f).sum()[None], torch.einsum("npcj,npc->pj", by_point, w * r).reshape(-1)])
+        state = torch.cat([(log_f - np.log(f_prior))[None], offset.reshape(-1)])
+        shared = shared + torch.diag(prior)
+        gs = gs + prior * state
+        while True:
+            damp = a + damping * torch.diag_embed(a.diagonal(dim1=-2, dim2=-1))
+            solved = torch.linalg.solve(damp, torch.cat([cross, ga[..., None]], -1))
+            reduced = shared * (1 + damping * torch.eye(len(shared))) - torch.einsum("nis,nit->st", cross, solved[..., :-1])
+            step = -torch.linalg.solve(reduced, gs - torch.einsum("nis,ni->s", cross, solved[..., -1]))
+            pose = -solved[..., -1] - torch.einsum("nis,s->ni", solved[..., :-1], step)
+            trial = (log_f + step[0], offset + step[1:].reshape(p, 3), exp_so3(pose[:, :3]) @ rotation, translation + pose[:, 3:])
+            value = cost(*trial)
+            if value < current or damping > 1e6:
+                break
+            damping *= 4
+        if not value < current:
+            break
+        gain = float((current - value) / current)
+        (log_f, offset, rotation, translation), current, damping = trial, value, max(damping / 10, 1e-9)
+        if gain < 1e-7:
+            break
+    return float(log_f.exp()), offset, rotation, translation
+
+
+def similarity(source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor):
+    """s, Q, q with s Q source + q ~ target (weighted least squares); [P,3], [P,3], [P]."""
+    w = weight / weight.sum()
+    ms, mt = w @ source, w @ target
+    a, b = source - ms, target - mt
+    u, d, vh = torch.linalg.svd((b * w[:, None]).T @ a)
+    sign = torch.ones(3, dtype=source.dtype)
+    sign[2] = torch.linalg.det(u @ vh)
+    q = (u * sign) @ vh
+    s = (d * sign).sum() / (w @ (a**2).sum(-1))
+    return s, q, mt - s * q @ ms
+
+
+def smoothness(cutoff_hz: float, fps: float) -> float:
+    """Weight of squared second differences, against 1 for the data, that halves the amplitude at `cutoff_hz`."""
+    return (2 * np.sin(np.pi * cutoff_hz / fps)) ** -4
+
+
+def _banded(data: np.ndarray, gradient: np.ndarray, temporal: np.ndarray, drift: float, second: np.ndarray, first: np.ndarray):
+    """Solve the pose steps [N,6]: data blocks [N,6,6], temporal information [6,6] on second differences (target -second
+    [N-2,6]) and `drift` of it on first ones (target -first [N-1,6])."""
+    from scipy.linalg import solveh_banded
+
+    n = len(data)
+    blocks = np.zeros((3, n, 6, 6))  # block diagonal, first, second above it
+    blocks[0] = data
+    rhs = -gradient.copy()
+    for order, values, coefficients in ((2, second, (1.0, -2.0, 1.0)), (1, first, (-1.0, 1.0))):
+        info = temporal if order == 2 else drift * temporal
+        m = n - order
+        if m <= 0:
+            continue
+        push = values @ info
+        for i, ci in enumerate(coefficients):
+            rhs[i : i + m] -= ci * push
+            for j, cj in enumerate(coefficients[i:], i):
+                blocks[j - i, i : i + m] += ci * cj * info
+    band = np.zeros((18, 6 * n))  # upper form: band[17 + i - j, j] = A[i, j]
+    for d in range(3):
+        for a in range(6):
+            for b in range(6):
+                offset = 6 * d + b - a
+                if offset < 0:
+                    continue
+                columns = 6 * np.arange(n - d) + 6 * d + b
+                band[17 - offset, columns] = blocks[d, : n - d, a, b]
+    return solveh_banded(band, rhs.reshape(-1)).reshape(n, 6)
+
+
+def _pose_blocks(points, found, shape, rotation, translation, f, centre, weight, sigma):
+    """Data blocks [N,6,6], gradients [N,6] and errors [N], computed in chunks of frames."""
+    blocks, gradients, errors = [], [], []
+    for start in range(0, len(points), CHUNK):
+        s = slice(start, start + CHUNK)
+        r, by_pose, _, _ = linearise(points[s].double(), shape, rotation[s], translation[s], f, centre)
+        w = (robust(r, sigma) * weight * found[s, None])[..., None].expand_as(r) / sigma**2
+        blocks.append(torch.einsum("npci,npc,npcj->nij", by_pose, w, by_pose))
+        gradients.append(torch.einsum("npci,npc->ni", by_pose, w * r))
+        errors.append((((r**2).sum(-1) * weight).sum(-1) / weight.sum()).sqrt())
+    return torch.cat(blocks), torch.cat(gradients), torch.cat(errors)
+
+
+def fit(points_px: np.ndarray, found: np.ndarray, canonical_cm: np.ndarray, weight: np.ndarray, height: int, width: int,
+        fps: float = 25.0, f_prior_px: float | None = None) -> Track:  # fmt: skip
+    """Track a head from landmarks.
+
+    points_px [N,P,2] (rows without a face are ignored), found bool [N], canonical_cm [P,3] and weight [P] of the
+    same points; the principal point is the centre of the picture. f_prior_px overrides the prior's centre.
+    ValueError when fewer than two frames have a face.
+    """
+    if found.sum() < 2:
+        raise ValueError(f"{int(found.sum())} frames with a face are too few for a pose; at least 2 are needed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px) -> Track:
+    points = torch.from_numpy(np.asarray(points_px))
+    canonical, w = torch.from_numpy(np.asarray(canonical_cm, np.float64)), torch.from_numpy(np.asarray(weight, np.float64))
+    centre = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+    y_up = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # the mesh in the axes of the camera
+    flipped = canonical * y_up
+    index = np.flatnonzero(found)
+    keys = index[np.unique(np.linspace(0, len(index) - 1, min(KEY_FRAMES, len(index))).round().astype(int))]
+    key_points = points[keys].double()
+
+    px_per_cm = float(weak_perspective(key_points, flipped, w, 1.0, centre)[2].median())
+    sigma = NOISE * px_per_cm * 18.0  # the canonical face is 18 cm high
+    f_prior = f_prior_px or px_per_cm * DISTANCE_CM
+    f, offset, key_r, key_t = adjust_keys(key_points, flipped, w, sigma, centre, f_prior)
+
+    scale, q, _ = similarity(flipped + offset, flipped, w)
+    shape = scale * (flipped + offset) @ q.T
+    shape = shape + w @ (flipped - shape) / w.sum()
+
+    rotation, translation, _ = weak_perspective(_filled(points, found), shape, w, f, centre)
+    mask = torch.from_numpy(found.astype(np.float64))
+    for iteration in range(8):
+        blocks, gradient, _ = _pose_blocks(points, mask, shape, rotation, translation, f, centre, w, sigma)
+        if iteration < 3:  # free frames first: the scaled orthographic start is some pixels off
+            seen = mask > 0
+            step = torch.zeros_like(gradient)
+            step[seen] = -torch.linalg.solve(blocks[seen], gradient[seen])
+            step = step.numpy()
+        else:
+            typical = blocks[mask > 0].median(0).values if iteration == 3 else typical
+            info = smoothness(CUTOFF_HZ, fps) * ((typical + typical.T) / 2).numpy()
+            first = torch.cat([log_so3(rotation[1:] @ rotation[:-1].transpose(1, 2)), translation.diff(dim=0)], 1).numpy()
+            step = _banded(blocks.numpy(), gradient.numpy(), info, 1e-3, np.diff(first, axis=0), first)
+        rotation = exp_so3(torch.from_numpy(step[:, :3])) @ rotation
+        translation = translation + torch.from_numpy(step[:, 3:])
+        if iteration >= 3 and np.abs(step).max() < 1e-6:
+            break
+    error = _pose_blocks(points, mask, shape, rotation, translation, f, centre, w, sigma)[2]
+    error[mask == 0] = torch.nan
+    turn = torch.diag(y_up)
+    return Track(f, (shape * y_up).numpy(), (rotation @ turn).numpy(), translation.numpy(), error.numpy(), f_prior)
+
+
+def _filled(points: torch.Tensor, found: np.ndarray) -> torch.Tensor:
+    """Points with the rows without a face taken from the nearest row that has one (a start for those poses)."""
+    index = np.flatnonzero(found)
+    where = np.searchsorted(index, np.arange(len(found))).clip(0, len(index) - 1)
+    before = index[(where - 1).clip(0)]
+    after = index[where]
+    n = np.arange(len(found))
+    return points[np.where(np.abs(n - before) < np.abs(after - n), before, after)].double()
+
+
+def cam_to_world(track: Track, unit_cm: float, origin_cm: np.ndarray) -> np.ndarray:
+    """float32 [N,4,4]: OpenGL camera (looks along -z) to the contract's world, whose axes are the canonical mesh's."""
+    out = np.tile(np.eye(4), (len(track.rotation), 1, 1))
+    head_to_cam_t = track.rotation.transpose(0, 2, 1)
+    out[:, :3, :3] = head_to_cam_t * np.array([1.0, -1.0, -1.0])
+    centre_cm = -np.einsum("nij,nj->ni", head_to_cam_t, track.translation_cm)
+    out[:, :3, 3] = (centre_cm - np.asarray(origin_cm)) / unit_cm
+    return out.astype(np.float32)
+
+
+def rigid_points() -> tuple[np.ndarray, np.ndarray]:
+    """Landmark ids [P] and weights [P] that the tracker uses."""
+    return np.array(RIGID_IDS), np.array([RIGID_WEIGHTS[i] for i in RIGID_IDS])

@@ -1,0 +1,211 @@
+"""Background, hair, skin and clothes of a portrait clip, without a trained network.
+
+Every pixel has a posterior over the four classes: P(k | colour c, place x) ~ h_k(c) pi_k(x), where
+- pi_k(x) is where class k lies, in coordinates of the head (u across, in half widths of the face; v up, in half
+  heights, +1 at the top of the forehead, -1 at the chin), begun from anatomy and refined by the clip itself;
+- h_k(c) are smoothed colour histograms of the clip, learnt by expectation maximisation on sampled frames;
+- for the background, where the person uncovers it, h_0 also knows the colour of the plate at that pixel.
+Where colours cannot tell (a dark shoulder before a dark wall) place decides. Posteriors are made to follow the
+picture's edges by a guided filter whose coefficients are applied at full size, and are smoothed over neighbouring
+frames. Nothing is random.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from preprocess.face_model import FACE_OVAL
+
+BACKGROUND, HAIR, SKIN, CLOTH = range(4)
+WORK_PX = 256  # longer side of the picture that posteriors are computed on
+SHIFT = 3  # histogram bins are 8 levels wide
+BINS = 256 >> SHIFT
+ROUNDS = 5
+PLATE_SIGMA = 7.0  # levels: how far a background pixel strays from the plate
+GRID = 64  # cells of the learnt place prior per axis
+SPAN_U, SPAN_V = 3.0, (-4.0, 3.0)  # its reach in head coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """log_hist [4,BINS,BINS,BINS] log densities; place [4,GRID,GRID] mean posteriors over head coordinates and
+    seen [GRID,GRID] how many pixels made them; plate [h,w,3] and plate_known [h,w] at work size."""
+
+    log_hist: np.ndarray
+    place: np.ndarray
+    seen: np.ndarray
+    plate: np.ndarray
+    plate_known: np.ndarray
+
+
+def work_size(height: int, width: int) -> tuple[int, int]:
+    """(h, w) with the longer side at most WORK_PX."""
+    s = min(1.0, WORK_PX / max(height, width))
+    return max(1, round(height * s)), max(1, round(width * s))
+
+
+def head_coordinates(landmarks_px: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """u, v [h,w] of the pixel centres for landmarks [478,2] in the same pixels."""
+    top, chin = landmarks_px[10], landmarks_px[152]
+    up = top - chin
+    half = max(float(np.linalg.norm(up)) / 2, 1.0)
+    up = up / (2 * half)
+    right = np.array([-up[1], up[0]])
+    half_width = 0.74 * half  # of the canonical face; steadier than the projected width of a turned head
+    middle = (top + chin) / 2
+    centre = middle + right * float((landmarks_px[[454, 234]].mean(0) - middle) @ right)
+    x, y = np.meshgrid(np.arange(width) + 0.5 - centre[0], np.arange(height) + 0.5 - centre[1])
+    return (x * right[0] + y * right[1]) / half_width, (x * up[0] + y * up[1]) / half
+
+
+def _step(x: np.ndarray, at: float | np.ndarray, width: float) -> np.ndarray:
+    """Smooth step from 0 to 1 around `at`."""
+    return 1 / (1 + np.exp(-np.clip((x - at) / width, -30, 30)))
+
+
+def anatomy(u: np.ndarray, v: np.ndarray, oval: np.ndarray) -> np.ndarray:
+    """Place prior [4,h,w] before anything is known of the clip; `oval` marks the face's pixels."""
+    a, below = np.abs(u), -1 - v
+    shoulder = 0.35 + 0.3 * np.clip(a - 0.6, 0, 3)  # the line of the shoulders, in half faces below the chin
+    cloth = 0.92 * _step(below, shoulder + 0.35 * (a < 0.6), 0.12) * (1 - _step(a, 3.6, 0.3))
+    neck = 0.85 * _step(below, -0.15, 0.08) * (1 - _step(a, 0.62 + 0.1 * np.clip(below, 0, 1), 0.08)) * (1 - _step(below, 0.95, 0.15))
+    radius = np.hypot(u / 1.3, np.where(v > 0, (v - 0.1) / 1.5, v / 1.45))
+    hair = 0.85 * (1 - _step(radius, 1.12, 0.09)) + 0.08 * (1 - _step(radius, 1.6, 0.15))
+    hair = np.maximum(hair, 0.12 * (a < 1.6) * (below > -1) * (below < 1.6))
+    ear = 0.4 * (a < 1.25) * (np.abs(v + 0.1) < 0.45)
+    skin = np.maximum(neck, ear)
+    cloth = cloth * (1 - 0.8 * neck)
+    hair = np.clip(hair, 0.003, None) * (1 - 0.7 * neck) * (1 - 0.8 * cloth)
+    prior = np.stack([np.clip(1 - np.maximum.reduce([cloth, neck, hair]), 0.02, 1), hair, np.clip(skin, 0.002, 1), np.clip(cloth, 0.002, 1)])
+    prior /= prior.sum(0)
+    prior[:, oval] = np.array([0.001, 0.03, 0.966, 0.003])[:, None]
+    return prior.astype(np.float32)
+
+
+def oval_mask(landmarks_px: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [h,w]: inside the outline of the face."""
+    out = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(out, [np.round(landmarks_px[list(FACE_OVAL)] * 8 - 4).astype(np.int32)], 1, shift=3)
+    return out > 0
+
+
+def _bins(rgb: np.ndarray) -> np.ndarray:
+    b = (rgb >> SHIFT).astype(np.int32)
+    return (b[..., 0] * BINS + b[..., 1]) * BINS + b[..., 2]
+
+
+def _histograms(samples, posteriors) -> np.ndarray:
+    """Smoothed log densities [4,BINS^3] of classes weighted by their posteriors."""
+    out = np.empty((4, BINS**3), np.float32)
+    for k in range(4):
+        count = np.zeros(BINS**3)
+        for bins, post in zip(samples, posteriors, strict=True):
+            count += np.bincount(bins.ravel(), post[k].ravel(), BINS**3)
+        cube = count.reshape(BINS, BINS, BINS).astype(np.float32)
+        for axis in range(3):
+            flat = np.moveaxis(cube, axis, 0).reshape(BINS, -1)
+            flat = cv2.GaussianBlur(np.ascontiguousarray(flat), (1, 7), 1.0, borderType=cv2.BORDER_REFLECT)
+            cube = np.moveaxis(flat.reshape(BINS, BINS, BINS), 0, axis)
+        cube = cube.reshape(-1)
+        out[k] = np.log(cube / max(cube.sum(), 1) + 0.02 / BINS**3)
+    return out
+
+
+def _cells(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    i = np.clip((u + SPAN_U) / (2 * SPAN_U) * GRID, 0, GRID - 1).astype(np.int32)
+    j = np.clip((v - SPAN_V[0]) / (SPAN_V[1] - SPAN_V[0]) * GRID, 0, GRID - 1).astype(np.int32)
+    return j * GRID + i
+
+
+def _place_prior(start: np.ndarray, u, v, place, seen) -> np.ndarray:
+    """Anatomy blended with what the clip showed at the same place of the head."""
+    i = ((u + SPAN_U) / (2 * SPAN_U) * GRID - 0.5).astype(np.float32)
+    j = ((v - SPAN_V[0]) / (SPAN_V[1] - SPAN_V[0]) * GRID - 0.5).astype(np.float32)
+    look = [cv2.remap(p, i, j, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p in (*place, seen)]
+    trust = 0.6 * look[4] / (look[4] + 50.0)
+    return start * (1 - trust) + np.clip(np.stack(look[:4]), 0.01, 1) * trust
+
+
+def _posterior(bins, prior, log_hist, rgb=None, plate=None, known=None) -> np.ndarray:
+    """P(k | c, x) [4,h,w]; with a plate, the background's density is a mixture of histogram and plate colour."""
+    log = log_hist[:, bins]
+    if plate is not None:
+        far = ((rgb.astype(np.float32) - plate) ** 2).sum(-1) / PLATE_SIGMA**2
+        near = np.exp(-0.5 * np.minimum(far, 60)) * (2 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * PLATE_SIGMA**3) / BINS**0
+        bin_density = np.exp(log[0])
+        log = log.copy()
+        log[0] = np.where(known, np.log(0.15 * bin_density + 0.85 * near * 1.0 / 8 + 1e-9), log[0])
+    log = 0.8 * log + np.log(prior)
+    log -= log.max(0)
+    p = np.exp(log)
+    return p / p.sum(0)
+
+
+def _box(x: np.ndarray, r: int) -> np.ndarray:
+    return cv2.blur(x, (2 * r + 1, 2 * r + 1), borderType=cv2.BORDER_REFLECT)
+
+
+def guided(posterior: np.ndarray, guide: np.ndarray, full: np.ndarray | None = None, radius: int = 4, eps: float = 4e-4) -> np.ndarray:
+    """Guided filter (He et al.) of [4,h,w] by a grey guide [h,w] in 0..1; with `full` [H,W] the coefficients are
+    applied to the full-size guide: [4,H,W]."""
+    mean = _box(guide, radius)
+    var = _box(guide * guide, radius) - mean**2
+    out = []
+    for p in posterior:
+        mp = _box(p, radius)
+        a = (_box(p * guide, radius) - mp * mean) / (var + eps)
+        b = mp - a * mean
+        a, b = _box(a, radius), _box(b, radius)
+        if full is None:
+            out.append(a * guide + b)
+        else:
+            h, w = full.shape
+            out.append(cv2.resize(a, (w, h), interpolation=cv2.INTER_LINEAR) * full + cv2.resize(b, (w, h), interpolation=cv2.INTER_LINEAR))
+    return np.stack(out)
+
+
+def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
+    """Colour histograms, place prior and plate from sampled frames (rgb uint8 at work size, landmarks [478,2])."""
+    h, w = pictures[0].shape[:2]
+    coords = [head_coordinates(lm, h, w) for lm in landmarks]
+    starts = [anatomy(u, v, oval_mask(lm, h, w)) for (u, v), lm in zip(coords, landmarks, strict=True)]
+    bins = [_bins(p) for p in pictures]
+    grey = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255 for p in pictures]
+    cells = [_cells(u, v) for u, v in coords]
+    posteriors, priors = starts, starts
+    place, seen = np.zeros((4, GRID, GRID), np.float32), np.zeros((GRID, GRID), np.float32)
+    plate, known = np.zeros((h, w, 3), np.float32), np.zeros((h, w), bool)
+    for round_ in range(ROUNDS):
+        log_hist = _histograms(bins, posteriors)
+        posteriors = [
+            np.clip(guided(_posterior(b, pr, log_hist, p, plate, known), g), 1e-3, 1)
+            for b, pr, p, g in zip(bins, priors, pictures, grey, strict=True)
+        ]
+        seen = sum(np.bincount(c.ravel(), minlength=GRID**2) for c in cells).reshape(GRID, GRID).astype(np.float32)
+        place = np.stack([
+            sum(np.bincount(c.ravel(), p[k].ravel(), GRID**2) for c, p in zip(cells, posteriors, strict=True)).reshape(GRID, GRID)
+            for k in range(4)
+        ]).astype(np.float32) / np.maximum(seen, 1)  # fmt: skip
+        priors = [_place_prior(s, u, v, place, seen) for s, (u, v) in zip(starts, coords, strict=True)]
+        if round_ >= 1:
+            plate, known = _plate(pictures, posteriors)
+    return Colours(log_hist, place, seen, plate, known)
+
+
+def _plate(pictures, posteriors) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colour of the pixels that are surely background, known where the person covers them at other times."""
+    weight = np.stack([p[BACKGROUND] > 0.85 for p in posteriors])
+    weight &= np.stack([cv2.erode(m.astype(np.uint8), np.ones((5, 5))) > 0 for m in weight])
+    count = weight.sum(0)
+    total = sum(p * m[..., None].astype(np.float32) for p, m in zip(pictures, weight, strict=True))
+    covered = sum((p[BACKGROUND] < 0.3).astype(np.int32) for p in posteriors)
+    return total / np.maximum(count, 1)[..., None], (count >= 2) & (covered >= 1)
+
+
+def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
+    """[4,h,w] of one frame at work size, before filtering."""
+    h, w = picture.shape[:2]
+    u, v = head_coordinates(landmarks_px, h, w)
+    prior = _place_prior(anatomy(u, v, oval_mask(landmarks_px, h, w)), u, v, colours.place, colours.seen)
+    return _posterior(_bins(picture), prior, colours.log_hist, picture, colours.plate, colours.plate_known)

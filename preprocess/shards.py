@@ -1,0 +1,44 @@
+"""The last step: stage outputs into a dataset of the contract."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from preprocess import chunks
+from preprocess.stages import progress
+from tkjax.contract import BLENDSHAPES, DatasetWriter, boxes_from_landmarks68, landmarks68
+
+SCHEME = "mediapipe478"
+
+
+def write_dataset(root: Path, *, frames: Path, track: Path, labels: Path, torso: Path, plate: Path, audio: Path, qa: Path,
+                  n_frames: int, height: int, width: int, subject: str, source: dict, tools: dict, licences: dict) -> None:  # fmt: skip
+    """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole."""
+    figures = json.loads((track / "track.json").read_text())
+    focal = figures["focal_px"]
+    camera = {"fx": focal, "fy": focal, "cx": width / 2, "cy": height / 2}
+    with DatasetWriter(root, subject=subject, height=height, width=width, camera=camera, landmark_scheme=SCHEME,
+                       expression_names=BLENDSHAPES, source=source, tools={**tools, "track": figures},
+                       licences=licences) as writer:  # fmt: skip
+        for i in progress(range(len(chunks.spans(n_frames))), len(chunks.spans(n_frames)), "dataset", "shards"):
+            tracked = chunks.read_chunk(track, i)
+            points = tracked["landmarks_px"]
+            writer.add({
+                "image_bytes": chunks.unpack(chunks.read_chunk(frames, i), "image"),
+                "label_bytes": chunks.unpack(chunks.read_chunk(labels, i), "label"),
+                "torso_bytes": chunks.unpack(chunks.read_chunk(torso, i), "torso"),
+                "cam_to_world": tracked["cam_to_world"],
+                "landmarks_px": points,
+                **boxes_from_landmarks68(landmarks68(points, SCHEME), height, width),
+                "expression": np.clip(tracked["expression"], 0, 1),
+                "eye_closed": tracked["eye_closed"],
+                "confidence": tracked["confidence"],
+            })  # fmt: skip
+        writer.add_file("background.png", plate / "background.png")
+        writer.add_file("audio.wav", frames / "audio.wav")
+        for path in sorted(audio.glob("audio_*.npz")):
+            writer.add_file(path.name, path)
+        for path in sorted(qa.glob("*.*")):
+            if path.name != "stage.json":
+                writer.add_file(f"qa/{path.name}", path)

@@ -1,0 +1,156 @@
+"""First look at a clip: is it one person, large enough, and which square of the picture shows the head?"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.face_model import FACE_OVAL
+from preprocess.landmarker import detect
+from preprocess.stages import progress
+from preprocess.workers import ordered
+from tkjax import video
+from tkjax.errors import UserError
+from tkjax.images import resize_area, write_atomic
+
+FPS = 25.0
+EVERY = 12  # frames between two looks: about half a second
+LOOK_PX = 960  # longer side of the pictures that are looked at
+MAX_MISSING = 0.2  # share of frames without a face that is still accepted
+SECOND_SIZE, SECOND_SHARE = 0.45, 0.1  # a second person: this part of the height of the first, in this part of the looks
+HEAD_SHARE = 0.46  # of the crop's side, from chin to forehead
+LARGE_ENOUGH = 0.3  # share of the picture's height at which a nearly square picture is left as it is
+DEFAULT_MAX_PX = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """crop_px (x0, y0, x1, y1) in the source picture, and the size of the picture made of it."""
+
+    crop_px: tuple[int, int, int, int]
+    height: int
+    width: int
+
+    @property
+    def scale(self) -> float:
+        return self.width / (self.crop_px[2] - self.crop_px[0])
+
+    @classmethod
+    def load(cls, folder: Path) -> "Framing":
+        d = json.loads((folder / "framing.json").read_text())
+        return cls(tuple(d["crop_px"]), d["height"], d["width"])
+
+    def save(self, folder: Path) -> None:
+        write_atomic(folder / "framing.json", json.dumps(dataclasses.asdict(self)).encode())
+
+
+def face_height(landmarks: np.ndarray) -> np.ndarray:
+    """Distance from the top of the forehead to the chin [...] of landmarks [...,478,2+]."""
+    return np.linalg.norm(landmarks[..., 10, :2] - landmarks[..., 152, :2], axis=-1)
+
+
+def timestamps(frames: np.ndarray, n: int = 3) -> str:
+    """The first `n` frames as times: '0.48 s, 0.96 s, 1.44 s and 5 more'."""
+    shown = ", ".join(f"{f / FPS:.2f} s" for f in frames[:n])
+    return shown + (f" and {len(frames) - n} more" if len(frames) > n else "")
+
+
+def check_faces(found: np.ndarray, frames: np.ndarray, source: str, max_missing: float = MAX_MISSING) -> None:
+    """UserError when too many of the frames looked at (numbers `frames`, `found` each) have no face."""
+    missing = frames[~found]
+    if len(missing) == len(frames):
+        raise UserError(f"{source} shows no face that the detector finds; expected one frontal face in the whole clip")
+    if len(missing) > max_missing * len(frames):
+        raise UserError(
+            f"{source} has no face in {len(missing)} of {len(frames)} frames looked at, first at {timestamps(missing)}; "
+            f"at most {max_missing:.0%} may lack one, so cut the clip to the part with the face"
+        )
+
+
+def check_second(second: np.ndarray, heights: np.ndarray, frames: np.ndarray, source: str) -> None:
+    """UserError when a second large face is in view too often; heights of the second and first faces in pixels."""
+    two = second > SECOND_SIZE * heights
+    if two.sum() >= max(2, SECOND_SHARE * len(frames)):
+        raise UserError(
+            f"{source} shows two people, first at {timestamps(frames[two])}; crop or cut it so that only one face is in view"
+        )
+
+
+def even(x: float) -> int:
+    return max(2, 2 * round(x / 2))
+
+
+def choose_framing(landmarks: np.ndarray, height: int, width: int, crop: str, size: int) -> Framing:
+    """Crop and output size from landmarks [n,478,2+] of the frames looked at.
+
+    crop 'auto': a square whose side shows the face at HEAD_SHARE of its height (at most the shorter side of the
+    picture), around the middle of the head's positions; a nearly square picture with a large face stays whole.
+    size: longer side of the output; 0 keeps the pixels, shrunk to at most 512.
+    """
+    box = (0, 0, width, height)
+    tall = float(np.median(face_height(landmarks)))
+    square = abs(width - height) <= 0.02 * max(width, height)
+    if crop == "auto" and not (square and tall >= LARGE_ENOUGH * height):
+        oval = landmarks[:, list(FACE_OVAL), :2]
+        low, high = oval.min((0, 1)), oval.max((0, 1))
+        middle = np.median(oval.reshape(-1, 2), 0)
+        side = even(min(max(tall / HEAD_SHARE, 1.3 * float((high - low).max())), height, width))
+        side = min(side, height, width)
+        x0 = int(np.clip(round(middle[0] - side / 2), 0, width - side))
+        y0 = int(np.clip(round(middle[1] - 0.47 * side), 0, height - side))
+        box = (x0, y0, x0 + side, y0 + side)
+    w, h = box[2] - box[0], box[3] - box[1]
+    longest = size or min(max(w, h), DEFAULT_MAX_PX)
+    s = longest / max(w, h)
+    if s == 1:
+        return Framing(box, h, w)
+    return Framing(box, even(h * s), even(w * s))
+
+
+def _looks(path: Path) -> Iterator[tuple[int, np.ndarray, float]]:
+    """(frame number, picture of at most LOOK_PX, how much smaller) every EVERY frames."""
+    for i, rgb in enumerate(video.read_frames_at_fps(path, FPS)):
+        if i % EVERY:
+            continue
+        s = min(1.0, LOOK_PX / max(rgb.shape[:2]))
+        small = rgb if s == 1 else resize_area(rgb, (round(rgb.shape[0] * s), round(rgb.shape[1] * s)))
+        yield i, small, s
+
+
+def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model: Path, crop: str, size: int,
+           min_face: int, executor: Executor) -> None:  # fmt: skip
+    """Stage: look at a frame every half second, refuse what cannot become a dataset, write framing.json."""
+    numbers, scales = [], []
+
+    def items():
+        for i, small, s in _looks(source):
+            numbers.append(i)
+            scales.append(s)
+            yield str(model), [small]
+
+    total = -(-n_frames // EVERY)
+    faces = list(progress(ordered(executor, detect, items()), total, "survey", "looks"))
+    frames = np.array(numbers)
+    found = np.array([bool(f.found[0]) for f in faces])
+    check_faces(found, frames, source.name, 0.35)  # sparse looks: the exact count follows with the landmarks
+    back = 1 / np.array(scales)[found]
+    landmarks = np.stack([f.landmarks[0] for f, ok in zip(faces, found, strict=True) if ok])[..., :2] * back[:, None, None]
+    heights = face_height(landmarks)
+    second = np.array([float(f.second[0]) for f, ok in zip(faces, found, strict=True) if ok]) * back
+    check_second(second, heights, frames[found], source.name)
+    framing = choose_framing(landmarks, *hw, crop, size)
+    tall = float(np.median(heights))
+    if tall < min_face:
+        raise UserError(
+            f"the face in {source.name} is too small, {tall:.0f} pixels from chin to forehead; at least {min_face} are "
+            "needed, so use a closer or larger recording"
+        )
+    if tall * framing.scale < min_face / 2:
+        raise UserError(
+            f"the face would be {tall * framing.scale:.0f} pixels high at --size={max(framing.height, framing.width)}; "
+            f"choose a --size of at least {int(np.ceil(max(framing.height, framing.width) * min_face / 2 / (tall * framing.scale)))}"
+        )
+    framing.save(folder)
