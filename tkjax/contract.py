@@ -428,8 +428,8 @@ class AudioFeatures:
     """A whole clip's feature sequence and how windows are cut from it.
 
     features float32 [n, C]; step k is centred at start_s + k / rate_hz seconds. The window of video frame
-    f holds steps hop·f - left ... hop·f - left + window - 1; `pad` is the number of zero steps that stand
-    before and behind the clip, which fixes the number of windows: (n + 2·pad - window) // hop + 1.
+    f holds steps hop·f - left ... hop·f - left + window - 1, with zeros outside the sequence; ceil(n / hop)
+    frames have one. `pad` is how many zero steps the kind's original cutter puts at either end.
     """
 
     kind: str
@@ -448,7 +448,8 @@ class AudioFeatures:
 
     @property
     def n_windows(self) -> int:
-        return max(0, (len(self.features) + 2 * self.pad - self.window) // self.hop + 1)
+        """Video frames that the sound lasts: ceil(n / hop)."""
+        return -(-len(self.features) // self.hop)
 
     def window_at(self, frame: int) -> np.ndarray:
         """[window, C] of video frame `frame` (any integer), zeros outside the sequence."""
