@@ -48,8 +48,16 @@ def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
+def latest_step(workdir: str | os.PathLike, stage: str) -> int | None:
+    """Step of the newest complete checkpoint of a stage, or None. Only looks: no process waits for another."""
+    path = Path(workdir).absolute() / "checkpoints" / stage
+    return max(ocp.utils.checkpoint_steps(path), default=None) if path.is_dir() else None
+
+
 class Checkpoints:
     """The checkpoints of one stage. Saving is asynchronous; `close` waits for it.
+
+    In a run of several processes all of them construct, save and restore together.
 
     Args:
       workdir: the run's folder.
@@ -64,13 +72,7 @@ class Checkpoints:
         else:
             options = ocp.CheckpointManagerOptions(create=False)
         handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-        self.manager = None
-        if keep is not None or self.path.is_dir():
-            self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
-
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self.manager.latest_step() if self.manager else None
+        self.manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def save(self, step: int, items: Mapping[str, PyTree], meta: Mapping[str, Any]) -> None:
         """Start writing `items` (name -> tree of arrays) and `meta` (json).
@@ -121,13 +123,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when every started save is complete on disk."""
-        if self.manager:
-            self.manager.wait_until_finished()
+        self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish what is being written and release the threads."""
-        if self.manager:
-            self.manager.close()
+        self.manager.close()
 
 
 def load_variables(
@@ -154,14 +154,13 @@ def load_variables(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     for name in [stage] if stage is not None else reversed(names):
-        checkpoints = Checkpoints(workdir, name)
-        step = checkpoints.latest()
+        step = latest_step(workdir, name)
         if step is not None:
+            checkpoints = Checkpoints(workdir, name)
             params = "ema" if ema and (checkpoints.path / str(step) / "ema").is_dir() else "params"
             got = checkpoints.restore(step, {params: like.params, "state": like.state})
             checkpoints.close()
             return Variables(got[params], got["state"]), step
-        checkpoints.close()
     raise UserError(
         f"{Path(workdir) / 'checkpoints'} holds no checkpoint{f' of stage {stage!r}' if stage else ''}; train first"
     )

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, UInt32
 from PIL import Image
@@ -178,7 +179,7 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     # -- how to start, in this order: a stage before one that has a checkpoint is finished, skip it; a stage with
     #    a checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the
     #    stage before left.
-    begun = [has_checkpoint(workdir, name) for name in names]
+    begun = [stands_at(workdir, name) > 0 for name in names]
     trained = None
     for index in range(len(stages)):
         if not any(begun[index + 1 :]):
@@ -193,8 +194,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     run.on_event("stage", {"stage": stage.name, "steps": stage.steps})
 
     # -- where it stands
+    start = stands_at(run.workdir, stage.name)
     checkpoints = Checkpoints(run.workdir, stage.name, config.train.keep_checkpoints)
-    start = checkpoints.latest() or 0
     if run.chief:
         checkpoint.truncate_metrics(metrics_path, [s.name for s in run.stages], stage.name, start)
 
@@ -540,12 +541,9 @@ def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:
     }
 
 
-def has_checkpoint(workdir: Path, stage: str) -> bool:
-    reader = Checkpoints(workdir, stage)
-    try:
-        return reader.latest() is not None
-    finally:
-        reader.close()
+def stands_at(workdir: Path, stage: str) -> int:
+    """Step of the stage's newest checkpoint, 0 without one; what the first process sees counts for all."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(checkpoint.latest_step(workdir, stage) or 0)))
 
 
 def start_from(before: Trained, model: Model, stage: Stage) -> Variables:
@@ -615,7 +613,7 @@ def check_finite(values: Mapping[str, float], stage: str, first: int, last: int,
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         checkpoints.wait()
-        good = checkpoints.latest()
+        good = checkpoint.latest_step(checkpoints.path.parents[1], stage)
         kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint was written before"
         raise UserError(
             f"stage {stage!r}: {', '.join(bad)} became non-finite between steps {first} and {last}; "
