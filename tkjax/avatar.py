@@ -64,13 +64,17 @@ def _json_digest(meta: dict) -> str:
     return _digest(json.dumps({**meta, "digest": ""}, sort_keys=True).encode())
 
 
+def _dump(meta: dict) -> bytes:
+    return (json.dumps(meta, indent=2) + "\n").encode()
+
+
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Uncompressed npz with constant time stamps: equal arrays give equal bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, value in arrays.items():
             member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(value), allow_pickle=False)
+            np.lib.format.write_array(member, np.asarray(value, order="C"), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
     return out.getvalue()
 
@@ -85,9 +89,7 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> dict:
 
 def _torso_png(clip: Any, i: int) -> bytes:
     """The torso of frame i at training size, straight alpha, colours 0 where alpha is 0 (they compress to nothing)."""
-    name = f"{clip.dataset.root}: torso of frame {i}"
-    rgba = images.decode_png(clip.dataset.frame_bytes("torso_bytes", i), name)
-    rgba = images.resize_area(rgba, (clip.height, clip.width))
+    rgba = clip.torso_rgba(i)
     return images.encode_png(np.where(rgba[..., 3:] > 0, rgba, 0).astype(np.uint8))
 
 
@@ -141,7 +143,7 @@ def save(
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
     images.write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
-    images.write_atomic(folder / "avatar.json", (json.dumps(meta, indent=2) + "\n").encode())
+    images.write_atomic(folder / "avatar.json", _dump(meta))
     keep = {f["name"] for f in (files["params"], files["background"], *files["track"])} | {
         "avatar.json",
         "consent.json",
@@ -206,11 +208,12 @@ def _read_meta(folder: Path) -> dict:
     path = folder / "avatar.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no avatar (avatar.json is missing); train one with --mode=fit or --mode=train")
+    raw = path.read_bytes()
     try:
-        meta = json.loads(path.read_bytes())
+        meta = json.loads(raw)
     except ValueError as error:
         raise UserError(f"{path} is damaged (not json); train or copy the avatar again") from error
-    if not isinstance(meta, dict) or meta.get("digest") != _json_digest(meta):
+    if not isinstance(meta, dict) or meta.get("digest") != _json_digest(meta) or raw != _dump(meta):
         raise UserError(f"{path} is damaged (its digest does not match); train or copy the avatar again")
     if meta["format"] != FORMAT:
         raise UserError(f"{path} has format {meta['format']}; this version reads {FORMAT}, so train it again")

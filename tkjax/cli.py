@@ -152,7 +152,7 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
     variables = train.train(resolved, clip, workdir, on_event=on_event)
     if jax.process_index() == 0:
         last = base.load(resolved.system)(resolved, clip.info).stages()[-1]
-        audio = avatar.audio_spec(clip.dataset.audio_features(resolved.data.audio_kind))
+        audio = avatar.audio_spec(clip.audio)
         name = avatar.save(workdir / "avatar", resolved, variables, last.steps, clip, audio, consent)
         print(f"avatar {name}: {workdir / 'avatar'}", flush=True)
     return clip

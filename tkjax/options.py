@@ -87,8 +87,8 @@ class Flag:
 
     kind: str
     about: str
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
     choices: tuple[str, ...] = ()
 
 

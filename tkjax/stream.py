@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
 from tkjax import __version__, audio, avatar, child, contract, drive, images
+from tkjax.data import over
 from tkjax.errors import UserError
 from tkjax.models.base import Model
 from tkjax.render.image import final_clock, picture, render_image
@@ -60,10 +61,14 @@ def start(spec: Spec) -> Carry:
     return Carry(0, 0, np.zeros((0, spec.channels), np.float32))
 
 
-def window(spec: Spec, carry: Carry, frame: int) -> Float[np.ndarray, "T C"]:
-    """The window of one frame: steps hop·frame - left … + window - 1, zeros outside; all zeros outside the sound."""
+def window(spec: Spec, carry: Carry, frame: int, end: int | None) -> Float[np.ndarray, "T C"]:
+    """The window of one frame: steps hop·frame - left … + window - 1, zeros outside the sound.
+
+    end: number of the sound's steps, None while it goes on. As in training, a window before the first frame
+    or behind the last (ceil(end / hop) of them) is all zeros.
+    """
     out = np.zeros((spec.window, spec.channels), np.float32)
-    if 0 <= frame < spec.n_frames:
+    if frame >= 0 and (end is None or spec.hop * frame < end):
         first = spec.hop * frame - spec.left - carry.first_row
         a, b = max(first, 0), min(first + spec.window, len(carry.rows))
         if a < b:
@@ -84,10 +89,10 @@ def advance(
     behind, ahead = spec.neighbours // 2, spec.neighbours - spec.neighbours // 2 - 1
     have, out, frame, lips = carry.first_row + len(carry.rows), [], carry.frame, carry.lips
     while frame < spec.n_frames:
-        last = min(frame + ahead, spec.n_frames - 1)
-        if not ended and spec.hop * last - spec.left + spec.window > have:
+        if not ended and spec.hop * (frame + ahead) + max(spec.window - spec.left, 1) > have:
             break
-        windows = np.stack([window(spec, carry, j) for j in range(frame - behind, frame + ahead + 1)])
+        around = range(frame - behind, frame + ahead + 1)
+        windows = np.stack([window(spec, carry, j, have if ended else None) for j in around])
         if spec.smooth_lips:
             lips = windows if lips is None else KEEP_LIPS * lips + (1 - KEEP_LIPS) * windows
             windows = lips
@@ -121,12 +126,6 @@ def draw(
     return np.asarray(jnp.rint(rgb * 255).astype(jnp.uint8))
 
 
-def over_plate(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """A straight-alpha picture over another, rounded to nearest."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.rint(rgba[..., :3] * alpha + plate * (1 - alpha)).astype(np.uint8)
-
-
 def frames(
     subject: avatar.Avatar, plan: drive.Drive, spec: Spec, feature_chunks: Iterable[np.ndarray]
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -139,7 +138,7 @@ def frames(
     intrinsics = jnp.asarray(plan.intrinsics, jnp.float32)[None]
     for i, audio_windows in enumerate(windows(spec, feature_chunks)):
         k = plan.track_frame(i)
-        behind = over_plate(subject.torso(k), plan.plate) if given_torso else plan.plate
+        behind = over(subject.torso(k), plan.plate) if given_torso else plan.plate
         batch = Batch(
             frame=jnp.asarray([subject.meta["first_frame"] + k], jnp.int32),
             cam_to_world=jnp.asarray(plan.pose(i), jnp.float32)[None],
