@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -34,7 +35,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, UInt32
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tkjax import checkpoint
@@ -258,7 +258,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     board = rows = None
     if run.chief:
         checkpoint.write_run(run.workdir, run.record)
-        board = SummaryWriter(str(run.workdir / "tensorboard" / stage.name), purge_step=start + 1)
+        board = open_board(run.workdir / "tensorboard" / stage.name, start)
         rows = open(metrics_path, "a")
     bar = tqdm(desc=stage.name, total=stage.steps, initial=start, disable=not run.chief, unit="step", mininterval=0.5)
 
@@ -621,7 +621,24 @@ def check_finite(values: Mapping[str, float], stage: str, first: int, last: int,
         )
 
 
-def write_row(rows: io.TextIOBase, board: SummaryWriter, row: Mapping[str, Any]) -> None:
+def open_board(folder: Path, start: int):
+    """A tensorboardX writer; what the folder holds after step `start` is superseded.
+
+    tensorboardX imports torch where that is installed. Here it is told that it is not: jax and torch never
+    meet in one process.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def write_row(rows: io.TextIOBase, board, row: Mapping[str, Any]) -> None:
     """One row to metrics.jsonl and TensorBoard."""
     rows.write(json.dumps(row) + "\n")
     rows.flush()

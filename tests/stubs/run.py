@@ -35,6 +35,7 @@ def main(workdir, system="ad_nerf", steps=20, frames=0, devices=0, delay_s=0.0, 
     clip = SlowClip()
     clip.delay_s = delay_s
     variables = train(config, clip, workdir, on_event=lambda name, facts: print(json.dumps([name, facts]), flush=True))
+    assert "torch" not in sys.modules, "jax and torch never meet in one process"
     flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(variables)]
     print(json.dumps(["result", np.concatenate(flat).tolist()]), flush=True)
 
