@@ -6,7 +6,7 @@ Exit code 0 on success, 2 with one line for anything that the user can mend, 1 f
 import errno
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tkjax import environment, options
 from tkjax.errors import UserError
@@ -37,6 +37,7 @@ def parse(argv: list[str]) -> options.Options:
 
 def main(opts: options.Options) -> None:
     environment.prepare()
+    logging.set_verbosity(logging.WARNING)  # libraries that log every file they write
     try:
         from tkjax import cli  # only now: it brings jax
 
