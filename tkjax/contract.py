@@ -27,7 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -339,7 +339,7 @@ class _Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(file: io.BufferedIOBase, arrays: Mapping[str, np.ndarray | np.generic]) -> None:
     """Uncompressed npz with the same bytes for the same arrays: sorted members, fixed dates, C order."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as z:
         for name in sorted(arrays):
@@ -351,7 +351,7 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(f, a, version=(1, 0), allow_pickle=False)
 
 
-def _npz_index(file: BinaryIO, where: Any) -> dict[str, _Entry]:
+def _npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, _Entry]:
     """Members of an uncompressed npz, from its directory and the npy headers, without reading the data."""
     total = file.seek(0, io.SEEK_END)
     try:
@@ -397,7 +397,7 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:80].rstrip(".") or type(error).__name__
 
 
-def _read_entry(file: BinaryIO, entry: _Entry, where: Any, name: str, check: bool = False) -> np.ndarray:
+def _read_entry(file: io.BufferedIOBase, entry: _Entry, where: Any, name: str, check: bool = False) -> np.ndarray:
     file.seek(entry.start)
     data = file.read(entry.size)
     if len(data) != entry.size:
@@ -507,8 +507,8 @@ def save_audio_features(
     path: str | Path,
     kind: str,
     features: np.ndarray,
-    rate_hz: float,
-    start_s: float,
+    rate_hz: float | int,
+    start_s: float | int,
     extractor: str,
     window: int,
     hop: int,
@@ -650,7 +650,6 @@ def _check_manifest(m: dict[str, Any], where: Any) -> None:
     good = isinstance(c, dict) and set(c) == {"fx", "fy", "cx", "cy"} and all(map(_is_number, c.values()))
     require("camera", good and c["fx"] > 0 and c["fy"] > 0, "finite fx, fy, cx, cy in pixels with positive fx, fy")
     require("conventions", m["conventions"] == CONVENTIONS, f"the conventions of version {VERSION}")
-    _check_split(m["split"], m["n_frames"], where)
     require(
         "landmark_scheme",
         isinstance(m["landmark_scheme"], str) and m["landmark_scheme"] in LANDMARK_SCHEMES,
@@ -676,6 +675,7 @@ def _check_manifest(m: dict[str, Any], where: Any) -> None:
     kinds = {name[6:-4] for name in files if name.startswith("audio_")}
     require("audio", set(m["audio"]) == kinds, f"one entry for each audio_<kind>.npz, {sorted(kinds)}")
     _check_shards(m, where)
+    _check_split(m["split"], m["n_frames"], where)
     _check_members(m["members"], where, m)
 
 
@@ -824,7 +824,7 @@ class Dataset:
         aside = self.root / _ASIDE / _aside_name(name, self.manifest["files"][name])
         return aside if aside.exists() else self.root / name
 
-    def _open(self, name: str) -> BinaryIO:
+    def _open(self, name: str) -> io.BufferedIOBase:
         for last in (False, True):
             path = self.path(name)
             try:
@@ -891,7 +891,7 @@ class Dataset:
         _check_values(where, arrays, self._layout, shard["first"])
         return arrays["expression"]
 
-    def _index(self, k: int, file: BinaryIO | None = None) -> dict[str, _Entry]:
+    def _index(self, k: int, file: io.BufferedIOBase | None = None) -> dict[str, _Entry]:
         """Members of shard k with dtype and shape checked; kept, a few kB a shard."""
         if self._shards[k] is not None:
             return self._shards[k]
@@ -1019,7 +1019,7 @@ def _aside_name(name: str, sha: str) -> str:
     return f"{sha[:16]}-{name.replace('/', '%')}"
 
 
-def _fsync(file: BinaryIO) -> None:
+def _fsync(file: io.BufferedIOBase) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -1066,14 +1066,14 @@ class DatasetWriter:
         subject: str,
         height: int,
         width: int,
-        camera: Mapping[str, float],
+        camera: Mapping[str, Any],
         landmark_scheme: str,
         expression_names: Sequence[str],
         source: Mapping[str, Any],
         tools: Mapping[str, Any],
         licences: Mapping[str, Any] | None = None,
-        fps: float = FPS,
-        split: int | Mapping[str, Sequence[int]] | None = None,
+        fps: float | int = FPS,
+        split: Any = None,
         extra_members: Mapping[str, tuple[Any, Sequence[int]]] | None = None,
     ):
         self.root = Path(root)
@@ -1337,8 +1337,10 @@ class DatasetWriter:
         except BaseException:
             self._abandon()
             raise
-        shutil.rmtree(self.root / _STAGING)
-        self._unlock()
+        try:
+            shutil.rmtree(self.root / _STAGING)
+        finally:
+            self._unlock()
         return self.manifest
 
     def _manifest(self) -> dict[str, Any]:
