@@ -154,7 +154,7 @@ def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> It
             yield _rgb(frame)
 
 
-def read_frames_at_fps(path: str | Path, fps: float = 25) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def read_frames_at_fps(path: str | Path, fps: float | int | Fraction = 25) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Constant rate by timestamps: frame k is the one on show k / fps seconds after the first appeared.
 
     Frames of the file are repeated or left out as needed; the last is held for its own length. `read_audio`
@@ -195,7 +195,7 @@ class VideoWriter:
         path: str | Path,
         height: int,
         width: int,
-        fps: float = 25,
+        fps: float | int | Fraction = 25,
         audio: str | Path | np.ndarray | Iterable[Float[np.ndarray, " n"]] | None = None,
         metadata: Mapping[str, str] | None = None,
         crf: int = 18,
