@@ -80,6 +80,8 @@ def load_encoder(kind: str, where: str) -> Encoder:
     torch.set_num_threads(THREADS)
     local = Path(where).expanduser()
     name = str(local) if local.exists() else where
+    if not local.exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
+        raise UserError(f"{kind} checkpoint {where} does not exist; give a local folder or a hub name such as owner/model")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         family = {"wav2vec2": "wav2vec2", "hubert": "hubert"}[kind]

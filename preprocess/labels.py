@@ -68,20 +68,56 @@ def decide(posterior: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
     h, w = posterior.shape[1:]
     oval = segment.oval_mask(landmarks_px, h, w)
     u, v = segment.head_coordinates(landmarks_px, h, w)
-    person = fill_holes(largest((posterior[segment.BACKGROUND] < 0.5) | oval, oval), h * w // 100)
+    half = max(float(np.linalg.norm(landmarks_px[10] - landmarks_px[152])) / 2, 1.0)  # half the height of the face
+    likely = (posterior[segment.BACKGROUND] < 0.5) | oval
+    person = largest(likely, oval) | _from_below(likely & (v < -1), h * w // 200)
+    person = fill_holes(_fill_down(_close(person, v < -1.1, 0.16 * half), v < -1.15, round(0.6 * half)), h * w // 100)
     kind = posterior[1:].argmax(0) + 1
-    above_jaw = v > -0.55
-    head = person & (oval | (kind == segment.HAIR) | above_jaw)
-    cloth = person & ~head & ((kind == segment.CLOTH) | (np.abs(u) > 1.35) | (v < -3.2))
-    neck = person & ~head & ~cloth
-    # Hair that hangs down stays with the head only where it is connected to it; specks go to what surrounds them.
+    head = person & (oval | (kind == segment.HAIR) | (v > -0.55))
+    # Below the jaw only locks of some width are hair; thin lines there are edges of clothes or shadows.
+    lock = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(0.07 * half) + 1,) * 2)
+    head &= (v > -0.7) | oval | (cv2.morphologyEx(head.astype(np.uint8), cv2.MORPH_OPEN, lock) > 0)
     head = fill_holes(largest(head, oval), h * w // 400)
-    label = np.where(head, LABEL_HEAD, np.where(cloth | (person & ~neck), LABEL_TORSO, LABEL_NECK))
-    label = np.where(person, label, LABEL_BACKGROUND).astype(np.uint8)
-    return _steady_parts(label, oval)
+    cloth = (kind == segment.CLOTH) | (np.abs(u) > 1.35) | (v < -3.2)
+    label = np.where(head, LABEL_HEAD, np.where(cloth, LABEL_TORSO, LABEL_NECK))
+    return _steady_parts(np.where(person, label, LABEL_BACKGROUND).astype(np.uint8))
 
 
-def _steady_parts(label: np.ndarray, oval: np.ndarray) -> np.ndarray:
+def _close(mask: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray:
+    """Close notches of bool [H,W] narrower than twice `radius` where `where`; the picture goes on beyond its borders."""
+    r = max(1, round(radius))
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), r, r, r, r, cv2.BORDER_REPLICATE)
+    distance = cv2.distanceTransform(1 - padded, cv2.DIST_L2, 3)
+    grown = (distance <= r).astype(np.uint8)
+    closed = cv2.distanceTransform(grown, cv2.DIST_L2, 3) > r
+    return mask | (closed[r:-r, r:-r] & where)
+
+
+def _from_below(mask: np.ndarray, least: int) -> np.ndarray:
+    """Components of bool [H,W] with at least `least` pixels that reach the lower border."""
+    n, component, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = (stats[:, 4] >= least) & (stats[:, 1] + stats[:, 3] == mask.shape[0])
+    keep[0] = False
+    return keep[component]
+
+
+def _fill_down(person: np.ndarray, where: np.ndarray, most: int) -> np.ndarray:
+    """Below a pixel of the person, close gaps of at most `most` rows down to the next one or to the lower border."""
+    out = person.copy()
+    h = len(person)
+    gap = np.full(person.shape[1], h)  # rows since the person was last seen, in each column
+    gaps = np.empty(person.shape, np.int32)
+    for y in range(h):
+        gap = np.where(person[y], 0, np.minimum(gap + 1, h))
+        gaps[y] = gap
+    length = np.zeros(person.shape[1], np.int32)  # of the gap that a pixel lies in
+    for y in range(h - 1, -1, -1):
+        length = np.where(person[y], 0, np.where((y == h - 1) | (length == 0), gaps[y], length))
+        out[y] |= where[y] & (length > 0) & (length <= most)
+    return out
+
+
+def _steady_parts(label: np.ndarray) -> np.ndarray:
     """Small islands of neck or torso take the label of most of their surroundings."""
     out = label.copy()
     for part in (LABEL_NECK, LABEL_TORSO):

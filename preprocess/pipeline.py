@@ -155,6 +155,15 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
     n = normalise.frame_count(frames.path)
     say(f"normalise: {n} frames of {w}x{h}, crop {framing.crop_px}")
 
+    wav = frames.path / "audio.wav"
+    sound = stages.run(
+        "audio",
+        lambda out: audio_features.audio_stage(out, wav, kinds),
+        {"kinds": kinds},
+        {"wav": sha256_file(wav)},
+        [audio_features, audio],
+    )
+
     found = stages.run(
         "landmarks",
         lambda out: landmarks.landmarks(out, frames.path, n, model, path.name, executor),
@@ -189,14 +198,6 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
         {},
         {"frames": frames.digest, "labels": labelled.digest},
         [torso, chunks],
-    )
-    wav = frames.path / "audio.wav"
-    sound = stages.run(
-        "audio",
-        lambda out: audio_features.audio_stage(out, wav, kinds),
-        {"kinds": kinds},
-        {"wav": sha256_file(wav)},
-        [audio_features, audio],
     )
     looks = stages.run(
         "qa",

@@ -2,7 +2,8 @@
 
 Per pixel the colour comes from the sampled frame in which the nearest pixel of the person is farthest away, if that
 is more than 5 pixels (at 512; scaled with the size); where no frame is that clear, the colour is taken from the
-nearest pixel that is filled. Only the best distance and the colour so far are held.
+nearest pixel that is filled, and smoothed more the deeper it lies in what was never seen (the copies would show as
+rays around the head). Only the best distance and the colour so far are held.
 """
 
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ def plate_from(frames: Iterable[tuple[np.ndarray, np.ndarray]], clear_px: float)
     if plate is None or not (best > clear_px).any():
         raise ValueError("no pixel of the background is ever clear of the person")
     filled = best > clear_px
-    return fill_nearest(plate, filled), filled
+    return soften(fill_nearest(plate, filled), filled), filled
 
 
 def fill_nearest(plate: np.ndarray, filled: np.ndarray) -> np.ndarray:
@@ -49,6 +50,18 @@ def fill_nearest(plate: np.ndarray, filled: np.ndarray) -> np.ndarray:
     out = colour[label]
     out[filled] = plate[filled]
     return out
+
+
+def soften(plate: np.ndarray, filled: np.ndarray) -> np.ndarray:
+    """Blur the pixels that no frame showed, by a width that grows with their depth; the others stay."""
+    depth = cv2.distanceTransform((~filled).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    result = plate.astype(np.float32)
+    for sigma in (2.0, 6.0, 18.0):
+        sigma *= max(filled.shape) / 512
+        blurred = cv2.GaussianBlur(result, (0, 0), sigma)
+        share = np.clip(depth / (2 * sigma), 0, 1)[..., None]
+        result = result * (1 - share) + blurred * share
+    return np.where(filled[..., None], plate, np.round(result)).astype(np.uint8)
 
 
 def sample_frames(n_frames: int, samples: int = SAMPLES) -> list[int]:

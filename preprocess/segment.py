@@ -1,9 +1,11 @@
 """Background, hair, skin and clothes of a portrait clip, without a trained network.
 
-Every pixel has a posterior over the four classes: P(k | colour c, place x) ~ h_k(c) pi_k(x), where
+Every pixel has a posterior over the four classes: P(k | colour c, steadiness s, place x) ~ h_k(c) g_k(s) pi_k(x), where
 - pi_k(x) is where class k lies, in coordinates of the head (u across, in half widths of the face; v up, in half
   heights, +1 at the top of the forehead, -1 at the chin), begun from anatomy and refined by the clip itself;
 - h_k(c) are smoothed colour histograms of the clip, learnt by expectation maximisation on sampled frames;
+- g_k(s) are histograms, learnt with them, of how steady a pixel is: s is the share of the sampled frames that show
+  about the same colour there. Background stays, hair and face move; where nothing moves this says nothing;
 - for the background, where the person uncovers it, h_0 also knows the colour of the plate at that pixel.
 Where colours cannot tell (a dark shoulder before a dark wall) place decides. Posteriors are made to follow the
 picture's edges by a guided filter whose coefficients are applied at full size, and are smoothed over neighbouring
@@ -24,15 +26,20 @@ BINS = 256 >> SHIFT
 ROUNDS = 5
 PLATE_SIGMA = 7.0  # levels: how far a background pixel strays from the plate
 GRID = 64  # cells of the learnt place prior per axis
+STEADY = 9  # levels of steadiness
+STEADY_LEVELS = 12.0  # colours closer than this are the same
+TEMPER = 0.8  # neighbouring pixels repeat each other: likelihoods count this much
 SPAN_U, SPAN_V = 3.0, (-4.0, 3.0)  # its reach in head coordinates
 
 
 @dataclasses.dataclass(frozen=True)
 class Colours:
-    """log_hist [4,BINS,BINS,BINS] log densities; place [4,GRID,GRID] mean posteriors over head coordinates and
+    """log_hist [4,BINS^3] log densities; log_steady [4,STEADY] of the steadiness, samples [m,h,w,3] to measure it by; place [4,GRID,GRID] mean posteriors over head coordinates and
     seen [GRID,GRID] how many pixels made them; plate [h,w,3] and plate_known [h,w] at work size."""
 
     log_hist: np.ndarray
+    log_steady: np.ndarray
+    samples: np.ndarray
     place: np.ndarray
     seen: np.ndarray
     plate: np.ndarray
@@ -90,9 +97,22 @@ def oval_mask(landmarks_px: np.ndarray, height: int, width: int) -> np.ndarray:
     return out > 0
 
 
+_DARK = np.round(255 * (np.arange(256) / 255) ** 0.6).astype(np.uint8)  # finer bins for dark colours
+
+
 def _bins(rgb: np.ndarray) -> np.ndarray:
-    b = (rgb >> SHIFT).astype(np.int32)
+    b = (_DARK[rgb] >> SHIFT).astype(np.int32)
     return (b[..., 0] * BINS + b[..., 1]) * BINS + b[..., 2]
+
+
+def steadiness(picture: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """int [h,w] in 0..STEADY-1: how many of the samples [m,h,w,3] show about the picture's colour at a pixel."""
+    same = np.zeros(picture.shape[:2], np.uint8)
+    for other in samples:
+        red, green, blue = cv2.split(cv2.absdiff(picture, other))
+        difference = cv2.blur(cv2.max(cv2.max(red, green), blue), (3, 3))
+        same += (difference < STEADY_LEVELS).view(np.uint8)
+    return np.minimum(same.astype(np.int32) * STEADY // len(samples), STEADY - 1)
 
 
 def _histograms(samples, posteriors) -> np.ndarray:
@@ -127,16 +147,28 @@ def _place_prior(start: np.ndarray, u, v, place, seen) -> np.ndarray:
     return start * (1 - trust) + np.clip(np.stack(look[:4]), 0.01, 1) * trust
 
 
-def _posterior(bins, prior, log_hist, rgb=None, plate=None, known=None) -> np.ndarray:
-    """P(k | c, x) [4,h,w]; with a plate, the background's density is a mixture of histogram and plate colour."""
-    log = log_hist[:, bins]
-    if plate is not None:
-        far = ((rgb.astype(np.float32) - plate) ** 2).sum(-1) / PLATE_SIGMA**2
-        near = np.exp(-0.5 * np.minimum(far, 60)) * (2 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * PLATE_SIGMA**3) / BINS**0
-        bin_density = np.exp(log[0])
-        log = log.copy()
-        log[0] = np.where(known, np.log(0.15 * bin_density + 0.85 * near * 1.0 / 8 + 1e-9), log[0])
-    log = 0.8 * log + np.log(prior)
+def _steady_histograms(steady, posteriors) -> np.ndarray:
+    """Log likelihoods [4,STEADY] of steadiness by class. Clothes may be as steady as a wall: they never lose by that."""
+    count = np.zeros((4, STEADY))
+    for s, post in zip(steady, posteriors, strict=True):
+        for k in range(4):
+            count[k] += np.bincount(s.ravel(), post[k].ravel(), STEADY)
+    p = count / np.maximum(count.sum(1, keepdims=True), 1)
+    p[CLOTH] = np.maximum(p[CLOTH], p[BACKGROUND])
+    return np.log(0.9 * p + 0.1 / STEADY).astype(np.float32)
+
+
+def _posterior(picture, bins, steady, prior, log_hist, log_steady, plate, known) -> np.ndarray:
+    """P(k | c, s, x) [4,h,w]; where the plate is known, the background's density is a mixture of histogram and plate."""
+    log = log_hist[:, bins] + log_steady[:, steady]
+    if known.any():
+        far = ((picture.astype(np.float32) - plate) ** 2).sum(-1) / PLATE_SIGMA**2
+        # Gaussian around the plate's colour, as a mass per histogram bin of 8^3 levels
+        near = np.exp(-0.5 * np.minimum(far, 60)) * (1 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * PLATE_SIGMA**3)
+        background = log_hist[0][bins]
+        mixed = np.log(0.15 * np.exp(background) + 0.85 * near + 1e-9)
+        log[0] += np.where(known, mixed - background, 0)
+    log = TEMPER * log + np.log(prior)
     log -= log.max(0)
     p = np.exp(log)
     return p / p.sum(0)
@@ -170,19 +202,20 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
     h, w = pictures[0].shape[:2]
     coords = [head_coordinates(lm, h, w) for lm in landmarks]
     starts = [anatomy(u, v, oval_mask(lm, h, w)) for (u, v), lm in zip(coords, landmarks, strict=True)]
+    samples = np.stack(pictures)
     bins = [_bins(p) for p in pictures]
+    steady = [steadiness(p, samples) for p in pictures]
     grey = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255 for p in pictures]
     cells = [_cells(u, v) for u, v in coords]
+    seen = sum(np.bincount(c.ravel(), minlength=GRID**2) for c in cells).reshape(GRID, GRID).astype(np.float32)
     posteriors, priors = starts, starts
-    place, seen = np.zeros((4, GRID, GRID), np.float32), np.zeros((GRID, GRID), np.float32)
     plate, known = np.zeros((h, w, 3), np.float32), np.zeros((h, w), bool)
     for round_ in range(ROUNDS):
-        log_hist = _histograms(bins, posteriors)
+        log_hist, log_steady = _histograms(bins, posteriors), _steady_histograms(steady, posteriors)
         posteriors = [
-            np.clip(guided(_posterior(b, pr, log_hist, p, plate, known), g), 1e-3, 1)
-            for b, pr, p, g in zip(bins, priors, pictures, grey, strict=True)
+            np.clip(guided(_posterior(p, b, s, pr, log_hist, log_steady, plate, known), g), 1e-3, 1)
+            for p, b, s, pr, g in zip(pictures, bins, steady, priors, grey, strict=True)
         ]
-        seen = sum(np.bincount(c.ravel(), minlength=GRID**2) for c in cells).reshape(GRID, GRID).astype(np.float32)
         place = np.stack([
             sum(np.bincount(c.ravel(), p[k].ravel(), GRID**2) for c, p in zip(cells, posteriors, strict=True)).reshape(GRID, GRID)
             for k in range(4)
@@ -190,7 +223,7 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
         priors = [_place_prior(s, u, v, place, seen) for s, (u, v) in zip(starts, coords, strict=True)]
         if round_ >= 1:
             plate, known = _plate(pictures, posteriors)
-    return Colours(log_hist, place, seen, plate, known)
+    return Colours(log_hist, log_steady, samples, place, seen, plate, known)
 
 
 def _plate(pictures, posteriors) -> tuple[np.ndarray, np.ndarray]:
@@ -208,4 +241,5 @@ def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -
     h, w = picture.shape[:2]
     u, v = head_coordinates(landmarks_px, h, w)
     prior = _place_prior(anatomy(u, v, oval_mask(landmarks_px, h, w)), u, v, colours.place, colours.seen)
-    return _posterior(_bins(picture), prior, colours.log_hist, picture, colours.plate, colours.plate_known)
+    steady = steadiness(picture, colours.samples)
+    return _posterior(picture, _bins(picture), steady, prior, colours.log_hist, colours.log_steady, colours.plate, colours.plate_known)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tkjax.errors import UserError
 from tkjax.images import write_atomic
 
 RECORD = "stage.json"
@@ -87,8 +88,11 @@ class Stages:
         self._lock = None
 
     def __enter__(self) -> "Stages":
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.root / ".lock", "w")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.root / ".lock", "w")
+        except OSError as e:
+            raise UserError(f"{self.root}: {e.strerror or e}; give a --workdir that can be written") from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -41,6 +41,7 @@ def pool(log: Path) -> Iterator[ProcessPoolExecutor]:
     executor = ProcessPoolExecutor(N_WORKERS, context, _start, (str(log),))
     try:
         yield executor
+        executor.shutdown()
     except BrokenProcessPool as e:
         tail = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
         raise RuntimeError(f"a worker process died ({' '.join(tail) or 'no message'}); was memory short?") from e
