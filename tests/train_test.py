@@ -174,7 +174,7 @@ def test_metrics_have_a_row_per_interval_with_the_speed_and_all_terms(finished):
 
 
 def test_previews_show_truth_and_picture_side_by_side(finished):
-    _, workdir, _, events, _ = finished
+    _, workdir, *_ = finished
     names = sorted(p.name for p in (workdir / "previews").iterdir())
     assert names == [f"{stage}-00000{n}.jpg" for stage in ("head", "torso") for n in (10, 20)]
     picture = np.asarray(Image.open(workdir / "previews" / names[0]))

@@ -112,7 +112,9 @@ class Run:
 
     @property
     def train_frames(self) -> np.ndarray:
-        return np.arange(*self.clip.train_range)
+        """Frames of the training split whose face was found."""
+        frames = np.arange(*self.clip.train_range)
+        return frames[np.asarray(self.clip.confidence)[frames] > 0]
 
     def say(self, text: str) -> None:
         if self.chief:
@@ -150,7 +152,8 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
 
     Args:
       config: the whole resolved config.
-      clip: `tkjax.data.Clip`, or anything with its info, train_range, cam_to_world, intrinsics, batch, frame_batch.
+      clip: `tkjax.data.Clip`, or anything with its info, digest, train_range, confidence, cam_to_world,
+        intrinsics, batch and frame_batch.
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and previews/. A run that is there is continued.
       on_event: called with (name, facts): `stage`, `compile`, `row`, `checkpoint`, `preview`, `finished`.
 
@@ -175,6 +178,8 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     record = run_record(config, clip, n_frames)
     checkpoint.check_run(workdir, record)
     run = Run(config, clip, workdir, model, stages, mesh, n_frames, record, on_event or (lambda name, facts: None))
+    if not len(run.train_frames):
+        raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
 
     # -- how to start, in this order: a stage before one that has a checkpoint is finished, skip it; a stage with
     #    a checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the
@@ -243,13 +248,12 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         run.say(f"stage {stage.name}: continues after step {start} of {stage.steps}")
 
     # -- compile: one executable for each sampler
-    began = time.perf_counter()
     steps = {}
     for sampler, batch in first.items():
         train_step = make_step(model, stage, tx, is_trained, run.mesh, run.n_frames // run.mesh.size)
-        began_one = time.perf_counter()
+        began = time.perf_counter()
         steps[sampler] = train_step.lower(state, shard(batch, run.sharded, run.n_frames)).compile()
-        took = time.perf_counter() - began_one
+        took = time.perf_counter() - began
         run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
         run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
     run.say(memory_estimate(stage.name, state, steps))
@@ -264,7 +268,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
     # -- loop
     batches = prefetch(load_batch, range(start, stage.steps))
-    checked, last_step, last_time, rays = start, start, time.perf_counter(), 0
+    began = last_time = time.perf_counter()
+    checked, last_step, rays = start, start, 0
     try:
         for done, batch in zip(range(start + 1, stage.steps + 1), batches, strict=True):
             sampler = sampler_of(stage, done - 1)
@@ -483,7 +488,7 @@ def sampler_of(stage: Stage, step: int) -> str:
 
 
 def make_loader(run: Run, stage: Stage, index: int) -> Callable[[int], Batch]:
-    """load(step) -> this process's part of the global batch, as numpy arrays."""
+    """load(step) -> this process's part of the global batch."""
     seed, train_frames = run.config.seed, run.train_frames
     owned = run.sharded.addressable_devices_indices_map((run.n_frames,)).values()
     slots = sorted(k for (piece,) in owned for k in range(run.n_frames)[piece])
@@ -491,8 +496,7 @@ def make_loader(run: Run, stage: Stage, index: int) -> Callable[[int], Batch]:
     def load_batch(step: int) -> Batch:
         frames = frames_of_step(train_frames, seed, index, step, run.n_frames)[slots]
         keys = [np.random.default_rng([seed, index, step, slot, 1]) for slot in slots]
-        batch = run.clip.batch(frames, keys, sampler_of(stage, step), stage.rays, stage.patch, stage.background)
-        return jax.tree.map(np.asarray, batch)
+        return run.clip.batch(frames, keys, sampler_of(stage, step), stage.rays, stage.patch, stage.background)
 
     return load_batch
 
@@ -510,8 +514,15 @@ def prefetch(make: Callable[[int], Batch], steps: Sequence[int]) -> Iterator[Bat
 
 
 def shard(batch: Batch, sharding: NamedSharding, n_frames: int) -> Batch:
-    """Local numpy frames of every process -> one global array on the devices."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, (n_frames, *x.shape[1:])), batch)
+    """Local frames of every process -> one global array on the devices. What a lone process already holds on a
+    device does not pass through the host."""
+
+    def place(x):
+        if isinstance(x, jax.Array) and jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x), (n_frames, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)
 
 
 def replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
@@ -534,7 +545,9 @@ def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "config": resolved,
-        "data": checkpoint.as_json({"info": clip.info.to_json(), "train_range": list(map(int, clip.train_range))}),
+        "data": checkpoint.as_json(
+            {"digest": clip.digest, "info": clip.info.to_json(), "train_range": list(map(int, clip.train_range))}
+        ),
         "threads": checkpoint.n_threads(),
         "devices": [d.device_kind for d in jax.devices()],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},

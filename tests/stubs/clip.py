@@ -1,10 +1,16 @@
 """A clip in memory with the interface of `tkjax.data.Clip`: smooth pictures of a blob that moves and speaks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from tkjax.types import Batch, SubjectInfo
 
 LABEL_BACKGROUND, LABEL_HEAD, LABEL_TORSO = 0, 1, 3
+
+
+def u8(picture):
+    return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
 class FakeClip:
@@ -39,16 +45,16 @@ class FakeClip:
 
         # pictures
         y, x = (np.mgrid[:h, :w] + 0.5) / np.array([h, w])[:, None, None]
-        self.plate = np.stack([0.3 + 0.2 * x, 0.5 + 0.2 * y, 0.6 - 0.2 * x], -1)
+        plate = np.stack([0.3 + 0.2 * x, 0.5 + 0.2 * y, 0.6 - 0.2 * x], -1)
         torso = y > 0.8
-        body = np.where(torso[..., None], [0.2, 0.2, 0.5], self.plate)
-        self._background = {"plate": self.plate, "torso": body}
+        body = np.where(torso[..., None], [0.2, 0.2, 0.5], plate)
+        self._background = {"plate": u8(plate), "torso": u8(body)}
         cx, cy, radius = 0.5 - 0.5 * yaw, np.full(n, 0.45), 0.28
         distance = np.hypot(x - cx[:, None, None], (y - cy[:, None, None]) / 1.2)
         skin = 1 / (1 + np.exp((distance - radius) * 40))[..., None]
         lips = np.hypot(x - cx[:, None, None], (y - 0.57) * 2) < 0.04 + 0.06 * self.mouth[:, None, None]
         tone = np.where(lips[..., None], [0.35, 0.1, 0.1], np.array([0.85, 0.65, 0.5]) * (1.1 - 0.4 * y[..., None]))
-        self._target = (skin * tone + (1 - skin) * body).astype(np.float32)
+        self._target = u8(skin * tone + (1 - skin) * body)
         self._label = np.where(skin[..., 0] > 0.5, LABEL_HEAD, np.where(torso, LABEL_TORSO, 0)).astype(np.uint8)
         edges = np.stack([(cx - radius) * w, (cy - 0.3) * h, (cx + radius) * w, (cy + 0.3) * h], -1)
         lip_edges = np.stack([(cx - 0.12) * w, 0.45 * h + 0 * cx, (cx + 0.12) * w, 0.69 * h + 0 * cx], -1)
@@ -57,6 +63,16 @@ class FakeClip:
             "face_box_px": np.clip(np.round(edges), 0, limit).astype(np.int32),
             "lips_box_px": np.clip(np.round(lip_edges), 0, limit).astype(np.int32),
         }
+
+        # what the evaluator asks for besides
+        self.fps, self.plate = 25.0, self._background["plate"]
+        self.dataset = SimpleNamespace(manifest={"files": {}})
+
+    def target(self, i: int) -> np.ndarray:
+        return self._target[i]
+
+    def background(self, i: int, kind: str = "torso") -> np.ndarray:
+        return self._background[kind]
 
     def frame_batch(self, i: int, background: str = "torso") -> Batch:
         rows, columns = np.divmod(np.arange(self.height * self.width), self.width)
@@ -98,11 +114,11 @@ class FakeClip:
             cam_to_world=self.cam_to_world[frames],
             intrinsics=np.tile(self.intrinsics, (n, 1)),
             pixels_px=np.stack([columns, rows], -1).astype(np.float32) + 0.5,
-            background=self._background[background][rows, columns].astype(np.float32),
+            background=self._background[background][rows, columns] / np.float32(255),
             audio=windows.astype(np.float32),
             expression=self.expression[frames],
             eye_closed=self.eye_closed[frames],
-            target=self._target[at],
+            target=self._target[at] / np.float32(255),
             label=self._label[at],
             in_face=within(self.boxes["face_box_px"]),
             in_lips=within(self.boxes["lips_box_px"]),
