@@ -10,6 +10,7 @@ full scale is about 1, to E; the feature is ln(1 + E / 1e-7) / 4: exactly 0 for 
 in the bands of speech, at most about 4. No statistics of a whole clip enter, so it streams bit for bit.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -101,17 +102,18 @@ def _packets_decoded(container: av.container.InputContainer, stream: av.AudioStr
 
 
 class _Converter:
-    """Frames of any format -> float32 [channels, n] at one rate and layout; follows changes of the input."""
+    """Frames of any format -> float32 [1 or 2, n] at one rate; more channels become stereo; follows changes."""
 
-    def __init__(self, rate: int, layout: str):
-        self.rate, self.layout, self.key, self.resampler = rate, layout, None, None
+    def __init__(self, rate: int):
+        self.rate, self.key, self.resampler = rate, None, None
 
     def push(self, frame: av.AudioFrame) -> list[np.ndarray]:
         key = (frame.format.name, frame.layout.name, frame.sample_rate)
         out = []
         if key != self.key:
             out = self.flush()
-            self.key, self.resampler = key, av.AudioResampler(format="fltp", layout=self.layout, rate=self.rate)
+            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
+            self.key, self.resampler = key, av.AudioResampler(format="fltp", layout=layout, rate=self.rate)
         frame.pts = None
         return out + [f.to_ndarray() for f in self.resampler.resample(frame)]
 
@@ -125,26 +127,25 @@ class _Converter:
 def decode_audio(path: str | Path, rate: int | None, channels: int = 1) -> Iterator[np.ndarray]:
     """Blocks float32 [channels, n] of any length at `rate` Hz (None: the file's), from time zero on.
 
-    channels 1 or 2; more are mixed down. Gaps in the file's timestamps become silence. Memory is constant.
+    channels 1 (the mean of the file's) or 2. Gaps in the file's timestamps become silence. Memory is constant.
     """
     path = Path(path)
     with open_media(path) as container:
         if not container.streams.audio:
             raise UserError(f"{path}: has no sound track, expected a file with sound")
         stream = container.streams.audio[0]
-        layout = "mono" if channels == 1 else "stereo"
         try:
-            source_hz, blocks = _placed(container, stream, path, layout)
-            resample = None if rate in (None, source_hz) else _Converter(rate, layout)
+            source_hz, blocks = _placed(container, stream, path, channels)
+            resample = None if rate in (None, source_hz) else _Converter(rate)
             for block in blocks:
-                yield from _resampled(resample, block, source_hz, layout)
+                yield from _resampled(resample, block, source_hz)
             if resample is not None:
                 yield from resample.flush()
         except (av.FFmpegError, OSError) as e:
             raise UserError(f"{path}: its sound cannot be decoded ({_reason(e)}), expected an undamaged file") from e
 
 
-def _placed(container, stream: av.AudioStream, path: Path, layout: str) -> tuple[int, Iterator[np.ndarray]]:
+def _placed(container, stream: av.AudioStream, path: Path, channels: int) -> tuple[int, Iterator[np.ndarray]]:
     """(source rate, blocks at that rate from time zero on), sound laid where its timestamps say."""
     frames = (f for f in _packets_decoded(container, stream, path) if f.samples)
     head = next(frames, None)
@@ -157,15 +158,18 @@ def _placed(container, stream: av.AudioStream, path: Path, layout: str) -> tuple
     end = _end_time(container, stream)
     stop = None if end is None else round((end - zero) * source_hz)
 
+    def mixed(block: np.ndarray) -> np.ndarray:
+        return block.mean(0, keepdims=True) if channels == 1 else np.broadcast_to(block, (2, block.shape[1]))
+
     def blocks() -> Iterator[np.ndarray]:
-        convert = _Converter(source_hz, layout)
+        convert = _Converter(source_hz)
         done, started = 0, False  # samples placed so far
         for frame in itertools.chain([head], frames):
             at = done if frame.pts is None else round((frame.pts * frame.time_base - zero) * source_hz)
-            for block in convert.push(frame):
+            for block in map(mixed, convert.push(frame)):
                 gap = at - done if not started or abs(at - done) > _GAP_S * source_hz else 0
                 while gap > 0:  # silence before sound that starts late, or in a hole
-                    silence = np.zeros((len(block), min(gap, source_hz)), np.float32)
+                    silence = np.zeros((channels, min(gap, source_hz)), np.float32)
                     gap -= silence.shape[1]
                     done += silence.shape[1]
                     yield silence
@@ -177,8 +181,7 @@ def _placed(container, stream: av.AudioStream, path: Path, layout: str) -> tuple
                     started = True
                     done += block.shape[1]
                     yield block
-        for block in convert.flush():
-            yield block
+        yield from map(mixed, convert.flush())
 
     return source_hz, blocks()
 
@@ -190,9 +193,10 @@ def _end_time(container, stream: av.AudioStream) -> Fraction | None:
     return (stream.start_time + stream.duration) * stream.time_base
 
 
-def _resampled(resample: _Converter | None, block: np.ndarray, source_hz: int, layout: str) -> list[np.ndarray]:
+def _resampled(resample: _Converter | None, block: np.ndarray, source_hz: int) -> list[np.ndarray]:
     if resample is None:
         return [block]
+    layout = "mono" if len(block) == 1 else "stereo"
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
     frame.sample_rate = source_hz
     return resample.push(frame)
@@ -200,10 +204,10 @@ def _resampled(resample: _Converter | None, block: np.ndarray, source_hz: int, l
 
 def resample_blocks(blocks: Iterable[Float[np.ndarray, " n"]], rate: int, to: int) -> Iterator[np.ndarray]:
     """Mono blocks at `rate` Hz -> blocks float32 [1, n] at `to` Hz, as if they were one sound."""
-    convert = None if rate == to else _Converter(to, "mono")
+    convert = None if rate == to else _Converter(to)
     for block in blocks:
         if len(block):
-            yield from _resampled(convert, np.asarray(block, np.float32)[None], rate, "mono")
+            yield from _resampled(convert, np.asarray(block, np.float32)[None], rate)
     if convert is not None:
         yield from convert.flush()
 
@@ -250,7 +254,8 @@ def write_wav(path: str | Path, pcm: Float[np.ndarray, " n"] | Iterable[np.ndarr
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- log-mel

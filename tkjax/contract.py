@@ -12,6 +12,7 @@ Pixel (i, j) spans [i, i+1) with its centre at i + 0.5; pictures are uint8 sRGB;
 half open. Every refusal is a `ContractError` of one sentence with file, member and expectation.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -529,8 +530,11 @@ def save_audio_features(
             write_npz(f, arrays)
             _fsync(f)
         os.replace(part, path)
+    except OSError as e:
+        raise ContractError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load_audio_features(path: str | Path) -> AudioFeatures:

@@ -1,5 +1,6 @@
 """Pictures in memory and on disk (numpy, Pillow): encode, decode, resize, write whole or not at all."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -120,4 +121,5 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
