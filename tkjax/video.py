@@ -335,5 +335,6 @@ def _audio_blocks(audio, audio_hz: int) -> tuple[Iterator[np.ndarray] | None, in
             channels = min(2, container.streams.audio[0].layout.nb_channels)
         return decode_audio(audio, AUDIO_OUT_HZ, channels), channels
     if isinstance(audio, np.ndarray):
-        audio = (audio[i : i + audio_hz] for i in range(0, len(audio), audio_hz))
+        parts = (audio[i : i + audio_hz] for i in range(0, len(audio), audio_hz))
+        return resample_blocks(parts, audio_hz, AUDIO_OUT_HZ), 1
     return resample_blocks(audio, audio_hz, AUDIO_OUT_HZ), 1
