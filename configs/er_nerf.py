@@ -3,7 +3,8 @@
 python launch.py --mode=fit --config=configs/er_nerf.py:cpu --video=clip.mp4 --workdir=W --consent="..."
 
 Variants: `full` is the paper's code value by value (an accelerator); `cpu` fits a short clip at 256 pixels on two
-cores; `smoke` runs in seconds, for tests. Departures of `cpu` and `smoke` stand with their reason.
+cores; `demo` is `cpu` cut to a few minutes, for `make demo`; `smoke` runs in seconds, for tests.
+Departures from `full` stand with their reason.
 """
 
 import math
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("full", "cpu", "smoke")
+VARIANTS = ("full", "cpu", "demo", "smoke")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -53,7 +54,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.ema_every = 1000
     h.lambda_amb = 1e-4
 
-    if variant == "cpu":
+    if variant in ("cpu", "demo"):
         c.data.size = 256  # a quarter of the pixels of the usual 512
         m.occupancy_side = 64  # an eighth of the cells: a refresh costs 9 GFLOP instead of 74
         m.occupancy_box_only = True  # half of the cube is never marched
@@ -62,6 +63,9 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.steps = 6000  # under half an hour on two cores
         h.rays = 4096
         h.ema_every = 20  # the schedule is 17 times shorter: 1000 would average 6 points of it
+    if variant == "demo":
+        h.steps = 1500  # about five minutes on two cores
+        h.ema_every = 10
     if variant == "smoke":
         c.data.size = 32
         m.occupancy_side = 32

@@ -96,23 +96,45 @@ def test_wrong_flags_exit_with_two_and_one_line(tmp_path):
     assert "workdir" in one_line(done) and len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--mode=fit", "--video=v.mp4", "--workdir=W"), "--consent"),
-        (("--mode=render", "--workdir=W", "--audio=a.wav", "--out=o.mp4"), "no folder W"),
-        (("--mode=eval", "--workdir=E"), "holds no avatar"),
-        (("--mode=train", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no dataset"),
-        (("--mode=fit", "--dataset=D", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no folder D"),
-        (("--mode=fit", "--dataset=E", "--workdir=W", "--config=configs/er_nerf.py:cpv"), "did you mean cpu"),
-        (("--mode=fit", "--dataset=E", "--workdir=W", "--config.train.fames=3"), "train.frames"),
-    ],
-)
-def test_mistakes_that_only_the_modes_can_see_exit_with_two_and_write_nothing(tmp_path, arguments, expected):
+MISTAKES = [
+    (("--mode=fit", "--video=v.mp4", "--workdir=W"), "--consent"),
+    (("--mode=fit", "--video=v.mp4", "--dataset=E", "--workdir=W", "--consent=me"), "exclude"),
+    (
+        ("--mode=fit", "--video=v.mp4", "--workdir=W", "--consent=me", "--config=configs/er_nerf.py:cpu"),
+        "no file v.mp4",
+    ),
+    (("--mode=preprocess", "--video=v.mp4", "--workdir=W"), "no file v.mp4"),
+    (("--mode=render", "--workdir=W", "--audio=a.wav", "--out=o.mp4"), "no folder W"),
+    (("--mode=render", "--workdir=E", "--audio=a.wav", "--out=o.mp4"), "no file a.wav"),
+    (("--mode=eval", "--workdir=E"), "holds no avatar"),
+    (("--mode=train", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no dataset"),
+    (("--mode=fit", "--dataset=D", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no folder D"),
+    (("--mode=fit", "--dataset=E", "--workdir=W", "--config=configs/er_nerf.py:cpv"), "did you mean cpu"),
+    (("--mode=fit", "--dataset=E", "--workdir=W", "--config.train.fames=3"), "train.frames"),
+    (("--mode=fit", "--dataset=E", "--workdir=W", "--config.system=er_nrf"), "er_nerf"),
+    (("--mode=fit", "--dataset=E", "--workdir=W", "--crop=none"), "concerns --video"),
+    (("--mode=synthetic", "--out=W", "--motion=9"), "between 0 and 3"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES)
+def test_mistakes_that_only_the_modes_can_see_are_one_sentence_and_write_nothing(
+    tmp_path, monkeypatch, arguments, expected
+):
+    from tkjax import cli
+
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "E").mkdir()
-    assert expected in one_line(launch(*arguments, cwd=tmp_path))
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["E"]
+    with pytest.raises(UserError) as error:
+        cli.run(parse(*arguments))
+    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.rglob("*")] == ["E"]
+
+
+@pytest.mark.heavy
+def test_such_a_mistake_exits_with_two_and_one_line(tmp_path):
+    done = launch("--mode=fit", "--video=v.mp4", "--workdir=W", cwd=tmp_path)
+    assert "--consent" in one_line(done) and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_damaged_run_file_is_a_user_error(tmp_path):

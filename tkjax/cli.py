@@ -6,7 +6,6 @@ cache/, checkpoints/, metrics.jsonl, previews/, avatar/, report.html, report.jso
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
 
 
 def preprocess_arguments(opts: Options) -> list[str]:
-    names = ("video", "workdir", "size", "crop", "models_dir", "audio_kinds", "labels")
+    names = ("video", "workdir", "size", "crop", "models_dir", "audio_kinds", "labels", "min_face", "subject")
     return [f"--{n}={opts.flags[n]}" for n in names if n in opts.flags]
 
 
@@ -121,13 +120,14 @@ def preprocess(opts: Options) -> None:
     """Video -> WORKDIR/dataset, in the child process; what is there already is kept."""
     if not Path(opts.video).is_file():
         raise UserError(f"--video: there is no file {opts.video}")
-    workdir = Path(opts.workdir)
-    manifest = workdir / DATASET / contract.MANIFEST
-    before = manifest.read_bytes() if manifest.is_file() else None
-    began = time.perf_counter()
     child.run("preprocess", preprocess_arguments(opts))
-    if manifest.read_bytes() != before:
-        update_run(workdir, dataset=DATASET, video=str(opts.video), preprocess_seconds=time.perf_counter() - began)
+    update_run(Path(opts.workdir), dataset=DATASET, video=str(opts.video))
+
+
+def preprocess_seconds(workdir: Path) -> float | None:
+    """What the stages took when they ran, as preprocessing wrote it down."""
+    path = workdir / "preprocess" / "report.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- train, evaluate
@@ -182,7 +182,7 @@ def score(workdir: Path, clip: data.Clip, models: str | None, extra: dict | None
     )
     rows = report.read_metrics(workdir / "metrics.jsonl")
     speed = evaluate.training_speed(rows)
-    speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": read_run(workdir).get("preprocess_seconds")}
+    speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": preprocess_seconds(workdir)}
     if speed["preprocess_seconds"] is None:
         result["reasons"]["preprocess_seconds"] = "the dataset was there already"
     facts = {"split": result["split"], "speed": speed, "versions": evaluate.versions()}
@@ -227,7 +227,7 @@ def fit(opts: Options) -> None:
         )
     train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
     resolved = resolve(opts, workdir)
-    for name in ("crop", "size", "audio_kinds", "labels"):
+    for name in ("crop", "size", "audio_kinds", "labels", "min_face", "subject"):
         if name in opts.flags and not opts.video:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
     if opts.video and (opts.num_processes or 1) == 1:

@@ -24,7 +24,7 @@ class Mode:
 
 
 TRAINING = ("config", "preload", "seed", "coordinator_address", "num_processes", "process_id")
-PREPARING = ("crop", "size", "models_dir", "audio_kinds", "labels")
+PREPARING = ("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject")
 MODES = {
     "fit": Mode(
         "Video in, avatar and report out: preprocess what is missing, train every stage, evaluate, write report.html. "
@@ -116,7 +116,9 @@ FLAGS = {
     "watermark": Flag("bool", "add a visible mark; files are marked in their metadata in any case"),
     "consent": Flag("str", "who agreed to this avatar, and how; stored in the avatar and shown in the report"),
     "crop": Flag("str", "auto: square around the head; none: the whole picture", choices=("auto", "none")),
-    "labels": Flag("str", "grabcut, or bisenet=PATH"),
+    "labels": Flag("str", "auto, colour, or bisenet=PATH of its 79999_iter.pth"),
+    "min_face": Flag("int", "least height of the face in the clip, in pixels (64)", 8, 4096),
+    "subject": Flag("str", "name of the person in reports; default: from the clip's content"),
     "audio_kinds": Flag("str", "comma separated: logmel, wav2vec2=PATH, hubert=PATH"),
     "models_dir": Flag("str", "folder with face_landmarker.task (else $TKJAX_MODELS, else the cache)"),
     "preload": Flag("str", "where decoded frames live", choices=("disk", "host", "device")),

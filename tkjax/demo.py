@@ -1,0 +1,139 @@
+"""--mode=demo: the whole path on the synthetic subject, with figures that only a known truth can give.
+
+A clip with its truth, an avatar trained on it, new speech rendered, and the report: how open the avatar's mouth is
+against how open the subject's would be for that speech; with the face tracker's model at hand also how well the
+tracker sees what is true.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tkjax import audio, avatar, child, cli, contract, drive, images, metrics, models_dir, stream, synthetic
+from tkjax.errors import UserError
+from tkjax.options import Options
+
+WORKDIR = "runs/demo"
+CONFIG = "configs/er_nerf.py:demo"
+SUBJECT = {"seconds": 12.0, "size": 256, "seed": 0, "motion": 1.0}
+NEW_SPEECH_S = 6.0
+NEW_SPEECH_SEED = 1000  # added to the clip's seed
+JAW, BLINKS = "jawOpen", ("eyeBlinkLeft", "eyeBlinkRight")
+OPENING = (
+    "area fraction of cavity and teeth colours inside the lips box, in the rendered frames and in frames of the "
+    "subject itself saying the same words in the same poses; Pearson correlation over frames"
+)
+TRUE_FRAMES = "how well that measure follows the true lip aperture (jaw open minus mouth close) on the true frames"
+
+
+def make_subject(folder: Path, settings: dict[str, Any]) -> Path:
+    """The clip and its truth; kept where it is there with the same settings."""
+    dataset, note = folder / "dataset", folder / "settings.json"
+    same = note.is_file() and note.read_text() == json.dumps(settings)
+    if not (same and (dataset / contract.MANIFEST).is_file()):
+        synthetic.make(folder, **settings)
+        images.write_atomic(note, json.dumps(settings).encode())
+    return dataset
+
+
+def track(clip: Path, workdir: Path, truth: contract.Dataset, models: str | None) -> dict[str, Any]:
+    """Run the face tracker's preprocessing on the clip; tracked against true."""
+    arguments = [f"--video={clip}", f"--workdir={workdir}"] + ([f"--models_dir={models}"] if models else [])
+    child.run("preprocess", arguments)
+    return compare(contract.Dataset(workdir / "dataset", verify=False), truth)
+
+
+def compare(tracked: contract.Dataset, truth: contract.Dataset) -> dict[str, Any]:
+    """Detection rate, rotation error in degrees after one constant offset, correlations of jaw and blink."""
+    n = min(tracked.n_frames, truth.n_frames)
+    found = tracked.column("confidence")[:n] > 0
+
+    def rotation(d):  # camera from head
+        return np.swapaxes(d.column("cam_to_world")[:n, :3, :3], 1, 2)[found].astype(np.float64)
+
+    def expression(d, name):
+        names = d.manifest["expression_names"]
+        return d.column("expression")[:n, names.index(name)][found] if name in names else np.full(found.sum(), np.nan)
+
+    def blink(d):
+        return np.mean([expression(d, name) for name in BLINKS], 0)
+
+    return {
+        "frames": int(n),
+        "detected_fraction": float(found.mean()),
+        "rotation_rms_deg": metrics.rotation_rms_deg(rotation(tracked), rotation(truth)) if found.any() else None,
+        "jaw_correlation": metrics.correlation(expression(tracked, JAW), expression(truth, JAW)),
+        "blink_correlation": metrics.correlation(blink(tracked), blink(truth)),
+    }
+
+
+def speak(workdir: Path, subject_seed: int, seconds: float) -> dict[str, Any]:
+    """Render demo.mp4 with speech that was not in training; its mouth against the subject's own."""
+    seed = subject_seed + NEW_SPEECH_SEED
+    pcm, tracks = synthetic.speech(seed, seconds)
+    sound = workdir / "demo.wav"
+    audio.write_wav(sound, pcm)
+    subject = avatar.load(workdir / "avatar")
+    plan = drive.plan(subject)
+    n = stream.sound_frames(sound, subject.meta["fps"])
+    poses = np.stack([plan.pose(i) for i in range(n)])
+    size = (subject.info.height, subject.info.width)
+    truth = synthetic.true_opening(tracks, poses, subject_seed=subject_seed, size=size, seed=seed)
+    opening: list[float] = []
+
+    def measure(i: int, rgb: np.ndarray) -> None:
+        if i < len(truth.opening):
+            opening.append(synthetic.mouth_opening(rgb, truth.boxes[i]))
+
+    began = time.perf_counter()
+    stream.render(subject, sound, workdir / "demo.mp4", plan, on_frame=measure)
+    seconds_taken = time.perf_counter() - began
+    return {
+        "video": "demo.mp4",
+        "speech_seed": seed,
+        "frames": n,
+        "render_seconds": seconds_taken,
+        "mouth_correlation": metrics.correlation(np.array(opening), truth.opening[: len(opening)]),
+        "mouth_correlation_on_true_frames": truth.jaw_correlation,
+        "mouth_opening_rendered_mean": float(np.mean(opening)),
+        "mouth_opening_true_mean": float(np.mean(truth.opening)),
+        "mouth_correlation_is": OPENING,
+        "on_true_frames_is": TRUE_FRAMES,
+    }
+
+
+def run(opts: Options) -> None:
+    """The demo in opts.workdir (runs/demo); the same command again continues it."""
+    workdir = Path(opts.workdir or WORKDIR)
+    settings = {k: opts.flags.get(k, v) for k, v in SUBJECT.items()}
+    if settings["seconds"] < 2:
+        raise UserError(f"--seconds={settings['seconds']:g} is too short to learn from; give at least 2")
+    flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir")}}
+    resolved = cli.resolve(Options("demo", flags, opts.overrides), workdir)
+    dataset = make_subject(workdir / "subject", settings)
+    model, reason = models_dir.find_model(opts.models_dir)
+    if model is None:
+        print(f"tracker: not run: {reason}", flush=True)
+        tracker = dict.fromkeys(
+            ("frames", "detected_fraction", "rotation_rms_deg", "jaw_correlation", "blink_correlation")
+        )
+        tracker["reason"] = f"not run: {reason}"
+    else:
+        tracker = track(
+            workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), opts.models_dir
+        )
+        tracker["reason"] = None
+    clip = cli.train_and_save(resolved, dataset, workdir, cli.consent_record(None, False))
+    spoken = speak(workdir, int(settings["seed"]), NEW_SPEECH_S)
+    extra = {"demo": spoken, "tracker": tracker}
+    videos = [(workdir / "demo.mp4", "New speech, not in training")]
+    cli.score(workdir, clip, opts.models_dir, extra, videos)
+    print(
+        f"mouth opening on new speech: correlation {spoken['mouth_correlation']:.3f} with what the subject would show "
+        f"(the measure follows the true aperture with {spoken['mouth_correlation_on_true_frames']:.3f} on true frames)"
+    )
+    if model is not None:
+        print("tracked against true: " + ", ".join(f"{k} {v:.3f}" for k, v in tracker.items() if isinstance(v, float)))
