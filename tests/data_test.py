@@ -1,0 +1,387 @@
+"""Clips: the cache is true to the dataset, samples depend on their generator alone, memory stays flat."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.contract_test import rewrite_shard
+from tests.tiny_dataset import frames, write_tiny, writer
+from tkjax import contract, data, images
+from tkjax.contract import AudioFeatures, ContractError
+from tkjax.data import Clip
+from tkjax.errors import UserError
+
+H, W, N = 20, 30, 70
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    write_tiny(path, n=N, height=H, width=W)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(root) -> Clip:
+    return Clip(root, root.parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def small(root) -> Clip:
+    return Clip(root, root.parent / "cache", size=15)
+
+
+def generators(*seeds):
+    return [np.random.default_rng(s) for s in seeds]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_the_cache_holds_the_frames_composed_by_the_hard_rule(root, clip):
+    dataset = contract.Dataset(root)
+    plate = images.decode_rgb((root / "background.png").read_bytes())
+    np.testing.assert_array_equal(clip.plate, plate)
+    for i in (0, 1, 63, 64, N - 1):
+        rgb, torso, label = (
+            images.decode_png(dataset.frame_bytes(f"{m}_bytes", i)) for m in ("image", "torso", "label")
+        )
+        np.testing.assert_array_equal(clip.label(i), label)
+        np.testing.assert_array_equal(clip.target(i), np.where(label[..., None] == 0, plate, rgb))
+        alpha = torso[..., 3:] / 255
+        wanted = np.rint(alpha * torso[..., :3] + (1 - alpha) * plate)
+        np.testing.assert_array_equal(clip.background(i, "torso"), wanted)
+        np.testing.assert_array_equal(clip.background(i, "plate"), plate)
+        np.testing.assert_array_equal(clip.torso_rgba(i), torso)
+
+
+def test_smaller_pictures_are_area_means_of_the_full_composition_and_all_else_scales(clip, small):
+    assert (small.height, small.width) == (10, 15)
+    for i in (0, N - 1):
+        for name in ("target", "background"):
+            full = getattr(clip, name)(i).reshape(10, 2, 15, 2, 3).mean((1, 3))
+            assert np.abs(getattr(small, name)(i) - full).max() <= 1
+        np.testing.assert_array_equal(small.label(i), images.resize_majority(clip.label(i), (10, 15)))
+    np.testing.assert_allclose(small.intrinsics, clip.intrinsics / 2)
+    np.testing.assert_allclose(small.landmarks68_px, clip.landmarks68_px / 2)
+    for name, box in small.boxes.items():
+        x0, y0, x1, y1 = box.T
+        assert ((x0 >= 0) & (x0 < x1) & (x1 <= 15) & (y0 >= 0) & (y0 < y1) & (y1 <= 10)).all()
+        assert np.abs(box - clip.boxes[name] / 2).max() <= 1
+    assert small.info.intrinsics == pytest.approx((15.0, 15.5, 7.5, 5.0))
+    assert (small.info.audio_channels, small.info.audio_steps, small.info.audio_windows) == (80, 16, 8)
+    assert data.training_size(100, 50, 0) == data.training_size(100, 50, 300) == (100, 50)
+    assert data.training_size(450, 300, 256) == (256, 171)
+
+
+def test_squares_stay_square_when_boxes_shrink():
+    low = np.random.default_rng(0).integers(0, 400, (50, 2))
+    boxes = np.concatenate([low, low + 73], 1)
+    new = data.scale_boxes(boxes, (512, 512), (256, 256))
+    assert (new[:, 2] - new[:, 0] == new[:, 3] - new[:, 1]).all()
+
+
+def test_disk_host_and_device_give_the_same_numbers(root, small):
+    jax = pytest.importorskip("jax")
+    others = [Clip(root, root.parent / "cache", size=15, preload=p) for p in ("host", "device")]
+    for sampler in data.SAMPLERS:
+        batches = [c.batch(np.array([3, 66]), generators(1, 2), sampler, 64, 4, "torso") for c in (small, *others)]
+        for b in batches[1:]:
+            jax.tree.map(np.testing.assert_array_equal, batches[0], b)
+    assert set(others[1]._device) == {"target", "label", "background"}
+
+
+def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeypatch, caplog):
+    monkeypatch.setattr(data, "_free_memory", lambda: N * 150 * 4)
+    clip = Clip(root, root.parent / "cache", size=15, preload="device")
+    assert "target" in clip._device and "background" not in clip._device
+    assert "background needs" in caplog.text
+    a, b = (c.batch(np.array([5]), generators(1), "rays", 50) for c in (clip, small))
+    np.testing.assert_array_equal(np.asarray(a.background), b.background)
+    monkeypatch.setattr(data, "_free_memory", lambda: 10)
+    assert isinstance(Clip(root, root.parent / "cache", size=15, preload="host")._cache["target"], data._Array)
+
+
+# ---------------------------------------------------------------- batches
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    chosen=st.lists(st.integers(0, N - 1), min_size=1, max_size=4),
+    sampler=st.sampled_from(data.SAMPLERS),
+    background=st.sampled_from(data.BACKGROUNDS),
+    patch=st.integers(1, 8),
+)
+def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, background, patch):
+    b = clip.batch(np.array(chosen), generators(*range(seed, seed + len(chosen))), sampler, 100, patch, background)
+    rays = {"rays": 100, "frame": H * W, "patch": 100 // patch**2 * patch**2}
+    rays["lips"] = (clip.lips_tiles(patch) * patch) ** 2
+    assert b.target.shape == (len(chosen), rays[sampler], 3) and b.target.dtype == np.float32
+    assert b.image_hw == ((H, W) if sampler == "frame" else None)
+    at = b.pixels_px - 0.5
+    assert (at == np.floor(at)).all() and (at >= 0).all() and (at < [W, H]).all()
+    for k, i in enumerate(chosen):
+        column, row = at[k].astype(int).T
+        np.testing.assert_array_equal(b.target[k], clip.target(i)[row, column] / np.float32(255))
+        np.testing.assert_array_equal(b.background[k], clip.background(i, background)[row, column] / np.float32(255))
+        np.testing.assert_array_equal(b.label[k], clip.label(i)[row, column])
+        for found, name in ((b.in_face, "face_box_px"), (b.in_lips, "lips_box_px")):
+            x0, y0, x1, y1 = clip.boxes[name][i]
+            np.testing.assert_array_equal(found[k], (column >= x0) & (column < x1) & (row >= y0) & (row < y1))
+    np.testing.assert_array_equal(b.frame, chosen)
+    np.testing.assert_array_equal(b.cam_to_world, clip.cam_to_world[chosen])
+    np.testing.assert_array_equal(b.expression, clip.expression[chosen])
+    np.testing.assert_array_equal(b.eye_closed, clip.eye_closed[chosen])
+    np.testing.assert_array_equal(b.intrinsics, np.tile(clip.intrinsics, (len(chosen), 1)))
+    np.testing.assert_array_equal(b.audio, clip.audio_windows(np.array(chosen)))
+
+
+@pytest.mark.parametrize("sampler", data.SAMPLERS)
+def test_a_frame_of_a_batch_depends_on_its_own_generator_alone(clip, sampler):
+    together = clip.batch(np.array([4, 9, 4]), generators(1, 2, 3), sampler, 64, 4)
+    for k, (i, seed) in enumerate(((4, 1), (9, 2), (4, 3))):
+        alone = clip.batch(np.array([i]), generators(seed), sampler, 64, 4)
+        np.testing.assert_array_equal(together.pixels_px[k], alone.pixels_px[0])
+        np.testing.assert_array_equal(together.target[k], alone.target[0])
+
+
+def test_frame_batches_are_whole_pictures_in_row_order(clip):
+    b = clip.frame_batch(7, "plate")
+    assert b.image_hw == (H, W)
+    np.testing.assert_array_equal(b.target.reshape(H, W, 3), clip.target(7) / np.float32(255))
+    np.testing.assert_array_equal(b.pixels_px.reshape(H, W, 2)[2, 5], [5.5, 2.5])
+
+
+def test_patches_are_whole_squares_anywhere_in_the_picture(clip):
+    b = clip.batch(np.arange(40), generators(*range(40)), "patch", 50, 5)
+    p = b.pixels_px.reshape(80, 5, 5, 2)
+    np.testing.assert_array_equal(
+        p - p[:, :1, :1], np.broadcast_to(np.indices((5, 5))[::-1].transpose(1, 2, 0), p.shape)
+    )
+    corner = p[:, 0, 0] - 0.5
+    assert (corner.min(0) == 0).all() and (corner.max(0) == [W - 5, H - 5]).all()
+
+
+def test_lips_tiles_cover_the_lips_box_of_every_training_frame_that_was_seen(tmp_path):
+    n, size = 12, 64
+    f = frames(n, size, size)
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 45, (n, 2))
+    f["lips_box_px"] = np.concatenate([low, low + rng.integers(3, 19, (n, 1))], 1).astype(np.int32)
+    f["confidence"][:] = 1
+    f["confidence"][5] = 0
+    f["lips_box_px"][5] = [0, 0, 64, 64]  # a wild guess where nothing was detected
+    write_tiny(tmp_path / "a", n=n)
+    with writer(tmp_path / "d", size, size) as w:
+        w.add(f)
+        w.add_file("background.png", images.encode_png(np.zeros((size, size, 3), np.uint8)))
+        w.add_file("audio_logmel.npz", tmp_path / "a" / "audio_logmel.npz")
+    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    seen = [i for i in range(*clip.train_range) if i != 5]
+    k = -(-int((f["lips_box_px"][seen, 2] - f["lips_box_px"][seen, 0]).max()) // 8)
+    assert clip.lips_tiles(8) == k
+    for i in range(*clip.train_range):
+        b = clip.batch(np.array([i]), generators(0), "lips", 1, 8)
+        x0, y0, x1, y1 = f["lips_box_px"][i]
+        inside = b.pixels_px[0][b.in_lips[0]]
+        assert len(np.unique(b.pixels_px[0], axis=0)) == (8 * k) ** 2
+        if i != 5:
+            assert len(inside) == (x1 - x0) * (y1 - y0)
+        tiles = b.pixels_px.reshape(-1, 8, 8, 2)
+        assert (tiles[:, 7, 7] - tiles[:, 0, 0] == 7).all()
+
+
+def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
+    g = generators(0)
+    for call, words in (
+        (lambda: clip.batch(np.array([0]), g, "pixels"), "rays, patch, lips, frame"),
+        (lambda: clip.batch(np.array([0]), g, background="black"), "torso, plate"),
+        (lambda: clip.batch(np.array([0, 1]), g), "one per frame"),
+        (lambda: clip.batch(np.array([N]), g), f"0..{N - 1}"),
+        (lambda: clip.batch(np.array([0]), g, "patch", 100, 32), "shorter side"),
+        (lambda: clip.batch(np.array([0]), g, "patch", 10, 4), "patch² = 16"),
+        (lambda: clip.batch(np.array([0]), g, "rays", 0), "at least 1"),
+        (lambda: Clip(root, tmp_path, preload="gpu"), "disk, host, device"),
+        (lambda: Clip(root, tmp_path, size=-1), "expected 0"),
+        (lambda: Clip(root, tmp_path, audio_kind="hubert"), "logmel"),
+        (lambda: Clip(tmp_path / "none", tmp_path), "manifest.json"),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- sound
+
+
+@given(
+    n=st.integers(1, 60), window=st.integers(1, 18), hop=st.integers(1, 3), left=st.integers(0, 9),
+    chosen=st.lists(st.integers(-3, 70), min_size=1, max_size=5), neighbours=st.sampled_from([1, 3, 8]),
+)  # fmt: skip
+def test_neighbouring_windows_are_the_windows_of_the_neighbours(n, window, hop, left, chosen, neighbours):
+    f = np.random.default_rng(n).standard_normal((n, 2)).astype(np.float32)
+    a = AudioFeatures("any", f, 50.0, 0.0, "test", window, hop, left, left)
+    got = data.audio_windows(a, np.array(chosen), neighbours)
+    assert got.shape == (len(chosen), neighbours, window, 2) and got.dtype == np.float32
+    for k, i in enumerate(chosen):
+        for w in range(neighbours):
+            j = i + w - neighbours // 2
+            wanted = a.window_at(j) if 0 <= j < -(-n // hop) else np.zeros((window, 2))
+            np.testing.assert_array_equal(got[k, w], wanted)
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    ("member", "spoil", "words"),
+    [
+        ("image_bytes", lambda b: b[:-200] + bytes(200), None),
+        ("torso_bytes", lambda b: b[:60] + bytes(len(b) - 60), "cannot be decoded"),
+        ("label_bytes", lambda b: b[:45] + bytes(len(b) - 45), "cannot be decoded"),
+        ("label_bytes", lambda b: images.encode_png(np.full((12, 16), 4, np.uint8)), "holds label 4, expected 0..3"),
+    ],
+)
+def test_pictures_that_are_none_are_refused_with_shard_and_frame(tmp_path, member, spoil, words):
+    write_tiny(tmp_path / "d", n=4)
+    offsets = contract.offsets_of(member)
+
+    def change(a):
+        parts = [a[member][a[offsets][i] : a[offsets][i + 1]].tobytes() for i in range(4)]
+        parts[2] = spoil(parts[2])
+        a[member] = np.frombuffer(b"".join(parts), np.uint8)
+        a[offsets] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
+    rewrite_shard(tmp_path / "d", change)
+    if words is None:  # a jpeg whose end is lost may still decode; it never crashes
+        Clip(tmp_path / "d", tmp_path / "cache")
+        return
+    with pytest.raises(UserError) as error:
+        Clip(tmp_path / "d", tmp_path / "cache")
+    text = str(error.value)
+    assert words in text and f"member {member} of frame 2" in text and "shard-00000-" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("damage", ["truncate", "no marker", "other marker", "missing", "other shape"])
+def test_a_damaged_cache_is_built_again(tmp_path, damage):
+    write_tiny(tmp_path / "d", n=4)
+    good = Clip(tmp_path / "d", tmp_path / "cache").target(3)
+    (folder,) = (tmp_path / "cache").iterdir()
+    file = folder / "target.npy"
+    if damage == "truncate":
+        os.truncate(file, file.stat().st_size - 1)
+    elif damage == "no marker":
+        (folder / "complete.json").unlink()
+    elif damage == "other marker":
+        (folder / "complete.json").write_text("{}")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        np.save(file, np.zeros((4, 16, 12, 3), np.uint8))
+    again = Clip(tmp_path / "d", tmp_path / "cache")
+    np.testing.assert_array_equal(again.target(3), good)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_a_cache_is_kept_while_the_dataset_is_the_same_and_not_when_it_changed(tmp_path):
+    write_tiny(tmp_path / "d", n=4)
+    Clip(tmp_path / "d", tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    before = (folder / "target.npy").stat().st_mtime_ns
+    Clip(tmp_path / "d", tmp_path / "cache")
+    assert (folder / "target.npy").stat().st_mtime_ns == before
+    write_tiny(tmp_path / "d", n=4, seed=1)
+    Clip(tmp_path / "d", tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "d", n=150)
+    wanted = Clip(tmp_path / "d", tmp_path / "whole")
+    decode, seen = data._decode, []
+
+    def counted(dataset, i, *rest):
+        if len(seen) == 100:
+            raise KeyboardInterrupt
+        seen.append(i)
+        return decode(dataset, i, *rest)
+
+    monkeypatch.setattr(data, "_decode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        Clip(tmp_path / "d", tmp_path / "cache")
+    monkeypatch.setattr(data, "_decode", lambda dataset, i, *rest: seen.append(-i) or decode(dataset, i, *rest))
+    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    assert sorted(i for i in seen if i < 0) == sorted(range(-149, -63)), "the first 64 frames were there"
+    for i in range(150):
+        np.testing.assert_array_equal(clip.target(i), wanted.target(i))
+
+
+def test_a_disk_that_is_too_small_is_reported_before_work_begins(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "d", n=4)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="decoded frames need"):
+        Clip(tmp_path / "d", tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.heavy
+def test_a_build_killed_at_random_moments_ends_true(tmp_path):
+    write_tiny(tmp_path / "d", n=400, height=24, width=24)
+    wanted = Clip(tmp_path / "d", tmp_path / "whole")
+    code = "import sys; from tkjax.data import Clip; print('go', flush=True); Clip(*sys.argv[1:])"
+    for wait in (0.0, 0.05, 0.15):
+        command = [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "cache")]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert child.stdout.readline()
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    for i in range(0, 400, 7):
+        np.testing.assert_array_equal(clip.target(i), wanted.target(i))
+
+
+@pytest.mark.heavy
+def test_memory_stays_flat_while_a_clip_is_cached_and_sampled(tmp_path):
+    """Resident memory, mapped files included, grows by far less than the cache holds."""
+    n, size = 1600, 160
+    write_tiny(tmp_path / "d", n=n, height=size, width=size)
+    code = """
+import json, re, sys
+import numpy as np
+from tkjax.data import Clip
+import tkjax.types
+def memory(key):
+    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+start = memory("VmRSS")
+clip = Clip(sys.argv[1], sys.argv[2])
+for i in range(0, clip.n_frames, 4):
+    clip.batch(np.arange(i, i + 4), [np.random.default_rng(i)] * 4, "rays", 512)
+print(json.dumps([start, memory("VmHWM")]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "cache")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    start, peak = json.loads(done.stdout)
+    cached = n * size**2 * 7 / 2**20
+    assert cached > 250 and peak - start < 110, f"{start:.0f} MB grew to {peak:.0f} MB with {cached:.0f} MB cached"
+
+
+def test_a_dataset_that_breaks_the_contract_does_not_become_a_clip(tmp_path):
+    write_tiny(tmp_path / "d", n=4)
+    shard = next((tmp_path / "d").glob("shard*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ContractError, match=shard.name):
+        Clip(tmp_path / "d", tmp_path / "cache")
