@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from preprocess.face_model import FACE_OVAL
+from preprocess.plate import fill_nearest, soften
 
 BACKGROUND, HAIR, SKIN, CLOTH = range(4)
 WORK_PX = 256  # longer side of the picture that posteriors are computed on
@@ -25,6 +26,8 @@ SHIFT = 3  # histogram bins are 8 levels wide
 BINS = 256 >> SHIFT
 ROUNDS = 5
 PLATE_SIGMA = 7.0  # levels: how far a background pixel strays from the plate
+GUESS_SIGMA = 12.0  # the same where the plate is only continued from its surroundings
+CONTINUE = 0.3  # heights of the face over which that is trusted
 GRID = 64  # cells of the learnt place prior per axis
 STEADY = 9  # levels of steadiness
 STEADY_LEVELS = 12.0  # colours closer than this are the same
@@ -33,17 +36,25 @@ SPAN_U, SPAN_V = 3.0, (-4.0, 3.0)  # its reach in head coordinates
 
 
 @dataclasses.dataclass(frozen=True)
+class Plate:
+    """What the background should look like: colour [h,w,3] float32, sigma [h,w] in levels, trust [h,w] in 0..1."""
+
+    colour: np.ndarray
+    sigma: np.ndarray
+    trust: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Colours:
     """log_hist [4,BINS^3] log densities; log_steady [4,STEADY] of the steadiness, samples [m,h,w,3] to measure it by; place [4,GRID,GRID] mean posteriors over head coordinates and
-    seen [GRID,GRID] how many pixels made them; plate [h,w,3] and plate_known [h,w] at work size."""
+    seen [GRID,GRID] how many pixels made them; plate at work size."""
 
     log_hist: np.ndarray
     log_steady: np.ndarray
     samples: np.ndarray
     place: np.ndarray
     seen: np.ndarray
-    plate: np.ndarray
-    plate_known: np.ndarray
+    plate: Plate
 
 
 def work_size(height: int, width: int) -> tuple[int, int]:
@@ -74,11 +85,11 @@ def _step(x: np.ndarray, at: float | np.ndarray, width: float) -> np.ndarray:
 def anatomy(u: np.ndarray, v: np.ndarray, oval: np.ndarray) -> np.ndarray:
     """Place prior [4,h,w] before anything is known of the clip; `oval` marks the face's pixels."""
     a, below = np.abs(u), -1 - v
-    shoulder = 0.35 + 0.3 * np.clip(a - 0.6, 0, 3)  # the line of the shoulders, in half faces below the chin
-    cloth = 0.92 * _step(below, shoulder + 0.35 * (a < 0.6), 0.12) * (1 - _step(a, 3.6, 0.3))
+    shoulder = 0.4 + 0.2 * np.clip(a - 0.6, 0, 3)  # the line of the shoulders, in half faces below the chin
+    cloth = 0.95 * _step(below, shoulder + 0.35 * (a < 0.6), 0.2) * (1 - _step(a, 4.2, 0.3))
     neck = 0.85 * _step(below, -0.15, 0.08) * (1 - _step(a, 0.62 + 0.1 * np.clip(below, 0, 1), 0.08)) * (1 - _step(below, 0.95, 0.15))
     radius = np.hypot(u / 1.3, np.where(v > 0, (v - 0.1) / 1.5, v / 1.45))
-    hair = 0.85 * (1 - _step(radius, 1.12, 0.09)) + 0.08 * (1 - _step(radius, 1.6, 0.15))
+    hair = 0.65 * (1 - _step(radius, 1.12, 0.09)) + 0.08 * (1 - _step(radius, 1.6, 0.15))
     hair = np.maximum(hair, 0.12 * (a < 1.6) * (below > -1) * (below < 1.6))
     ear = 0.4 * (a < 1.25) * (np.abs(v + 0.1) < 0.45)
     skin = np.maximum(neck, ear)
@@ -158,16 +169,14 @@ def _steady_histograms(steady, posteriors) -> np.ndarray:
     return np.log(0.9 * p + 0.1 / STEADY).astype(np.float32)
 
 
-def _posterior(picture, bins, steady, prior, log_hist, log_steady, plate, known) -> np.ndarray:
-    """P(k | c, s, x) [4,h,w]; where the plate is known, the background's density is a mixture of histogram and plate."""
+def _posterior(picture, bins, steady, prior, log_hist, log_steady, plate: Plate) -> np.ndarray:
+    """P(k | c, s, x) [4,h,w]; the background's density is a mixture of histogram and plate, by the plate's trust."""
     log = log_hist[:, bins] + log_steady[:, steady]
-    if known.any():
-        far = ((picture.astype(np.float32) - plate) ** 2).sum(-1) / PLATE_SIGMA**2
-        # Gaussian around the plate's colour, as a mass per histogram bin of 8^3 levels
-        near = np.exp(-0.5 * np.minimum(far, 60)) * (1 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * PLATE_SIGMA**3)
-        background = log_hist[0][bins]
-        mixed = np.log(0.15 * np.exp(background) + 0.85 * near + 1e-9)
-        log[0] += np.where(known, mixed - background, 0)
+    # Gaussian around the plate's colour, as a mass per histogram bin of 8^3 levels
+    far = ((picture.astype(np.float32) - plate.colour) ** 2).sum(-1) / plate.sigma**2
+    near = np.exp(-0.5 * np.minimum(far, 60)) * (1 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * plate.sigma**3)
+    background = log_hist[0][bins]
+    log[0] += np.log((1 - plate.trust) * np.exp(background) + plate.trust * near + 1e-9) - background
     log = TEMPER * log + np.log(prior)
     log -= log.max(0)
     p = np.exp(log)
@@ -209,11 +218,13 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
     cells = [_cells(u, v) for u, v in coords]
     seen = sum(np.bincount(c.ravel(), minlength=GRID**2) for c in cells).reshape(GRID, GRID).astype(np.float32)
     posteriors, priors = starts, starts
-    plate, known = np.zeros((h, w, 3), np.float32), np.zeros((h, w), bool)
-    for round_ in range(ROUNDS):
+    face_px = float(np.median([np.linalg.norm(lm[10] - lm[152]) for lm in landmarks]))
+    body = np.mean([p[CLOTH] for p in starts], 0) > 0.1
+    plate = _plate(pictures, starts, face_px, body)
+    for _ in range(ROUNDS):
         log_hist, log_steady = _histograms(bins, posteriors), _steady_histograms(steady, posteriors)
         posteriors = [
-            np.clip(guided(_posterior(p, b, s, pr, log_hist, log_steady, plate, known), g), 1e-3, 1)
+            np.clip(guided(_posterior(p, b, s, pr, log_hist, log_steady, plate), g), 1e-3, 1)
             for p, b, s, pr, g in zip(pictures, bins, steady, priors, grey, strict=True)
         ]
         place = np.stack([
@@ -221,19 +232,28 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
             for k in range(4)
         ]).astype(np.float32) / np.maximum(seen, 1)  # fmt: skip
         priors = [_place_prior(s, u, v, place, seen) for s, (u, v) in zip(starts, coords, strict=True)]
-        if round_ >= 1:
-            plate, known = _plate(pictures, posteriors)
-    return Colours(log_hist, log_steady, samples, place, seen, plate, known)
+        plate = _plate(pictures, posteriors, face_px, body)
+    return Colours(log_hist, log_steady, samples, place, seen, plate)
 
 
-def _plate(pictures, posteriors) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour of the pixels that are surely background, known where the person covers them at other times."""
+def _plate(pictures, posteriors, face_px: float, body: np.ndarray) -> Plate:
+    """Mean colour of the pixels that are surely background; known where the person covers them at other times, and
+    continued from the nearest ones, with less trust the farther in, where the background is never sure and no body is expected (body [h,w] bool)."""
     weight = np.stack([p[BACKGROUND] > 0.85 for p in posteriors])
     weight &= np.stack([cv2.erode(m.astype(np.uint8), np.ones((5, 5))) > 0 for m in weight])
     count = weight.sum(0)
     total = sum(p * m[..., None].astype(np.float32) for p, m in zip(pictures, weight, strict=True))
+    colour = total / np.maximum(count, 1)[..., None]
     covered = sum((p[BACKGROUND] < 0.3).astype(np.int32) for p in posteriors)
-    return total / np.maximum(count, 1)[..., None], (count >= 2) & (covered >= 1)
+    sure = count > 0
+    if not sure.any():
+        return Plate(colour, np.full(count.shape, PLATE_SIGMA, np.float32), np.zeros(count.shape, np.float32))
+    filled = soften(fill_nearest(np.round(colour).astype(np.uint8), sure), sure).astype(np.float32)
+    depth = cv2.distanceTransform((~sure).astype(np.uint8), cv2.DIST_L2, 3)
+    known = (count >= 2) & (covered >= 1)
+    trust = np.where(known, 0.85, np.where(sure | body, 0.0, 0.5 * np.exp(-depth / (CONTINUE * face_px))))
+    return Plate(np.where(sure[..., None], colour, filled), np.where(known, PLATE_SIGMA, GUESS_SIGMA).astype(np.float32),
+                 trust.astype(np.float32))  # fmt: skip
 
 
 def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
@@ -242,4 +262,4 @@ def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -
     u, v = head_coordinates(landmarks_px, h, w)
     prior = _place_prior(anatomy(u, v, oval_mask(landmarks_px, h, w)), u, v, colours.place, colours.seen)
     steady = steadiness(picture, colours.samples)
-    return _posterior(picture, _bins(picture), steady, prior, colours.log_hist, colours.log_steady, colours.plate, colours.plate_known)
+    return _posterior(picture, _bins(picture), steady, prior, colours.log_hist, colours.log_steady, colours.plate)
