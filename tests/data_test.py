@@ -385,3 +385,12 @@ def test_a_dataset_that_breaks_the_contract_does_not_become_a_clip(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ContractError, match=shard.name):
         Clip(tmp_path / "d", tmp_path / "cache")
+
+
+def test_every_alpha_over_every_colour_is_rounded_to_nearest():
+    alpha, colour = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    rgba = np.stack([colour, colour, colour, alpha], -1)
+    for under in (0, 1, 100, 255):
+        plate = np.full((256, 256, 3), under, np.uint8)
+        exact = (alpha[..., None] / 255.0) * rgba[..., :3] + (1 - alpha[..., None] / 255.0) * plate
+        np.testing.assert_array_equal(data.over(rgba, plate), np.rint(exact))

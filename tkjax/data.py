@@ -55,8 +55,9 @@ def audio_windows(
 
 def over(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
     """A picture of straight alpha over another: (a·rgb + (255 - a)·plate) / 255, rounded to nearest."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    return ((alpha * rgba[..., :3] + (255 - alpha) * plate + 127) // 255).astype(np.uint8)
+    alpha = rgba[..., 3:].astype(np.uint16)
+    v = alpha * rgba[..., :3] + (255 - alpha) * plate + 128  # at most 255² + 128: fits
+    return ((v + (v >> 8)) >> 8).astype(np.uint8)  # = (v - 1) // 255 for every such v
 
 
 def training_size(height: int, width: int, size: int) -> tuple[int, int]:

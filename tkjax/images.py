@@ -103,8 +103,9 @@ def resize_majority(label: UInt8[np.ndarray, "H W"], size: tuple[int, int], n: i
     """Resize a picture of labels 0..n-1 to size = (h, w): the label that covers most of each output pixel."""
     if label.shape == tuple(size):
         return label.copy()
-    cover = np.stack([resize_area(np.where(label == k, np.uint8(255), np.uint8(0)), size) for k in range(n)])
-    return cover.argmax(0).astype(np.uint8)
+    present = [k for k in range(n) if (label == k).any()]
+    cover = np.stack([resize_area(np.where(label == k, np.uint8(255), np.uint8(0)), size) for k in present])
+    return np.array(present, np.uint8)[cover.argmax(0)]
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
