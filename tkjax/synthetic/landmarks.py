@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tkjax.synthetic import shape
+from tkjax.synthetic.packed import layout_of, pack, unpack
 
 # Contour 0-16, nose 27-35 at rest; (x, y, z) near the surface, from the subject's right to its left
 _CONTOUR = np.array([
@@ -26,11 +27,6 @@ _LIP_INNER = np.array([-0.9, -0.4, 0.0, 0.4, 0.9, 0.4, 0.0, -0.4])
 
 N_POINTS = 68
 RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
-
-
-def brow_line(t, f):
-    """(|x|, y) of the middle of the eyebrows at t = 0 (nose) … 1 (ear)."""
-    return 1.25 + 4.1 * t, 4.45 + 0.95 * t - 1.25 * t**3.0 + f["brow"]
 
 
 def _newton_surface(x, y, z, f):
@@ -75,7 +71,7 @@ def points(f) -> Float[jax.Array, "68 3"]:
     rest = np.concatenate([_CONTOUR, _NOSE])
     fixed = _moved(_newton_surface(*(jnp.asarray(rest[:, i]) for i in range(3)), f), f)
     # brows
-    bx, by = brow_line(jnp.asarray(np.concatenate([_BROW_T, _BROW_T[::-1]])), f)
+    bx, by = shape.brow_line(jnp.asarray(np.concatenate([_BROW_T, _BROW_T[::-1]])), f)
     bx = bx * np.array([-1.0] * 5 + [1.0] * 5)
     # eyes: the edges of the lids
     ex = jnp.asarray(_EYE_EX)
@@ -107,21 +103,17 @@ def points(f) -> Float[jax.Array, "68 3"]:
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _batch(packed, layout):
-    from tkjax.synthetic.render import _unpack
-
-    return jax.vmap(lambda v: points(_unpack(v, layout)))(packed)
+def _batch(vectors, layout):
+    return jax.vmap(lambda v: points(unpack(v, layout)))(vectors)
 
 
 def landmarks_head(controls: list[dict]) -> Float[np.ndarray, "n 68 3"]:
     """Points of n frames in head axes, centimetres."""
-    from tkjax.synthetic.render import _layout, _pack
-
-    packed = np.stack([_pack(c) for c in controls])
+    packed, layout = np.stack([pack(c) for c in controls]), layout_of(controls[0])
     block = 32  # a fixed size, so that clips of any length compile once
     out = []
     for a in range(0, len(packed), block):
         part = packed[a : a + block]
         full = np.concatenate([part, np.repeat(part[-1:], block - len(part), 0)])
-        out.append(np.asarray(_batch(full, _layout(controls[0])))[: len(part)])
+        out.append(np.asarray(_batch(full, layout))[: len(part)])
     return np.concatenate(out)

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from tkjax.synthetic import body as body_
 from tkjax.synthetic import shading, shape
+from tkjax.synthetic.packed import Packed, unpack
 
 CHUNK = 2048  # rays in one call; all calls have this size, so each function compiles once
 STEPS = 6  # sphere-tracing steps between compactions
@@ -65,110 +66,69 @@ class Pose:
     body: np.ndarray  # [3] cm, how far the trunk has swayed
 
 
-@dataclasses.dataclass
-class Traced:
-    """Layers at M pixel positions. rgb are display values 0…1, valid where hit; z is camera depth in cm."""
-
-    head: np.ndarray  # [M] bool: the head is what one sees
-    head_rgb: np.ndarray  # [M,3]
-    body: np.ndarray  # [M] uint8: 0, 2 neck, 3 torso, as if the head were away
-    body_rgb: np.ndarray  # [M,3]
-    z: np.ndarray  # [M] cm, of the nearest hit; NaN where there is none
-
-
-def _layout(controls):
-    return tuple((k, np.asarray(v).shape) for k, v in controls.items())
-
-
-def _pack(controls):
-    return np.concatenate([np.asarray(v, np.float32).ravel() for v in controls.values()])
-
-
-def _unpack(vector, layout):
-    out, at = {}, 0
-    for name, dims in layout:
-        size = int(np.prod(dims)) if dims else 1
-        out[name] = vector[at : at + size].reshape(dims) if dims else vector[at]
-        at += size
-    return out
-
-
-_MAPS = {"head": shape.head, "body": body_.body}
+_MAPS = {"head": shape.head, "body": body_.body, "solid": shape.solid}
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "which"))
 def _march(vector, origin, d, t, t_end, layout, which):
-    """STEPS sphere-tracing steps; returns (t, hit) with t > t_end for rays that left."""
-    f, sdf = _unpack(vector, layout), _MAPS[which]
+    """STEPS sphere-tracing steps from t > 0 on; -t where the surface was met, t > t_end where the ray left.
+
+    One array carries both facts: with two outputs XLA would evaluate the distance once for each.
+    """
+    f, sdf = unpack(vector, layout), _MAPS[which]
     dx, dy, dz = d[:, 0], d[:, 1], d[:, 2]
 
-    def step(_, state):
-        t, hit = state
+    def step(_, t):
         dist = sdf(origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz, f)
-        now = dist < EPSILON
-        go = ~(hit | now) & (t < t_end)
-        return jnp.where(go, t + jnp.maximum(dist * shape.STEP_SCALE, 0.5 * EPSILON), t), hit | now
+        on = jnp.where(dist < EPSILON, -t, t + jnp.maximum(dist * shape.STEP_SCALE, 0.5 * EPSILON))
+        return jnp.where((t > 0) & (t < t_end), on, t)
 
-    return jax.lax.fori_loop(0, STEPS, step, (t, jnp.zeros_like(t, bool)))
+    return jax.lax.fori_loop(0, STEPS, step, t)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "which"))
-def _shade(vector, origin, d, t, pixel_cm, layout, which):
-    """Display rgb [N,3] (and labels [N] of the body) at distance t along the rays."""
-    f, sdf = _unpack(vector, layout), _MAPS[which]
-    dx, dy, dz = d[:, 0], d[:, 1], d[:, 2]
-    x, y, z = origin[0] + t * dx, origin[1] + t * dy, origin[2] + t * dz
-    e = 0.35 * pixel_cm
-    corners = np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], np.float32)
+def _distance(vector, p, layout, which):
+    """Distances at p [3,K,N], K of them for each of N points."""
+    return _MAPS[which](p[0], p[1], p[2], unpack(vector, layout))
 
-    def corner(i, acc):
-        c = jnp.asarray(corners)[i]
-        v = sdf(x + e * c[0], y + e * c[1], z + e * c[2], f)
-        return tuple(a + ci * v for a, ci in zip(acc, c))
 
-    zero = jnp.zeros_like(x)
-    n = jax.lax.fori_loop(0, 4, corner, (zero, zero, zero))
-    length = jnp.sqrt(n[0] ** 2 + n[1] ** 2 + n[2] ** 2 + 1e-12)
-    n = [c / length for c in n]
+_CORNERS = np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], np.float32).T  # differences for the normal
+_REACH = np.array([0.4, 1.2, 2.8], np.float32)[:, None]  # cm along the normal, ambient occlusion
+_REACH_WEIGHT = np.array([0.50, 0.32, 0.24], np.float32)[:, None]
+_TOWARDS_KEY = np.array([0.6, 1.4, 2.9, 5.5], np.float32)[:, None]  # cm towards the key light
 
-    # ambient occlusion: how much nearer the surface is than the way walked along the normal
-    reach = np.array([0.35, 0.9, 1.9, 3.4], np.float32)
 
-    def occlude(i, acc):
-        h = jnp.asarray(reach)[i]
-        v = sdf(x + h * n[0], y + h * n[1], z + h * n[2], f)
-        return acc + jnp.asarray(np.array([0.42, 0.30, 0.17, 0.11], np.float32))[i] * jnp.clip(1 - v / h, 0, 1.2)
+def _normals(f: Packed, which, p, pixel_cm):
+    """Unit normals [3,N] at points p [3,N] by differences over about a pixel."""
+    v = np.asarray(_distance(f.vector, p[:, None] + np.float32(0.35 * pixel_cm) * _CORNERS[:, :, None], f.layout, which))
+    n = _CORNERS @ v
+    return n / np.sqrt((n * n).sum(0) + 1e-12)
 
-    ao = jnp.clip(1 - 1.15 * jax.lax.fori_loop(0, 4, occlude, zero), 0.0, 1.0)
 
-    key = f["key"]
+def _light(f: Packed, which, p, n, key, occluders):
+    """[2,N]: how much of the key light and of the surroundings reaches the points p [3,N], 0…1."""
+    along_normal = p[:, None] + _REACH * n[:, None]
     if which == "head":
-        at = np.array([0.5, 1.1, 2.0, 3.3, 5.2, 8.0], np.float32)
-
-        def block(i, acc):
-            h = jnp.asarray(at)[i]
-            v = sdf(x + h * key[0] + 0.15 * n[0], y + h * key[1] + 0.15 * n[1], z + h * key[2] + 0.15 * n[2], f)
-            return jnp.minimum(acc, 0.5 + 0.5 * jnp.clip(4.5 * v / h, -1, 1))
-
-        shadow = jax.lax.fori_loop(0, len(at), block, zero + 1.0)
+        along_key = p[:, None] + 0.15 * n[:, None] + _TOWARDS_KEY * key[:, None, None]
+        v = np.asarray(_distance(f.vector, np.concatenate([along_normal, along_key], 1), f.layout, "solid"))
+        near, far = v[: len(_REACH)], v[len(_REACH) :]
+        shadow = (0.5 + 0.5 * np.clip(4.5 * far / _TOWARDS_KEY, -1, 1)).min(0)
     else:
-        # the head above throws a soft shadow: two spheres, in closed form
-        shadow = zero + 1.0
-        for i in range(2):
-            rel = [x - f["occluder"][i, 0], y - f["occluder"][i, 1], z - f["occluder"][i, 2]]
-            radius = f["occluder"][i, 3]
-            along = -(rel[0] * key[0] + rel[1] * key[1] + rel[2] * key[2])
-            miss = jnp.sqrt(jnp.maximum(rel[0] ** 2 + rel[1] ** 2 + rel[2] ** 2 - along**2, 1e-6)) - radius
-            lit = shape.smoothstep(-0.9, 1.0, miss / jnp.maximum(0.45 * along, 0.8))
-            shadow = shadow * jnp.where(along > 0, lit, 1.0)
-            far = jnp.sqrt(rel[0] ** 2 + rel[1] ** 2 + rel[2] ** 2 + 1e-6)
-            facing = -(n[0] * rel[0] + n[1] * rel[1] + n[2] * rel[2]) / far
-            ao = ao * (1 - jnp.clip(0.35 + 0.65 * facing, 0, 1) * jnp.clip(radius / far, 0, 1) ** 2 * 0.85)
-    shadow = shadow * shadow * (3 - 2 * shadow)
-    view = [-dx, -dy, -dz]
-    if which == "head":
-        return shading.head_colour((x, y, z), n, view, shadow, ao, f), jnp.ones_like(x, jnp.uint8)
-    return shading.body_colour((x, y, z), n, view, shadow, ao, f)
+        near = np.asarray(_distance(f.vector, along_normal, f.layout, which))
+        shadow = np.ones(p.shape[1], np.float32)
+    # how much nearer the surface is than the way walked along the normal
+    ao = np.clip(1 - 1.15 * (_REACH_WEIGHT * np.clip(1 - near / _REACH, 0, 1.2)).sum(0), 0, 1)
+    for x, y, z, radius in occluders:
+        # the head above throws a soft shadow on the body: spheres, in closed form
+        rel = p - np.array([x, y, z], np.float32)[:, None]
+        far2, along = (rel * rel).sum(0), -(key @ rel)
+        miss = np.sqrt(np.maximum(far2 - along**2, 1e-6)) - radius
+        s = np.clip((miss / np.maximum(0.45 * along, 0.8) + 0.9) / 1.9, 0, 1)
+        shadow = shadow * np.where(along > 0, s * s * (3 - 2 * s), 1.0)
+        distance = np.sqrt(far2 + 1e-6)
+        facing = -(n * rel).sum(0) / distance
+        ao = ao * (1 - np.clip(0.35 + 0.65 * facing, 0, 1) * np.clip(radius / distance, 0, 1) ** 2 * 0.85)
+    return np.stack([shadow * shadow * (3 - 2 * shadow), ao]).astype(np.float32)
 
 
 def _chunks(index):
@@ -178,25 +138,50 @@ def _chunks(index):
         yield np.concatenate([part, np.full(CHUNK - len(part), part[0])]) if len(part) < CHUNK else part, len(part)
 
 
-def _trace(vector, layout, which, origin, d, t0, t1):
-    """Distances along rays [M,3]; NaN for a miss. Rays that have arrived are dropped between rounds."""
-    out = np.full(len(d), np.nan, np.float32)
-    t = t0.astype(np.float32)
-    live = np.flatnonzero(t1 > t0)
-    for _ in range(ROUNDS):
-        rest = []
-        for index, count in _chunks(live):
-            ts, hit = _march(vector, origin, d[index], t[index], t1[index], layout, which)
-            ts, hit = np.asarray(ts)[:count], np.asarray(hit)[:count]
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """Head or body in its own axes, ready to be traced and painted."""
+
+    which: str
+    f: Packed
+    origin: np.ndarray  # [3] the camera's centre, cm
+    key: np.ndarray  # [3] towards the key light
+    occluders: np.ndarray  # [k,4] spheres (centre, radius) that shade it
+    pixel_cm: float
+
+    def hits(self, d, t0, t1):
+        """Distances along rays [M,3]; NaN for a miss. Rays that have arrived are dropped between rounds."""
+        out = np.full(len(d), np.nan, np.float32)
+        t = np.maximum(t0, 1e-3).astype(np.float32)
+        live = np.flatnonzero(t1 > t0)
+        for _ in range(ROUNDS):
+            if not len(live):
+                break
+            for index, count in _chunks(live):
+                done = _march(self.f.vector, self.origin, d[index], t[index], t1[index], self.f.layout, self.which)
+                t[index[:count]] = np.asarray(done)[:count]
+            met = t[live] < 0
+            out[live[met]] = -t[live[met]]
+            live = live[~met & (t[live] < t1[live])]
+        return out
+
+    def paint(self, d, t, light=None):
+        """(rgb [M,3], label [M], light [M,2]) where t is finite; `light` of other samples may be handed in."""
+        rgb, label = np.zeros((len(t), 3), np.float32), np.zeros(len(t), np.uint8)
+        known = light is not None
+        light = light if known else np.ones((len(t), 2), np.float32)
+        colour = shading.head_colour if self.which == "head" else shading.body_colour
+        for index, count in _chunks(np.flatnonzero(np.isfinite(t))):
+            di = np.ascontiguousarray(d[index].T)
+            p = self.origin[:, None] + t[index] * di
+            n = _normals(self.f, self.which, p, self.pixel_cm)
+            lit = light[index].T if known else _light(self.f, self.which, p, n, self.key, self.occluders)
+            out, kind = colour(self.f, tuple(p), tuple(n), tuple(-di), np.ascontiguousarray(lit))
             index = index[:count]
-            t[index] = ts
-            out[index[hit]] = ts[hit]
-            rest.append(index[~hit & (ts < t1[index])])
-        live = np.concatenate(rest) if rest else live[:0]
-        if not len(live):
-            break
-    # what is still creeping along a silhouette counts as a hit if it is close
-    return out
+            rgb[index], label[index] = np.asarray(out)[:count], np.asarray(kind)[:count]
+            if not known:
+                light[index] = lit.T[:count]
+        return rgb, label, light
 
 
 def _ellipsoid_range(origin, d, centre, radii):
@@ -213,59 +198,52 @@ def _box_range(origin, d, low, high):
     with np.errstate(divide="ignore"):
         inv = 1.0 / d
     a, b = (low - origin) * inv, (high - origin) * inv
-    return np.minimum(a, b).max(1).astype(np.float32), np.maximum(a, b).min(1).astype(np.float32)
+    near, far = np.minimum(a, b), np.maximum(a, b)
+    t0 = np.maximum(np.maximum(near[:, 0], near[:, 1]), near[:, 2])  # columns: reductions over short axes are slow
+    return t0.astype(np.float32), np.minimum(np.minimum(far[:, 0], far[:, 1]), far[:, 2]).astype(np.float32)
+
+
+class _View:
+    """One pose seen by the camera: the two layers, each in its own axes."""
+
+    def __init__(self, camera: Camera, pose: Pose):
+        rotation, shift = pose.stage_from_head[:3, :3], pose.stage_from_head[:3, 3]
+        lights = {"key": shading.KEY, "fill": shading.FILL, "rim": shading.RIM, "up": np.array([0.0, 1.0, 0.0])}
+        spheres = (((0, 1.5, -2.0), 8.2), ((0, -6.0, 1.5), 4.2))  # what throws the head's shadow on the neck
+        occluders = np.stack([np.append(rotation @ np.array(c) + shift, r) for c, r in spheres])
+        shared = {
+            **pose.controls,
+            "neck_top": rotation @ np.array(body_.NECK_TOP) + shift - pose.body,
+            "body": pose.body,
+        }
+        in_head = {k: rotation.T @ v for k, v in lights.items()}
+        origin, pixel_cm = camera.stage_from_camera[:3, 3], float(camera.stage_from_camera[2, 3] / camera.fy)
+
+        def layer(which, light, centre, spheres):
+            key = light["key"].astype(np.float32)
+            return _Layer(which, Packed.of({**shared, **light}), centre.astype(np.float32), key, spheres, pixel_cm)
+
+        self.head = layer("head", in_head, (origin - shift) @ rotation, np.zeros((0, 4)))
+        self._body = layer("body", lights, origin, occluders)
+        self._rotation, self._bound = rotation, shape.bound(pose.controls)
+
+    def head_hits(self, d):
+        """(directions in head axes, distances) of rays on the stage."""
+        d = (d @ self._rotation).astype(np.float32)
+        return d, self.head.hits(d, *_ellipsoid_range(self.head.origin, d, *self._bound))
+
+    def body(self, d, light=None):
+        """(t, rgb, label, light) of neck and torso with the head away."""
+        d = d.astype(np.float32)
+        t = self._body.hits(d, *_box_range(self._body.origin, d, np.array([-40.0, -50.0, -17.0]), np.array([40.0, -0.5, 9.0])))
+        return t, *self._body.paint(d, t, light)
 
 
 class Scene:
-    """The subject in front of a camera; `trace` looks at pixel positions, `frame` makes a whole picture."""
+    """The subject in front of a camera and a plate [H,W,3]."""
 
     def __init__(self, camera: Camera, plate: UInt8[np.ndarray, "H W 3"]):
         self.camera, self.plate = camera, plate
-
-    def _vectors(self, pose: Pose):
-        head_r, head_t = pose.stage_from_head[:3, :3], pose.stage_from_head[:3, 3]
-        lights = {"key": shading.KEY, "fill": shading.FILL, "rim": shading.RIM, "up": np.array([0.0, 1.0, 0.0])}
-        top = head_r @ np.array(body_.NECK_TOP) + head_t
-        occluders = np.stack([np.append(head_r @ np.array(c) + head_t, r) for c, r in (((0, 1.5, -2.0), 8.2), ((0, -6.0, 1.5), 4.2))])
-        shared = {**pose.controls, "neck_top": top - pose.body, "occluder": occluders, "body": pose.body}
-        head = {**shared, **{k: head_r.T @ v for k, v in lights.items()}}
-        return head, {**shared, **lights}
-
-    def trace(self, pose: Pose, pixels_px: Float[np.ndarray, "M 2"], want=("head", "body")) -> Traced:
-        """Layers at pixel positions (see `Traced`); without "body" in `want` only the head is traced."""
-        m = len(pixels_px)
-        f_head, f_body = self._vectors(pose)
-        layout = _layout(f_head)
-        d_stage = self.camera.directions(pixels_px)
-        origin = self.camera.stage_from_camera[:3, 3]
-        pixel_cm = np.float32(origin[2] / self.camera.fy)
-        forward = -self.camera.stage_from_camera[:3, 2]
-        cosine = d_stage @ forward
-        head_r, head_t = pose.stage_from_head[:3, :3], pose.stage_from_head[:3, 3]
-        o_head = ((origin - head_t) @ head_r).astype(np.float32)
-        d_head = (d_stage @ head_r).astype(np.float32)
-        long = float(pose.controls["hair_long"])
-        t0, t1 = _ellipsoid_range(o_head, d_head, np.array([0, 1.0 - 2 * long, -3.0]), np.array([11.0 + long, 17.5 + 2.5 * long, 13.2]))
-        v_head = jnp.asarray(_pack(f_head))
-        t_head = _trace(v_head, layout, "head", o_head, d_head, t0, t1)
-        t_body, label, body_rgb = np.full(m, np.nan, np.float32), np.zeros(m, np.uint8), np.zeros((m, 3), np.float32)
-        if "body" in want:
-            d32, o32 = d_stage.astype(np.float32), origin.astype(np.float32)
-            b0, b1 = _box_range(origin, d_stage, np.array([-40.0, -50.0, -17.0]), np.array([40.0, -0.5, 9.0]))
-            v_body = jnp.asarray(_pack(f_body))
-            t_body = _trace(v_body, layout, "body", o32, d32, b0, b1)
-            hits = np.flatnonzero(np.isfinite(t_body))
-            for index, count in _chunks(hits):
-                rgb, lab = _shade(v_body, o32, d32[index], t_body[index], pixel_cm, layout, "body")
-                body_rgb[index[:count]], label[index[:count]] = np.asarray(rgb)[:count], np.asarray(lab)[:count]
-        with np.errstate(invalid="ignore"):
-            seen = np.isfinite(t_head) & ~(t_body < t_head)
-        head_rgb = np.zeros((m, 3), np.float32)
-        for index, count in _chunks(np.flatnonzero(seen)):
-            rgb, _ = _shade(v_head, o_head, d_head[index], t_head[index], pixel_cm, layout, "head")
-            head_rgb[index[:count]] = np.asarray(rgb)[:count]
-        z = np.fmin(np.where(seen, t_head, np.nan), t_body) * cosine
-        return Traced(seen, head_rgb, label, body_rgb, z.astype(np.float32))
 
     def frame(self, pose: Pose, box=None, smooth: bool = True) -> dict[str, np.ndarray]:
         """One picture, or the part of it inside box = (x0, y0, x1, y1) in pixels.
@@ -278,23 +256,39 @@ class Scene:
         h, w = y1 - y0, x1 - x0
         gx, gy = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
         pixels = np.stack([gx.ravel(), gy.ravel()], 1)
-        c = self.trace(pose, pixels)
-        label = np.where(c.head, 1, c.body).astype(np.uint8)
-        depth = (c.z / UNIT_CM).astype(np.float16).reshape(h, w)
-        head_a, body_a = c.head.astype(np.float32), (c.body > 0).astype(np.float32)
-        head_c, body_c = c.head_rgb * head_a[:, None], c.body_rgb * body_a[:, None]
+        view = _View(self.camera, pose)
+        d = self.camera.directions(pixels)
+        t_body, body_c, body_label, body_light = view.body(d)
+        d_head, t_head = view.head_hits(d)
+        with np.errstate(invalid="ignore"):
+            t_head[t_body < t_head] = np.nan  # hair behind the neck
+        seen = np.isfinite(t_head)
+        head_c, _, head_light = view.head.paint(d_head, t_head)
+        label = np.where(seen, 1, body_label).astype(np.uint8)
+        z = np.where(seen, t_head, t_body) * -(d @ self.camera.stage_from_camera[:3, 2])
+        head_a, body_a = seen.astype(np.float32), (body_label > 0).astype(np.float32)
         if smooth:
-            edge = np.flatnonzero(_edges(np.where(c.head[:, None], c.head_rgb, 0), c.head, c.z, h, w)
-                                  | _edges(c.body_rgb, c.body, np.zeros_like(c.z), h, w))  # fmt: skip
-            if len(edge):
-                offsets = np.array([[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]])
-                s = self.trace(pose, (pixels[edge][:, None] + offsets).reshape(-1, 2))
-                ha, ba = s.head.astype(np.float32), (s.body > 0).astype(np.float32)
-                head_a[edge], body_a[edge] = ha.reshape(-1, 4).mean(1), ba.reshape(-1, 4).mean(1)
-                head_c[edge] = (s.head_rgb * ha[:, None]).reshape(-1, 4, 3).mean(1)
-                body_c[edge] = (s.body_rgb * ba[:, None]).reshape(-1, 4, 3).mean(1)
-        straight = np.where(body_a[:, None] > 0, body_c / np.maximum(body_a[:, None], 1e-6), 0)
-        torso = np.round(np.clip(np.concatenate([straight, body_a[:, None]], 1), 0, 1) * 255).astype(np.uint8)
+            head_edge = _edges(head_c, seen, np.where(seen, z, 0), h, w)
+            body_edge = _edges(body_c, body_label, 0 * z, h, w)
+            t_sub = np.repeat(t_body[:, None], 4, 1)
+            at = np.flatnonzero(body_edge)
+            if len(at):
+                lit = _spread(body_light, body_label > 0, h, w)[at]
+                t, rgb, lab, _ = view.body(self._subpixels(pixels[at]), np.repeat(lit, 4, 0))
+                hit = (lab > 0).astype(np.float32)
+                t_sub[at] = t.reshape(-1, 4)
+                body_a[at] = hit.reshape(-1, 4).mean(1)
+                body_c[at] = (rgb * hit[:, None]).reshape(-1, 4, 3).sum(1) / np.maximum(hit.reshape(-1, 4).sum(1), 1)[:, None]
+            at = np.flatnonzero(head_edge)
+            if len(at):
+                sub, t = view.head_hits(self._subpixels(pixels[at]))
+                with np.errstate(invalid="ignore"):
+                    t[t_sub[at].ravel() < t] = np.nan
+                lit = _spread(head_light, seen, h, w)[at]
+                rgb, _, _ = view.head.paint(sub, t, np.repeat(lit, 4, 0))
+                head_a[at] = np.isfinite(t).reshape(-1, 4).mean(1)
+                head_c[at] = rgb.reshape(-1, 4, 3).mean(1)
+        torso = np.round(np.clip(np.concatenate([body_c, body_a[:, None]], 1), 0, 1) * 255).astype(np.uint8)
         plate = self.plate[y0:y1, x0:x1].reshape(-1, 3) / 255.0
         a = torso[:, 3:] / 255.0
         behind = torso[:, :3] / 255.0 * a + plate * (1 - a)
@@ -303,13 +297,29 @@ class Scene:
             "rgb": np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8).reshape(h, w, 3),
             "torso": torso.reshape(h, w, 4),
             "label": label.reshape(h, w),
-            "depth": depth,
+            "depth": (z / UNIT_CM).astype(np.float16).reshape(h, w),
             "alpha": np.round(head_a * 255).astype(np.uint8).reshape(h, w),
         }
 
+    def _subpixels(self, pixels):
+        """Directions of the 2x2 samples of pixels [M,2], as [4M,3]."""
+        offsets = np.array([[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]])
+        return self.camera.directions((pixels[:, None] + offsets).reshape(-1, 2))
+
+
+def _spread(light, known, h, w):
+    """light [h*w,2] carried from known pixels to their unknown neighbours (mean of the 3x3 around)."""
+    weight = np.pad(known.reshape(h, w).astype(np.float32), 1)
+    value = np.pad((light * known[:, None]).reshape(h, w, 2), ((1, 1), (1, 1), (0, 0)))
+    steps = [(i, j) for i in range(3) for j in range(3)]
+    total = sum(weight[i : i + h, j : j + w] for i, j in steps)
+    mean = sum(value[i : i + h, j : j + w] for i, j in steps) / np.maximum(total, 1)[..., None]
+    out = np.where(total[..., None] > 0, mean, 1.0).reshape(-1, 2)
+    return np.where(known[:, None], light, out).astype(np.float32)
+
 
 def _edges(rgb, ident, z, h, w):
-    """[h*w] bool: pixels whose neighbour differs in kind, in depth (> 1 cm) or in colour (> 0.13)."""
+    """[h*w] bool: pixels whose neighbour differs in kind, in depth (> 1 cm) or in colour (> 0.2)."""
     ident = np.asarray(ident).reshape(h, w).astype(np.int16)
     rgb, z = rgb.reshape(h, w, 3), np.nan_to_num(z.reshape(h, w))
     out = np.zeros((h, w), bool)
@@ -318,7 +328,8 @@ def _edges(rgb, ident, z, h, w):
         b = [slice(None)] * 2
         a[axis], b[axis] = slice(1, None), slice(None, -1)
         a, b = tuple(a), tuple(b)
-        jump = (ident[a] != ident[b]) | (np.abs(rgb[a] - rgb[b]).max(-1) > 0.13)
+        step = np.abs(rgb[a] - rgb[b])
+        jump = (ident[a] != ident[b]) | (step[..., 0] > 0.2) | (step[..., 1] > 0.2) | (step[..., 2] > 0.2)
         jump |= (np.abs(z[a] - z[b]) > 1.0) & (ident[a] > 0)
         out[a] |= jump
         out[b] |= jump

@@ -230,6 +230,14 @@ def eyeball(ax, y, z):
     return jnp.sqrt((ax - EYE[0]) ** 2 + (y - EYE[1]) ** 2 + (z - EYE[2]) ** 2 + 1e-9) - EYE_RADIUS
 
 
+BROW_START, BROW_LENGTH = 1.25, 4.1  # |x| where the eyebrow begins, and how far it reaches
+
+
+def brow_line(t, f):
+    """(|x|, y) of the middle of the eyebrows at t = 0 (nose) … 1 (ear)."""
+    return BROW_START + BROW_LENGTH * t, 4.45 + 0.95 * t - 1.25 * t**3.0 + f["brow"]
+
+
 # ---- whole head ----------------------------------------------------------------------------------------
 
 
@@ -246,28 +254,31 @@ def ear(ax, y, z):
 
 def face_layers(x, y, z, f):
     """Distances of all parts of the head but hair, as a dict by name."""
-    ax = mirror(x)
-    rx, ry, rz = to_rest(x, y, z, f)
+    rest = to_rest(x, y, z, f)
+    return layers_at(x, y, z, rest, rest_skin(*rest, f), f)
+
+
+def layers_at(x, y, z, rest, bare, f):
+    """`face_layers` where rest = to_rest(x, y, z) and bare = rest_skin(rest) are known."""
+    ax, left = mirror(x), x > 0.0
+    rx, ry, rz = rest
     rax = mirror(rx)
-    bare = rest_skin(rx, ry, rz, f)
     skin = smooth_min(bare, ear(ax, y, z), 0.5)
     # nostrils
     nostril = ellipsoid(rax - 0.78, ry + 1.75 - 0.25 * (rax - 0.78), rz - 5.15, 0.36, 0.42, 0.62)
     skin = smooth_max(skin, -nostril, 0.25)
     # lids: a shell around each eyeball, slit open in front
-    left = x > 0.0
     shell = jnp.sqrt((ax - EYE[0]) ** 2 + (y - EYE[1]) ** 2 + (z - EYE[2]) ** 2 + 1e-9) - LID_RADIUS
     skin = smooth_min(skin, shell, 0.45)
     slit = eye_opening(ax, y, f, left)
     skin = smooth_max(skin, -jnp.maximum(slit, EYE[2] + 0.1 - z), 0.06)
-    eye = eyeball(ax, y, z)
     cav = cavity(x, y, z, f)
     skin = smooth_max(skin, -cav, 0.12)
     lip_up, lip_low = lips(x, y, z, f)
     t_up, t_low, tongue = teeth(x, y, z, f)
     return {
-        "bare": bare, "skin": skin, "lip_up": lip_up, "lip_low": lip_low, "eye": eye,
-        "teeth_up": t_up, "teeth_low": t_low, "tongue": tongue, "cavity": cav, "slit": slit,
+        "bare": bare, "skin": skin, "lip": jnp.minimum(lip_up, lip_low), "eye": eyeball(ax, y, z),
+        "teeth": jnp.minimum(t_up, t_low), "tongue": tongue, "cavity": cav,
     }  # fmt: skip
 
 
@@ -286,7 +297,7 @@ def hair(x, y, z, bare, f):
     px = x - f["hair_part"]
     top = smoothstep(3.0, 11.0, y)
     quiff = jnp.exp(-((px / 4.5) ** 2) - ((y - 10.0) / 3.2) ** 2 - ((z - 3.0) / 3.5) ** 2)
-    wave = jnp.sin(9.0 * jnp.arctan2(px, z + 4.0) + 0.5 * y) * jnp.sin(0.9 * y + 1.3 * x)
+    wave = jnp.sin(1.5 * px + 0.5 * y + 0.4 * z) * jnp.sin(0.9 * y + 1.3 * x)
     thick = 0.75 + f["hair_side"] + (0.65 + f["hair_top"]) * top + (0.7 + f["hair_top"]) * quiff + 0.10 * wave
     d = jnp.maximum(bare + 0.15 - (0.15 + thick) * smoothstep(-0.1, 2.3, inside), -0.8 * inside - 0.3)
     # longer hair falls beside and behind the neck
@@ -297,6 +308,20 @@ def hair(x, y, z, bare, f):
 def head(x, y, z, f):
     """Distance to the whole head, hair included."""
     p = face_layers(x, y, z, f)
-    d = smooth_min(p["skin"], jnp.minimum(p["lip_up"], p["lip_low"]), 0.2)
-    d = jnp.minimum(jnp.minimum(d, p["eye"]), jnp.minimum(jnp.minimum(p["teeth_up"], p["teeth_low"]), p["tongue"]))
+    d = smooth_min(p["skin"], p["lip"], 0.2)
+    d = jnp.minimum(jnp.minimum(d, p["eye"]), jnp.minimum(p["teeth"], p["tongue"]))
     return jnp.minimum(d, hair(x, y, z, p["bare"], f))
+
+
+def solid(x, y, z, f):
+    """The head without its details, for light and shadow: skull, nose, jaw, open mouth, hair."""
+    rx, ry, rz = to_rest(x, y, z, f)
+    d = rest_skin(rx, ry, rz, f)
+    full = hair(x, y, z, d, f)
+    return jnp.minimum(smooth_max(d, -cavity(x, y, z, f), 0.12), full)
+
+
+def bound(controls):
+    """(centre, radii) of an ellipsoid around the head, hair and open jaw, cm (numpy)."""
+    long = float(controls["hair_long"])
+    return np.array([0.0, 1.0 - 2.0 * long, -3.0]), np.array([11.0 + long, 17.5 + 2.5 * long, 13.2])
