@@ -190,7 +190,9 @@ def score(workdir: Path, clip: data.Clip, models: str | None, extra: dict | None
     for row in result["rows"]:
         row |= facts
     result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
-    result |= {"config": config.to_dict(subject.config), **(extra or {})}
+    extra = dict(extra or {})
+    result["notes"] |= extra.pop("notes", {})
+    result |= {"config": config.to_dict(subject.config), **extra}
     shown = [*videos, (workdir / evaluate.COMPARISON, "Held-out frames: left the model, right the truth")]
     report.write(workdir, result, worst, shown)
     print_scores(result)

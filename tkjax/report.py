@@ -43,7 +43,12 @@ th,td{text-align:right;padding:.35rem .6rem;border-bottom:1px solid var(--line);
 th{color:var(--soft);font-size:.85rem}th:first-child,td:first-child{text-align:left}
 tr.model td{font-weight:600;background:var(--tint)}.wrap{overflow-x:auto}
 .frames{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem}
-figure{margin:0}figure img,video{width:100%;display:block;border-radius:4px}.plot{background:#fff;border-radius:4px}
+figure{margin:0}figure img{width:100%;display:block;border-radius:4px}
+.videos{display:flex;flex-wrap:wrap;gap:1rem;margin:1rem 0}.videos video{display:block;height:19rem;max-width:100%;
+border-radius:4px;background:var(--tint)}.plots{display:flex;flex-wrap:wrap;gap:1rem}.plots svg{max-width:100%;
+height:auto}
+table.pairs td{text-align:left;vertical-align:top}table.pairs td:first-child{color:var(--soft);width:13rem}
+.plot{background:#fff;border-radius:4px}
 figcaption{color:var(--soft);font-size:.85rem}pre{background:var(--tint);padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
 
@@ -107,7 +112,7 @@ def _plot(name: str, parts: Sequence[tuple[str, list[int], list[float]]]) -> str
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    figure = Figure(figsize=(4.4, 2.5), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
     for stage, steps, values in parts:
@@ -160,7 +165,7 @@ def _pairs(title: str, values: Mapping) -> str:
         f"<tr><td>{html.escape(LABELS.get(k, k.replace('_', ' ')))}</td><td>{html.escape(_text(v, k))}</td></tr>"
         for k, v in values.items()
     )
-    return f"<h2>{html.escape(title)}</h2><table>{rows}</table>"
+    return f'<h2>{html.escape(title)}</h2><table class="pairs">{rows}</table>'
 
 
 def _text(value: Any, name: str) -> str:
@@ -213,7 +218,7 @@ def page(
         f"<h1>{html.escape(str(report.get('subject', 'subject')))}: {html.escape(report['system'])}</h1>",
         f"<p class=soft>{split['train_frames']} training frames, {split['heldout_frames']} held out; "
         f"avatar {html.escape(str(report.get('avatar', '')))}. {html.escape(_consent(report.get('consent')))}</p>",
-        "".join(_video(p, c, folder) for p, c in videos),
+        f'<div class="videos">{"".join(_video(p, c, folder) for p, c in videos)}</div>',
         "<h2>Measured on held-out frames</h2>",
         _table(report),
         missing,
@@ -225,7 +230,7 @@ def page(
         "<h2>Worst frames</h2><p class=soft>Left the model, right the truth.</p>" + _frames(worst)
         if len(worst)
         else "",
-        f"<h2>Training</h2>{plots}" if plots else "",
+        f'<h2>Training</h2><div class="plots">{plots}</div>' if plots else "",
         _pairs("Speed", report["speed"]),
         _pairs("How the numbers are made", notes),
         _pairs("Versions", report["versions"]),
