@@ -599,6 +599,49 @@ def test_an_exception_while_writing_leaves_the_old_dataset(tmp_path):
     assert files_of(root) == before
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(tmp_path, monkeypatch):
+    root = tmp_path / "d"
+    write_tiny(root, seed=1)
+    before = files_of(root)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    for n in (3, 70):
+        monkeypatch.setattr(contract, "write_npz", full)
+        with pytest.raises(ContractError, match="No space left on device") as error:
+            write_tiny(root, n=n, seed=2, sound=False)
+        monkeypatch.undo()
+        assert str(root) in sentence(error)
+        assert files_of(root) == before
+
+
+@pytest.mark.heavy
+def test_a_reader_that_opens_while_others_write_sees_one_generation(tmp_path):
+    root = tmp_path / "d"
+    write_tiny(root, n=3, seed=0, sound=False)
+    code = (
+        "import sys, time; sys.path.insert(0, '.')\n"
+        "from tests.tiny_dataset import write_tiny\n"
+        "print('ready', flush=True)\n"
+        "for i in range(15): write_tiny(sys.argv[1], n=3, seed=i % 7, sound=False), time.sleep(0.03)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE)
+    assert child.stdout.readline()
+    seen = set()
+    while child.poll() is None:
+        dataset = Dataset(root)
+        try:
+            note, background = (dataset.path(name).read_bytes() for name in ("qa/note.txt", "background.png"))
+        except FileNotFoundError:  # two writes began meanwhile: this generation is gone
+            continue
+        if Dataset(root, verify=False).digest == dataset.digest:
+            assert background == plate(seed=int(note.split()[1]))
+            seen.add(note)
+    child.stdout.close()
+    assert child.returncode == 0 and len(seen) > 1
+
+
 class Killed(BaseException):
     pass
 

@@ -26,7 +26,7 @@ import struct
 import wave
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ _MANIFEST_KEYS = {
     "licences", "digest",
 }  # fmt: skip
 _SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.npz")
-_FILE_NAME = re.compile(r"background\.png|audio\.wav|audio_[A-Za-z0-9-]+\.npz|qa(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
+_FILE_NAME = re.compile(r"background\.png|audio\.wav|audio_[A-Za-z0-9_-]+\.npz|qa(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _FIXED_NAMES = "background.png, audio.wav, audio_<kind>.npz or qa/…"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STAGING = ".write"  # files of a write that has not been committed
@@ -486,7 +486,7 @@ def _check_audio(where: Any, a: AudioFeatures) -> AudioFeatures:
         if not good:
             raise _refuse(where, member, f"is {getattr(a, member)!r}", expected)
 
-    require("kind", bool(re.fullmatch(r"[A-Za-z0-9-]+", a.kind)), "letters, digits and hyphens")
+    require("kind", bool(re.fullmatch(r"[A-Za-z0-9_-]+", a.kind)), "letters, digits, hyphens and underscores")
     require("rate_hz", math.isfinite(a.rate_hz) and a.rate_hz > 0, "a positive number of steps a second")
     require("start_s", math.isfinite(a.start_s), "a finite time in seconds")
     require("extractor", bool(a.extractor), "the name of the extractor")
@@ -772,7 +772,7 @@ class Dataset:
 
     def __init__(self, root: str | Path, verify: bool = True):
         self.root = Path(root)
-        for _ in range(3):
+        for _ in range(20):
             raw = self._read_manifest()
             try:
                 self.manifest = parse_manifest(raw, self.root / MANIFEST)
@@ -1169,6 +1169,13 @@ class DatasetWriter:
             self._unlock()
             raise
 
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise ContractError(f"{self.root}: {e.strerror or e}, expected a folder that can be written") from e
+
     def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
@@ -1230,8 +1237,9 @@ class DatasetWriter:
                 rows = list(a.copy())
             self._rows.setdefault(name, []).extend(rows)
         self._n += n
-        while len(self._rows["frame_index"]) >= SHARD_FRAMES:
-            self._write_shard(SHARD_FRAMES)
+        with self._disk_errors():
+            while len(self._rows["frame_index"]) >= SHARD_FRAMES:
+                self._write_shard(SHARD_FRAMES)
 
     def _stack(self, frames: Mapping[str, Any], where: str) -> tuple[dict[str, np.ndarray], int]:
         if "cam_to_world" not in frames:
@@ -1334,10 +1342,11 @@ class DatasetWriter:
         try:
             if self._n == 0:
                 raise ContractError(f"{self.root}: no frame was added, expected a dataset of at least one")
-            if self._rows["frame_index"]:
-                self._write_shard(len(self._rows["frame_index"]))
-            manifest = self._manifest()
-            self._commit(manifest, dump_manifest(manifest))
+            with self._disk_errors():
+                if self._rows["frame_index"]:
+                    self._write_shard(len(self._rows["frame_index"]))
+                manifest = self._manifest()
+                self._commit(manifest, dump_manifest(manifest))
         except BaseException:
             self._abandon()
             raise
