@@ -137,3 +137,20 @@ def test_every_config_file_of_the_project_loads_in_every_variant():
             c = config.load(f"{path}:{variant}")
             assert isinstance(c, ConfigDict) and c.variant == variant
             json.dumps(config.to_dict(c))
+
+
+def test_a_workdirs_config_is_checked_against_its_systems_file(tmp_path):
+    path = tmp_path / "config.json"
+    first = config.load("configs/er_nerf.py:smoke")
+    config.write(first, path)
+    assert config.load(str(path)).to_dict() == first.to_dict()
+    good = json.loads(path.read_text())
+    wrong = {
+        "model.grid_levls": {**good, "model": {**good["model"], "grid_levls": 3}},
+        "train.frames": {**good, "train": {k: v for k, v in good["train"].items() if k != "frames"}},
+        "data.size": {**good, "data": {**good["data"], "size": "big"}},
+    }
+    for name, data in wrong.items():
+        path.write_text(json.dumps(data))
+        with pytest.raises(UserError, match=name):
+            config.load(str(path))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from tkjax import audio, avatar, contract, drive, stream
+from tkjax import audio, avatar, config, contract, drive, stream
 from tkjax.errors import UserError
 from tkjax.models import base
 
@@ -193,6 +195,23 @@ def test_a_bad_sound_is_one_sentence_and_the_old_file_stays(subject, tmp_path, c
     with pytest.raises(UserError) as error:
         stream.render(subject, sound, out, drive.plan(subject))
     assert "s.wav" in str(error.value) and "\n" not in str(error.value) and out.read_bytes() == b"old"
+
+
+@pytest.mark.slow  # renders six minutes of sound
+def test_resident_memory_does_not_grow_with_the_length_of_the_sound(subject, tmp_path):
+    peaks = []
+    for seconds in (30, 330):
+        audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
+        code = (
+            "import resource, sys; sys.path.insert(0, '.'); from tkjax import avatar, drive, stream; "
+            f"s = avatar.load({str(subject.folder)!r}); "
+            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, drive.plan(s)); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 30, f"{peaks} MB"
 
 
 def test_a_destination_that_is_not_ours_is_refused(tmp_path):

@@ -139,7 +139,7 @@ def look(
     for k, i in enumerate(tqdm(frames, desc="evaluate", unit="frame", mininterval=0.5)):
         began = time.perf_counter()
         batch = jax.tree.map(jnp.asarray, _without_truth(clip.frame_batch(int(i), layer)))
-        image = draw(model, variables, batch, hw, clip.background(int(i), layer), clock, chunk_rays)
+        image = np.asarray(draw(model, variables, batch, hw, clip.background(int(i), layer), clock, chunk_rays))
         seconds.append(time.perf_counter() - began)
         target = np.asarray(clip.target(int(i)))
         seen = clip.confidence[i] > 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
@@ -120,22 +120,27 @@ def windows(spec: Spec, chunks: Iterable[np.ndarray]) -> Iterator[Float[np.ndarr
 
 def draw(
     model: Model, variables: Variables, batch: Batch, hw: tuple[int, int], behind, clock: Clock, chunk_rays: int
-) -> UInt8[np.ndarray, "H W 3"]:
-    """One 8-bit frame: the model's picture over `behind` (uint8 [H,W,3]), clipped in `picture`, rounded to nearest."""
+) -> UInt8[Array, "H W 3"]:
+    """One 8-bit frame, perhaps still being computed: the model's picture over `behind` (uint8 [H,W,3]), clipped in
+    `picture`, rounded to nearest."""
     rgb = picture(render_image(model, variables, batch, hw, clock, chunk_rays), jnp.asarray(behind, jnp.float32) / 255)
-    return np.asarray(jnp.rint(rgb * 255).astype(jnp.uint8))
+    return jnp.rint(rgb * 255).astype(jnp.uint8)
 
 
 def frames(
     subject: avatar.Avatar, plan: drive.Drive, spec: Spec, feature_chunks: Iterable[np.ndarray]
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """All frames in order. Loads the model once; each frame depends on the carry and its index alone."""
+    """All frames in order. Loads the model once; each frame depends on the carry and its index alone.
+
+    A frame is handed on when the next one has been started, so that drawing and encoding overlap.
+    """
     model = subject.model()
     variables = subject.variables(model)
     clock = final_clock(subject.meta["step"])
     hw = (subject.info.height, subject.info.width)
     given_torso = subject.meta["background"] == "torso"
     intrinsics = jnp.asarray(plan.intrinsics, jnp.float32)[None]
+    started = None
     for i, audio_windows in enumerate(windows(spec, feature_chunks)):
         k = plan.track_frame(i)
         behind = over(subject.torso(k), plan.plate) if given_torso else plan.plate
@@ -149,13 +154,18 @@ def frames(
             expression=jnp.asarray(subject.expression[k], jnp.float32)[None],
             eye_closed=jnp.asarray([plan.eye(i)], jnp.float32),
         )
-        yield draw(model, variables, batch, hw, behind, clock, subject.config.eval.chunk_rays)
+        following = draw(model, variables, batch, hw, behind, clock, subject.config.eval.chunk_rays)
+        if started is not None:
+            yield np.asarray(started)
+        started = following
+    if started is not None:
+        yield np.asarray(started)
 
 
 # ---------------------------------------------------------------- sound
 
 
-def sound_frames(path: Path, fps: float) -> int:
+def sound_frames(path: Path | str, fps: float) -> int:
     """Frames that a sound lasts, to the nearest and at least 1. Decodes it once, block by block."""
     if not Path(path).is_file():
         raise UserError(f"--audio: there is no file {path}")
@@ -165,7 +175,7 @@ def sound_frames(path: Path, fps: float) -> int:
     return max(1, round(n / contract.AUDIO_HZ * fps))
 
 
-def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, path: Path) -> None:
+def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, path: Path | str) -> None:
     """New sound must be described as the training sound was; UserError names the first difference and the way out."""
     wanted, found = subject.meta["audio"], avatar.audio_spec(features)
     for name, value in wanted.items():
@@ -176,7 +186,9 @@ def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, pat
             )
 
 
-def _child_features(path: Path, subject: avatar.Avatar, kinds: str | None, folder: Path) -> contract.AudioFeatures:
+def _child_features(
+    path: Path | str, subject: avatar.Avatar, kinds: str | None, folder: Path
+) -> contract.AudioFeatures:
     """Features that need PyTorch come from the same child process as in preprocessing."""
     kind = subject.meta["audio"]["kind"]
     chosen = next((k for k in (kinds or "").split(",") if k.partition("=")[0].strip() == kind), None)
@@ -191,7 +203,7 @@ def _child_features(path: Path, subject: avatar.Avatar, kinds: str | None, folde
 
 
 def feature_chunks(
-    path: Path, subject: avatar.Avatar, features_path: Path | None, kinds: str | None, folder: Path
+    path: Path | str, subject: avatar.Avatar, features_path: Path | None, kinds: str | None, folder: Path
 ) -> Iterator[np.ndarray]:
     """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process."""
     if features_path is not None:
@@ -204,7 +216,7 @@ def feature_chunks(
     return iter([features.features])
 
 
-def _logmel_chunks(path: Path) -> Iterator[np.ndarray]:
+def _logmel_chunks(path: Path | str) -> Iterator[np.ndarray]:
     mel = audio.LogMel()
     for block in audio.stream_audio(path, contract.AUDIO_HZ, int(BLOCK_S * contract.AUDIO_HZ)):
         yield mel.push(block)
@@ -233,11 +245,11 @@ def watermark(rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(picture_)
 
 
-def is_video(out: Path) -> bool:
+def is_video(out: Path | str) -> bool:
     return Path(out).suffix.lower() in (".mp4", ".mov", ".m4v")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path | str) -> None:
     """Refuse a destination that cannot be written or that is not ours to replace, before any work."""
     out = Path(out)
     if is_video(out):
@@ -249,12 +261,12 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out={out} is a file; name a folder for PNG files, or an .mp4 file")
     elif out.is_dir() and any(out.iterdir()) and not (out / FRAMES_MARK).is_file():
         raise UserError(f"--out={out} is a folder with other files in it; name a new or empty one")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_pngs(out: Path, pictures: Iterable[np.ndarray], subject: avatar.Avatar) -> None:
+def write_pngs(out: Path | str, pictures: Iterable[np.ndarray], subject: avatar.Avatar) -> None:
     """000000.png … with the mark in their text chunks; the folder appears when it is complete."""
     out = Path(out).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = PngImagePlugin.PngInfo()
     for key, value in mark(subject).items():
         text.add_itxt(key.capitalize(), value)
@@ -275,8 +287,8 @@ def write_pngs(out: Path, pictures: Iterable[np.ndarray], subject: avatar.Avatar
 
 def render(
     subject: avatar.Avatar,
-    sound: Path,
-    out: Path,
+    sound: Path | str,
+    out: Path | str,
     plan: drive.Drive,
     *,
     features: Path | None = None,
