@@ -373,7 +373,7 @@ print(json.dumps([start, memory("VmHWM")]))
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "cache")], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     start, peak = json.loads(done.stdout)
     cached = n * size**2 * 7 / 2**20
     assert cached > 250 and peak - start < 110, f"{start:.0f} MB grew to {peak:.0f} MB with {cached:.0f} MB cached"

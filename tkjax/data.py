@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,10 +119,7 @@ class _Array:
         self._frame = int(np.prod(shape[1:]))
         self._offset = path.stat().st_size - self._frame * shape[0]
         self._fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self._fd)
+        weakref.finalize(self, os.close, self._fd)
 
     def __getitem__(self, i: int) -> np.ndarray:
         out = np.empty(self.shape[1:], np.uint8)
