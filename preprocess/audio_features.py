@@ -9,7 +9,7 @@ overlap (er-nerf.md §2; 10 s make 499 steps, 250 windows for wav2vec2 and 249 f
 
 The sound is normalised with mean and variance of the whole file where the checkpoint asks for it (a first pass over
 the file), then runs in blocks of 500 steps with 100 steps of context on both sides, so memory does not grow. A sound
-of up to 600 steps (12 s) is one block and equals the undivided run bit for bit; longer ones differ by what attention
+of up to 600 steps (12 s) is one block, the undivided run itself; longer ones differ by what attention
 draws from more than 2 s away, and, in checkpoints with a group norm over time (wav2vec2-base), by its statistics.
 """
 

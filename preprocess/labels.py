@@ -103,18 +103,11 @@ def _from_below(mask: np.ndarray, least: int) -> np.ndarray:
 
 def _fill_down(person: np.ndarray, where: np.ndarray, most: int) -> np.ndarray:
     """Below a pixel of the person, close gaps of at most `most` rows down to the next one or to the lower border."""
-    out = person.copy()
     h = len(person)
-    gap = np.full(person.shape[1], h)  # rows since the person was last seen, in each column
-    gaps = np.empty(person.shape, np.int32)
-    for y in range(h):
-        gap = np.where(person[y], 0, np.minimum(gap + 1, h))
-        gaps[y] = gap
-    length = np.zeros(person.shape[1], np.int32)  # of the gap that a pixel lies in
-    for y in range(h - 1, -1, -1):
-        length = np.where(person[y], 0, np.where((y == h - 1) | (length == 0), gaps[y], length))
-        out[y] |= where[y] & (length > 0) & (length <= most)
-    return out
+    row = np.arange(h, dtype=np.int32)[:, None]
+    above = np.maximum.accumulate(np.where(person, row, -h), 0)
+    below = np.minimum.accumulate(np.where(person, row, h)[::-1], 0)[::-1]
+    return person | (where & (above >= 0) & (below - above - 1 <= most))
 
 
 def _steady_parts(label: np.ndarray) -> np.ndarray:

@@ -47,13 +47,14 @@ class Plate:
 @dataclasses.dataclass(frozen=True)
 class Colours:
     """log_hist [4,BINS^3] log densities; log_steady [4,STEADY] of the steadiness, samples [m,h,w,3] to measure it by; place [4,GRID,GRID] mean posteriors over head coordinates and
-    seen [GRID,GRID] how many pixels made them; plate at work size."""
+    seen [GRID,GRID] how many pixels made them; body [4,h,w] mean posteriors over the picture; plate at work size."""
 
     log_hist: np.ndarray
     log_steady: np.ndarray
     samples: np.ndarray
     place: np.ndarray
     seen: np.ndarray
+    body: np.ndarray
     plate: Plate
 
 
@@ -149,13 +150,16 @@ def _cells(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return j * GRID + i
 
 
-def _place_prior(start: np.ndarray, u, v, place, seen) -> np.ndarray:
-    """Anatomy blended with what the clip showed at the same place of the head."""
+def _place_prior(start: np.ndarray, u, v, place, seen, body) -> np.ndarray:
+    """Anatomy blended with what the clip showed at the same place of the head and, below the chin, at the same
+    place of the picture (body [4,h,w]): shoulders stay where they are when the head leans."""
     i = ((u + SPAN_U) / (2 * SPAN_U) * GRID - 0.5).astype(np.float32)
     j = ((v - SPAN_V[0]) / (SPAN_V[1] - SPAN_V[0]) * GRID - 0.5).astype(np.float32)
     look = [cv2.remap(p, i, j, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p in (*place, seen)]
     trust = 0.6 * look[4] / (look[4] + 50.0)
-    return start * (1 - trust) + np.clip(np.stack(look[:4]), 0.01, 1) * trust
+    prior = start * (1 - trust) + np.clip(np.stack(look[:4]), 0.01, 1) * trust
+    still = 0.6 * _step(-1 - v, 0.25, 0.1)
+    return (prior * (1 - still) + np.clip(body, 0.01, 1) * still).astype(np.float32)
 
 
 def _steady_histograms(steady, posteriors) -> np.ndarray:
@@ -219,8 +223,8 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
     seen = sum(np.bincount(c.ravel(), minlength=GRID**2) for c in cells).reshape(GRID, GRID).astype(np.float32)
     posteriors, priors = starts, starts
     face_px = float(np.median([np.linalg.norm(lm[10] - lm[152]) for lm in landmarks]))
-    body = np.mean([p[CLOTH] for p in starts], 0) > 0.1
-    plate = _plate(pictures, starts, face_px, body)
+    clothed = np.mean([p[CLOTH] for p in starts], 0) > 0.1
+    plate = _plate(pictures, starts, face_px, clothed)
     for _ in range(ROUNDS):
         log_hist, log_steady = _histograms(bins, posteriors), _steady_histograms(steady, posteriors)
         posteriors = [
@@ -231,9 +235,10 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
             sum(np.bincount(c.ravel(), p[k].ravel(), GRID**2) for c, p in zip(cells, posteriors, strict=True)).reshape(GRID, GRID)
             for k in range(4)
         ]).astype(np.float32) / np.maximum(seen, 1)  # fmt: skip
-        priors = [_place_prior(s, u, v, place, seen) for s, (u, v) in zip(starts, coords, strict=True)]
-        plate = _plate(pictures, posteriors, face_px, body)
-    return Colours(log_hist, log_steady, samples, place, seen, plate)
+        body = cv2.GaussianBlur(np.mean(posteriors, 0).transpose(1, 2, 0), (0, 0), 3.0).transpose(2, 0, 1)
+        priors = [_place_prior(s, u, v, place, seen, body) for s, (u, v) in zip(starts, coords, strict=True)]
+        plate = _plate(pictures, posteriors, face_px, clothed)
+    return Colours(log_hist, log_steady, samples, place, seen, body, plate)
 
 
 def _plate(pictures, posteriors, face_px: float, body: np.ndarray) -> Plate:
@@ -260,6 +265,6 @@ def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -
     """[4,h,w] of one frame at work size, before filtering."""
     h, w = picture.shape[:2]
     u, v = head_coordinates(landmarks_px, h, w)
-    prior = _place_prior(anatomy(u, v, oval_mask(landmarks_px, h, w)), u, v, colours.place, colours.seen)
+    prior = _place_prior(anatomy(u, v, oval_mask(landmarks_px, h, w)), u, v, colours.place, colours.seen, colours.body)
     steady = steadiness(picture, colours.samples)
     return _posterior(picture, _bins(picture), steady, prior, colours.log_hist, colours.log_steady, colours.plate)
