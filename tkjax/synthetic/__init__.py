@@ -1,10 +1,10 @@
 """The synthetic subject: a ray-marched head and shoulders that speaks, with everything about it known exactly.
 
-    make(out, seconds=12, size=256, seed=0, motion=1.0)      clip.mp4 and the truth as a dataset
-    pcm, tracks = speech(seed, seconds)                      sound and mouth shapes
-    perform(tracks, ...).frames()                            rendered frames without writing anything
-    true_opening(tracks, cam_to_world, ...)                  how open the mouth would look, frame by frame
-    mouth_opening(rgb, lips_box)                             the one measure of that, for any picture
+make(out, seconds=12, size=256, seed=0, motion=1.0)      clip.mp4 and the truth as a dataset
+pcm, tracks = speech(seed, seconds)                      sound and mouth shapes
+perform(tracks, ...).frames()                            rendered frames without writing anything
+true_opening(tracks, cam_to_world, ...)                  how open the mouth would look, frame by frame
+mouth_opening(rgb, lips_box)                             the one measure of that, for any picture
 """
 
 from tkjax.synthetic.make import make

@@ -2,11 +2,17 @@
 
 import numpy as np
 
-from tkjax.synthetic.shape import EYE, JAW_PIVOT
+from tkjax.synthetic.shape import JAW_PIVOT
 
 JAW_RADIANS = 0.36  # rotation of the jaw at jawOpen = 1
 LIP_LINE_Y = -4.22  # where closed lips meet, cm
 MOUTH_HALF_WIDTH = 2.5
+# fmt: off
+_PROPORTIONS = (
+    "narrow", "traits", "hair_top", "hair_side", "hair_part", "hair_long", "hairline", "shoulder_w", "neck_w", "collar",
+    "brow_w", "stripe",
+)
+# fmt: on
 
 
 def looks(subject_seed: int) -> dict:
@@ -17,7 +23,9 @@ def looks(subject_seed: int) -> dict:
     skin = (1 - tone) * np.array([0.68, 0.43, 0.315]) + tone * np.array([0.57, 0.335, 0.225])
     hair = np.array([[0.030, 0.017, 0.010], [0.075, 0.036, 0.016], [0.014, 0.012, 0.012], [0.16, 0.085, 0.035]])
     iris = np.array([[0.10, 0.045, 0.016], [0.07, 0.12, 0.17], [0.09, 0.11, 0.05], [0.055, 0.028, 0.013]])
-    cloth = np.array([[0.045, 0.075, 0.15], [0.16, 0.035, 0.04], [0.05, 0.11, 0.075], [0.11, 0.11, 0.12], [0.2, 0.16, 0.10]])
+    cloth = np.array(
+        [[0.045, 0.075, 0.15], [0.16, 0.035, 0.04], [0.05, 0.11, 0.075], [0.11, 0.11, 0.12], [0.2, 0.16, 0.1]]
+    )
     return {
         "skin": skin,
         "hair": hair[rng.integers(len(hair))] * u(0.8, 1.2),
@@ -37,7 +45,6 @@ def looks(subject_seed: int) -> dict:
         "lip_full": u(0.92, 1.12),
         "brow_w": u(0.85, 1.2),
         "lip_red": u(0.85, 1.1),
-        "wall": u(0.0, 1.0, 3),
         "plate_seed": int(rng.integers(1 << 30)),
     }
 
@@ -93,13 +100,7 @@ def frame_controls(expression: dict, gaze, look: dict) -> dict:
         "lid_low": 0.40,
         "brow": 0.55 * e("browInnerUp"),
         "gaze": np.array([np.sin(gaze[0]) * np.cos(gaze[1]), np.sin(gaze[1]), np.cos(gaze[0]) * np.cos(gaze[1])]),
-        **{
-            k: look[k]
-            for k in (
-                "narrow", "traits", "hair_top", "hair_side", "hair_part", "hair_long", "hairline", "shoulder_w", "neck_w",
-                "collar", "brow_w", "stripe",
-            )
-        },  # fmt: skip
+        **{k: look[k] for k in _PROPORTIONS},
         **{"c_" + k: np.asarray(look[k]) for k in ("skin", "hair", "iris", "cloth")},
         "lip_red": look["lip_red"],
     }
@@ -113,6 +114,3 @@ def gaze_names(gaze) -> dict:
         "eyeLookOutLeft": left, "eyeLookInRight": left, "eyeLookInLeft": right, "eyeLookOutRight": right,
         "eyeLookUpLeft": up, "eyeLookUpRight": up, "eyeLookDownLeft": down, "eyeLookDownRight": down,
     }  # fmt: skip
-
-
-__all__ = ["EYE", "frame_controls", "gaze_names", "lip_drop", "looks"]

@@ -72,6 +72,7 @@ def points(f) -> Float[jax.Array, "68 3"]:
     fixed = _moved(_newton_surface(*(jnp.asarray(rest[:, i]) for i in range(3)), f), f)
     # brows
     bx, by = shape.brow_line(jnp.asarray(np.concatenate([_BROW_T, _BROW_T[::-1]])), f)
+    by = by + 0.4 * f["brow_w"]  # the upper edge
     bx = bx * np.array([-1.0] * 5 + [1.0] * 5)
     # eyes: the edges of the lids
     ex = jnp.asarray(_EYE_EX)

@@ -17,7 +17,6 @@ from tkjax.synthetic.speech import speech
 from tkjax.video import VideoWriter
 
 BLOCK = 16  # frames handed to the writer at once
-AUDIO_HZ = contract.AUDIO_HZ
 
 
 def make(
@@ -37,11 +36,11 @@ def make(
     units at the pixel centre, NaN on the background) and alpha (coverage of the head).
     """
     if not (np.isfinite(seconds) and seconds >= 0.04):
-        raise UserError(f"seconds is {seconds}, expected at least 0.04 (one frame).")
+        raise UserError(f"seconds is {seconds}, expected at least 0.04 (one frame)")
     if int(size) != size or not 32 <= size <= 4096:
-        raise UserError(f"size is {size}, expected a whole number of pixels from 32 to 4096.")
+        raise UserError(f"size is {size}, expected a whole number of pixels from 32 to 4096")
     if not (np.isfinite(motion) and 0 <= motion <= 3):
-        raise UserError(f"motion is {motion}, expected 0 (none) to 3 (1 is natural).")
+        raise UserError(f"motion is {motion}, expected 0 (none) to 3 (1 is natural)")
     out, size, who = Path(out), int(size), seed if subject_seed is None else subject_seed
     pcm, tracks = speech(seed, seconds)
     p = perform(tracks, seed=seed, subject_seed=who, motion_range=motion, size=size)
@@ -55,7 +54,8 @@ def make(
         "eye_closed": p.eye_closed,
         "confidence": np.ones(p.n_frames, np.float32),
     }
-    made = {"seconds": float(seconds), "size": size, "seed": int(seed), "subject_seed": int(who), "motion": float(motion)}
+    made = {"seconds": float(seconds), "size": size, "seed": int(seed), "motion": float(motion)}
+    made["subject_seed"] = int(who)
     writer = contract.DatasetWriter(
         out / "dataset",
         subject=f"synthetic-{who}",
@@ -67,10 +67,14 @@ def make(
         source={"kind": "synthetic", **made},
         tools={"tkjax": tkjax.__version__, "synthetic": made},
     )
-    note = {"title": "tkjax synthetic subject", "comment": "Synthetic: a rendered figure and synthesised speech; no real person."}
+    note = {
+        "title": "tkjax synthetic subject",
+        "comment": "Synthetic: a rendered figure and synthesised speech, no real person.",
+    }
+    blocks = np.split(pcm, range(contract.AUDIO_HZ, len(pcm), contract.AUDIO_HZ))
     with contextlib.ExitStack() as stack:
         dataset = stack.enter_context(writer)
-        video = stack.enter_context(VideoWriter(out / "clip.mp4", size, size, audio=np.split(pcm, range(AUDIO_HZ, len(pcm), AUDIO_HZ)), metadata=note))
+        video = stack.enter_context(VideoWriter(out / "clip.mp4", size, size, audio=blocks, metadata=note))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tkjax-synthetic-")))
         frames = tqdm(p.frames(), total=p.n_frames, desc="synthetic", unit="frame", disable=not progress)
         rows: dict[str, list] = {}
@@ -99,5 +103,3 @@ def make(
         )
         dataset.add_file(f"audio_{f.kind}.npz", folder / "logmel.npz")
     return out / "dataset"
-
-

@@ -29,7 +29,7 @@ def plate(height: int, width: int, seed: int) -> UInt8[np.ndarray, "{height} {wi
 
     right = rng.random() < 0.5
     x0, x1 = (0.78, 1.1) if right else (-0.1, 0.21)
-    for row, base in enumerate((0.26, 0.55)):
+    for base in (0.26, 0.55):
         paint(box(x0, base, x1, base + 0.018), [0.36, 0.27, 0.20])
         at = x0 + 0.01
         while at < x1 - 0.02:

@@ -100,7 +100,9 @@ _TOWARDS_KEY = np.array([0.6, 1.4, 2.9, 5.5], np.float32)[:, None]  # cm towards
 
 def _normals(f: Packed, which, p, pixel_cm):
     """Unit normals [3,N] at points p [3,N] by differences over about a pixel."""
-    v = np.asarray(_distance(f.vector, p[:, None] + np.float32(0.35 * pixel_cm) * _CORNERS[:, :, None], f.layout, which))
+    v = np.asarray(
+        _distance(f.vector, p[:, None] + np.float32(0.35 * pixel_cm) * _CORNERS[:, :, None], f.layout, which)
+    )
     n = _CORNERS @ v
     return n / np.sqrt((n * n).sum(0) + 1e-12)
 
@@ -235,7 +237,9 @@ class _View:
     def body(self, d, light=None):
         """(t, rgb, label, light) of neck and torso with the head away."""
         d = d.astype(np.float32)
-        t = self._body.hits(d, *_box_range(self._body.origin, d, np.array([-40.0, -50.0, -17.0]), np.array([40.0, -0.5, 9.0])))
+        t = self._body.hits(
+            d, *_box_range(self._body.origin, d, np.array([-40.0, -50.0, -17.0]), np.array([40.0, -0.5, 9.0]))
+        )
         return t, *self._body.paint(d, t, light)
 
 
@@ -278,7 +282,9 @@ class Scene:
                 hit = (lab > 0).astype(np.float32)
                 t_sub[at] = t.reshape(-1, 4)
                 body_a[at] = hit.reshape(-1, 4).mean(1)
-                body_c[at] = (rgb * hit[:, None]).reshape(-1, 4, 3).sum(1) / np.maximum(hit.reshape(-1, 4).sum(1), 1)[:, None]
+                body_c[at] = (rgb * hit[:, None]).reshape(-1, 4, 3).sum(1) / np.maximum(hit.reshape(-1, 4).sum(1), 1)[
+                    :, None
+                ]
             at = np.flatnonzero(head_edge)
             if len(at):
                 sub, t = view.head_hits(self._subpixels(pixels[at]))

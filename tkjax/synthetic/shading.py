@@ -84,7 +84,7 @@ def light_skin(n, view, shadow, ao, f, gloss):
     ndv = jnp.maximum(dot(n, view), 0.0)
     fres = 0.04 + 0.96 * (1 - ndv) ** 5
     spec = gloss * shadow * (0.55 * ndh**14 + 0.8 * ndh**50)
-    rim_l = jnp.maximum(dot(n, rim), 0.0) * fres * 2.0
+    rim_l = jnp.maximum(dot(n, rim), 0.0) * fres * 1.2
     return out, spec * 0.28, [rim_l * c for c in RIM_RGB]
 
 
@@ -205,14 +205,14 @@ def _skin_colour(f, albedo, rx, ry, rz, lid_red, crease, lash, brow, lip, seam, 
 def _mouth_colours(f, x, depth, n, light):
     """Walls of the cavity, teeth and tongue: darker with depth."""
     ax = mirror(x)
-    inside = jnp.exp(-depth * 0.75)
-    cavity = [0.085 * inside, 0.016 * inside, 0.016 * inside]
+    inside = jnp.exp(-depth * 0.5)
+    cavity = [0.085 * inside, 0.015 * inside, 0.014 * inside]
     lit = 0.66 + 0.34 * jnp.maximum(dot(n, f["key"]), 0.0)
     fade = jnp.exp(-jnp.maximum(depth - 0.6, 0.0) * 0.5) * (0.55 + 0.45 * light[1])
     arc = (ax + 0.02 * ax**3) / 0.82
     gap = 1 - 0.30 * smoothstep(0.42, 0.5, jnp.abs(arc - jnp.floor(arc) - 0.5))
     teeth = scale([0.86, 0.82, 0.71], fade * lit * gap)
-    tongue = scale([0.40, 0.125, 0.12], (0.25 + 0.75 * inside) * (0.4 + 0.6 * light[1]) * lit)
+    tongue = scale([0.40, 0.125, 0.12], (0.10 + 0.55 * inside) * (0.4 + 0.6 * light[1]) * lit)
     return cavity, teeth, tongue
 
 
@@ -244,11 +244,11 @@ def _eye_colour(f, x, y, z, n, view, light):
 
 @stage
 def _strands(f, x, y, z):
-    """Strands along the combing, about -1.5…1.5, and how deep inside the hairline a point lies, frayed by them."""
+    """Strands along the combing, about -1.5…1.5, and how deep inside the hairline a point lies, cm."""
     part = x - f["hair_part"]
     phi = jnp.arctan2(part, y - 6.0 + 0.3 * z)
     strand = noise(16.0 * phi + 0.4 * z, 0.35 * z, 0.35 * y) + 0.6 * noise(34.0 * phi, 0.6 * z + 0.9 * y, y * 0 + 5.0)
-    return strand, shape.hair_region(x, y, z, f) + 0.28 * strand
+    return strand, shape.hair_region(x, y, z, f)
 
 
 @stage
@@ -264,12 +264,12 @@ def _hair_colour(f, strand, n, view, light):
 
 
 @stage
-def _head_blend(f, x, layers, d_hair, lip, inside, skin, cavity, teeth, tongue, eye, hair):
+def _head_blend(f, x, layers, d_hair, lip, strand, inside, skin, cavity, teeth, tongue, eye, hair):
     """Display rgb [N,3] of whatever lies nearest."""
     ax = mirror(x)
     # the hairline: single hairs over skin, seen from either side of it
-    cover = smoothstep(-0.45, 0.45, inside)
-    fall = jnp.where(f["hair_long"] > 0.0, smoothstep(0.0, 0.6, layers["bare"] - 0.9), 0.0)
+    cover = smoothstep(-0.45, 0.45, inside + 0.28 * strand)
+    fall = f["hair_long"] * jnp.maximum(smoothstep(-0.35, -0.6, inside), smoothstep(0.3, 0.6, layers["bare"]))
     hair, skin = mix(skin, hair, jnp.maximum(cover, fall)), mix(skin, hair, cover * smoothstep(0.2, -0.6, ax - 8.2))
     hollow = (layers["cavity"] < 0.06) & (layers["skin"] < layers["lip"] + 0.04) & (lip < 0.5)
     rgb = [jnp.where(hollow, a, b) for a, b in zip(cavity, skin)]
@@ -294,7 +294,7 @@ def head_colour(f: Packed, p, n, view, light):
     eye = _eye_colour(f, *p, n, view, light)
     strand, inside = _strands(f, *p)
     hair = _hair_colour(f, strand, n, view, light)
-    rgb = _head_blend(f, p[0], layers, d_hair, lip, inside, skin, *mouth, eye, hair)
+    rgb = _head_blend(f, p[0], layers, d_hair, lip, strand, inside, skin, *mouth, eye, hair)
     return rgb, np.ones(len(rgb), np.uint8)
 
 

@@ -175,7 +175,7 @@ def lips(x, y, z, f):
 def cavity(x, y, z, f):
     """Distance to the space behind the lips (negative inside)."""
     ax = mirror(x)
-    y_up, y_low, h_up, h_low, s = lip_curves(ax, f)
+    y_up, y_low, h_up, h_low, _ = lip_curves(ax, f)
     d = jnp.maximum(y - (y_up + 0.42 * h_up), (y_low - 0.42 * h_low) - y)
     d = smooth_max(d, ax - 0.93 * f["mouth_w"], 0.3)
     return jnp.maximum(d * 0.85, 1.4 - z)
@@ -198,7 +198,7 @@ def teeth(x, y, z, f):
     yj, zj = rotate_jaw(y, z, -f["jaw"])
     low = arch(yj, zj, TEETH_Z - 0.22, -5.05, 0.52, TEETH_BEND + 0.01)
     lift = f["tongue"] * smoothstep(1.0, 4.0, zj)
-    tongue = ellipsoid(x, yj + 5.35 - 0.75 * lift, zj - 2.2, 1.75, 0.62, 2.0) * 0.8
+    tongue = ellipsoid(x, yj + 5.1 - 0.6 * lift, zj - 2.2, 1.75, 0.70, 2.0) * 0.8
     return up, low, tongue
 
 
@@ -288,7 +288,7 @@ def hair_region(x, y, z, f):
     face = ellipsoid(x, y + 0.8, z - 6.2, 7.2, f["hairline"], 9.4)
     # above the ears, or behind them down to the nape
     ears = jnp.maximum(y - 0.6 + 0.35 * z - 0.1 * ax, -4.6 - z) * 0.85
-    return jnp.minimum(jnp.minimum(face, ears), y + 6.0 + 9.0 * f["hair_long"])
+    return smooth_min(smooth_min(face, ears, 2.0), y + 6.0 + 9.0 * f["hair_long"], 1.0)
 
 
 def hair(x, y, z, bare, f):

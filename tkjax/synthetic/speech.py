@@ -40,20 +40,42 @@ PHONEMES = {
     "a": Phoneme((760, 1220, 2550), 0.17, 1.0, mouth=_m(jaw=0.72, stretch=0.05)),
     "ae": Phoneme((680, 1720, 2450), 0.16, 0.95, mouth=_m(jaw=0.58, stretch=0.35, upper_up=0.25, lower_down=0.2)),
     "e": Phoneme((540, 1860, 2500), 0.14, 0.85, mouth=_m(jaw=0.42, stretch=0.35, upper_up=0.2, lower_down=0.2)),
-    "i": Phoneme((290, 2300, 3000), 0.13, 0.6, mouth=_m(jaw=0.2, stretch=0.6, smile=0.35, upper_up=0.2, lower_down=0.2)),
+    "i": Phoneme(
+        (290, 2300, 3000), 0.13, 0.6, mouth=_m(jaw=0.2, stretch=0.6, smile=0.35, upper_up=0.2, lower_down=0.2)
+    ),
     "o": Phoneme((470, 880, 2450), 0.16, 0.85, mouth=_m(jaw=0.46, pucker=0.35, funnel=0.45)),
     "u": Phoneme((310, 850, 2300), 0.14, 0.6, mouth=_m(jaw=0.2, pucker=0.85, funnel=0.3)),
     "@": Phoneme((500, 1480, 2500), 0.09, 0.7, mouth=_m(jaw=0.32)),
     "m": Phoneme((250, 1050, 2200), 0.1, 0.32, closure=True, dominance=1.6, mouth=_m(jaw=0.08)),
     "b": Phoneme((230, 900, 2200), 0.1, 0.0, closure=True, stop=True, dominance=1.6, mouth=_m(jaw=0.09)),
     "p": Phoneme((230, 900, 2200), 0.11, 0.0, 0.25, (1200, 900), True, True, 1.6, _m(jaw=0.09)),
-    "f": Phoneme((350, 1200, 2300), 0.11, 0.0, 0.3, (5000, 3000), dominance=1.4, mouth=_m(jaw=0.1, roll=0.9, upper_up=0.3)),
-    "v": Phoneme((300, 1150, 2250), 0.09, 0.3, 0.15, (4500, 3000), dominance=1.4, mouth=_m(jaw=0.1, roll=0.8, upper_up=0.2)),
-    "s": Phoneme((320, 1700, 2600), 0.11, 0.0, 0.55, (6000, 1500), dominance=1.3, mouth=_m(jaw=0.1, stretch=0.35, lower_down=0.35, upper_up=0.15)),
-    "sh": Phoneme((320, 1700, 2500), 0.12, 0.0, 0.6, (3200, 1300), dominance=1.3, mouth=_m(jaw=0.13, funnel=0.7, pucker=0.25)),
-    "z": Phoneme((300, 1700, 2600), 0.1, 0.25, 0.3, (5800, 1500), dominance=1.2, mouth=_m(jaw=0.1, stretch=0.3, lower_down=0.3)),
-    "t": Phoneme((330, 1750, 2650), 0.09, 0.0, 0.4, (4200, 2200), stop=True, mouth=_m(jaw=0.14, stretch=0.15, tongue=1)),
-    "d": Phoneme((280, 1700, 2650), 0.08, 0.12, 0.15, (3800, 2200), stop=True, mouth=_m(jaw=0.16, stretch=0.15, tongue=1)),
+    "f": Phoneme(
+        (350, 1200, 2300), 0.11, 0.0, 0.3, (5000, 3000), dominance=1.4, mouth=_m(jaw=0.1, roll=0.9, upper_up=0.3)
+    ),
+    "v": Phoneme(
+        (300, 1150, 2250), 0.09, 0.3, 0.15, (4500, 3000), dominance=1.4, mouth=_m(jaw=0.1, roll=0.8, upper_up=0.2)
+    ),
+    "s": Phoneme(
+        (320, 1700, 2600),
+        0.11,
+        0.0,
+        0.55,
+        (6000, 1500),
+        dominance=1.3,
+        mouth=_m(jaw=0.1, stretch=0.35, lower_down=0.35, upper_up=0.15),
+    ),
+    "sh": Phoneme(
+        (320, 1700, 2500), 0.12, 0.0, 0.6, (3200, 1300), dominance=1.3, mouth=_m(jaw=0.13, funnel=0.7, pucker=0.25)
+    ),
+    "z": Phoneme(
+        (300, 1700, 2600), 0.1, 0.25, 0.3, (5800, 1500), dominance=1.2, mouth=_m(jaw=0.1, stretch=0.3, lower_down=0.3)
+    ),
+    "t": Phoneme(
+        (330, 1750, 2650), 0.09, 0.0, 0.4, (4200, 2200), stop=True, mouth=_m(jaw=0.14, stretch=0.15, tongue=1)
+    ),
+    "d": Phoneme(
+        (280, 1700, 2650), 0.08, 0.12, 0.15, (3800, 2200), stop=True, mouth=_m(jaw=0.16, stretch=0.15, tongue=1)
+    ),
     "n": Phoneme((260, 1550, 2500), 0.09, 0.35, mouth=_m(jaw=0.18, stretch=0.1, tongue=1)),
     "l": Phoneme((340, 1250, 2750), 0.08, 0.5, mouth=_m(jaw=0.25, tongue=1)),
     "r": Phoneme((350, 1150, 1650), 0.09, 0.5, mouth=_m(jaw=0.2, pucker=0.35, funnel=0.2)),
@@ -81,7 +103,7 @@ def _sequence(rng: np.random.Generator, seconds: float) -> list[tuple[str, float
     push("_", min(0.3, 0.1 * seconds) + 0.1 * rng.random())
     while t < seconds - 0.35:
         rate = rng.uniform(0.95, 1.35)  # slower than hurried speech, so that 25 frames a second see it
-        for syllable in range(rng.integers(4, 11)):
+        for _ in range(rng.integers(4, 11)):
             stress = 1.25 if rng.random() < 0.4 else rng.uniform(0.8, 1.0)
             onset = rng.choice(ONSETS, p=_ONSET_WEIGHTS / _ONSET_WEIGHTS.sum())
             vowel = rng.choice(VOWELS, p=[0.24, 0.14, 0.15, 0.13, 0.14, 0.12, 0.08])
@@ -119,7 +141,7 @@ def _controls(sequence, seconds, rng):
     total, mouth = np.full(m, 1e-9), np.zeros((m, len(MOUTH)))
     for name, start, length, gain in sequence:
         ph = PHONEMES[name]
-        a, b = int(round(start * CONTROL_RATE)), int(round((start + length) * CONTROL_RATE))
+        a, b = round(start * CONTROL_RATE), round((start + length) * CONTROL_RATE)
         b = max(b, a + 1)
         if name == "_":
             b = m if start + length > seconds - 1e-6 else b
@@ -139,7 +161,7 @@ def _controls(sequence, seconds, rng):
         # mouth targets; long sounds are spread over several centres so that they hold
         target = np.array([dict(ph.mouth).get(k, 0.0) for k in MOUTH])
         target[0] *= 0.75 + 0.25 * gain if ph.voice > 0.5 else 1.0
-        pieces = max(1, int(round(length / 0.16)))
+        pieces = max(1, round(length / 0.16))
         for i in range(pieces):
             c, half = start + length * (i + 0.5) / pieces, 0.5 * length / pieces
             near = slice(max(int((c - 0.5) * CONTROL_RATE), 0), int((c + 0.5) * CONTROL_RATE) + 1)
@@ -226,7 +248,7 @@ def speech(seed: int, seconds: float) -> tuple[Float[np.ndarray, " S"], dict[str
     """
     if not np.isfinite(seconds) or seconds <= 0:
         raise ValueError(f"seconds is {seconds}; it must be a positive number.")
-    n, frames = int(round(seconds * SAMPLE_RATE)), max(int(round(seconds * FPS)), 1)
+    n, frames = round(seconds * SAMPLE_RATE), max(round(seconds * FPS), 1)
     rng = np.random.default_rng([int(seed), 101])
     c = _controls(_sequence(rng, seconds), seconds, rng)
     f0 = _pitch(rng, len(c["voice"]))
