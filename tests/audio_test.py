@@ -150,6 +150,13 @@ def test_files_without_sound_are_refused_in_a_sentence(tmp_path):
         audio.audio_features(tmp_path / "mute.mp4", "hubert")
 
 
+def test_samples_of_another_kind_are_not_written(tmp_path):
+    for bad in ([np.zeros(4, np.int16)], [np.zeros((2, 4), np.float32)]):
+        with pytest.raises(ValueError, match="expected float samples"):
+            audio.write_wav(tmp_path / "a.wav", bad)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_sound_is_decoded_or_refused_but_never_crashes(tmp_path):
     good = encode(tmp_path / "good.mp3", clicks(16000), "libmp3lame", 16000).read_bytes()
     rng = np.random.default_rng(0)

@@ -247,6 +247,8 @@ def write_wav(path: str | Path, pcm: Float[np.ndarray, " n"] | Iterable[np.ndarr
                 w.setsampwidth(2)
                 w.setframerate(rate)
                 for block in [pcm] if isinstance(pcm, np.ndarray) else pcm:
+                    if block.ndim != 1 or block.dtype.kind != "f":
+                        raise ValueError(f"sound is {block.dtype} {block.shape}, expected float samples [n] in -1..1")
                     w.writeframes(np.clip(np.rint(block * 32768.0), -32768, 32767).astype("<i2").tobytes())
             f.flush()
             os.fsync(f.fileno())
