@@ -169,10 +169,10 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     n_frames = global_frames(config.train.frames, mesh.size)
     model = load(config.system)(config, clip.info)
-    stages = model.stages()
+    stages = tuple(stage for stage in model.stages() if stage.steps > 0)
     names = [stage.name for stage in stages]
     if len(set(names)) != len(names) or not names:
-        raise UserError(f"the stages of a system need different names, got {names}")
+        raise UserError(f"a system needs stages of different names with at least one step, got {names}")
 
     # -- is this the run that the workdir belongs to?
     record = run_record(config, clip, n_frames)
@@ -264,7 +264,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         checkpoint.write_run(run.workdir, run.record)
         board = open_board(run.workdir / "tensorboard" / stage.name, start)
         rows = open(metrics_path, "a")
-    bar = tqdm(desc=stage.name, total=stage.steps, initial=start, disable=not run.chief, unit="step", mininterval=0.5)
+    pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds between two looks of the bar; a log file needs few
+    bar = tqdm(desc=stage.name, total=stage.steps, initial=start, disable=not run.chief, unit="step", mininterval=pause)
 
     # -- loop
     batches = prefetch(load_batch, range(start, stage.steps))
