@@ -21,10 +21,10 @@ BLOCK = 16  # frames handed to the writer at once
 
 def make(
     out: str | Path,
-    seconds: float = 12,
+    seconds: float | int = 12,
     size: int = 256,
     seed: int = 0,
-    motion: float = 1.0,
+    motion: float | int = 1.0,
     subject_seed: int | None = None,
     progress: bool = True,
 ) -> Path:

@@ -25,7 +25,7 @@ def _wander(rng, t, amplitude, lowest=0.05, highest=0.45, terms=6):
     return (a[:, None] * np.sin(2 * np.pi * (f[:, None] * t + rng.random((terms, 1))))).sum(0)
 
 
-def head_motion(seed: int, n: int, motion: float, envelope=None) -> Float[np.ndarray, "n 4 4"]:
+def head_motion(seed: int, n: int, motion: float | int, envelope=None) -> Float[np.ndarray, "n 4 4"]:
     """stage_from_head [n,4,4], centimetres. motion = 1 is about ±12° of yaw, ±7° of pitch, ±4° of roll.
 
     `envelope` (0…1, [n]) adds the small nods of somebody who speaks.

@@ -87,7 +87,7 @@ def perform(
     *,
     seed: int = 0,
     subject_seed: int | None = None,
-    motion_range: float = 1.0,
+    motion_range: float | int = 1.0,
     size: int | tuple[int, int] = 256,
     cam_to_world: Float[np.ndarray, "n 4 4"] | None = None,
     blink: Float[np.ndarray, " n"] | None = None,
@@ -178,7 +178,7 @@ def true_opening(
     return TrueOpening(opening, boxes, correlation(opening, aperture))
 
 
-def speak(seed: int, seconds: float, **options) -> tuple[Float[np.ndarray, " S"], Performance]:
+def speak(seed: int, seconds: float | int, **options) -> tuple[Float[np.ndarray, " S"], Performance]:
     """Speech of `seed` and the subject that says it; options as in `perform`."""
     pcm, tracks = speech(seed, seconds)
     return pcm, perform(tracks, seed=seed, **options)

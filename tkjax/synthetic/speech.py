@@ -21,11 +21,11 @@ MOUTH = ("jaw", "pucker", "funnel", "stretch", "smile", "upper_up", "lower_down"
 class Phoneme:
     """One sound. Formants in Hz, gains 0…1, durations in seconds, mouth targets 0…1 (default 0)."""
 
-    formants: tuple[float, float, float]
+    formants: tuple[int, int, int]
     seconds: float
     voice: float = 0.0  # gain of the harmonics
     noise: float = 0.0  # gain of the noise
-    noise_hz: tuple[float, float] = (3000.0, 1500.0)  # centre and width of the noise band
+    noise_hz: tuple[int, int] = (3000, 1500)  # centre and width of the noise band
     closure: bool = False  # the lips are shut
     stop: bool = False  # silent hold, then a burst
     dominance: float = 1.0
@@ -71,13 +71,13 @@ PHONEMES = {
         (300, 1700, 2600), 0.1, 0.25, 0.3, (5800, 1500), dominance=1.2, mouth=_m(jaw=0.1, stretch=0.3, lower_down=0.3)
     ),
     "t": Phoneme(
-        (330, 1750, 2650), 0.09, 0.0, 0.4, (4200, 2200), stop=True, mouth=_m(jaw=0.14, stretch=0.15, tongue=1)
+        (330, 1750, 2650), 0.09, 0.0, 0.4, (4200, 2200), stop=True, mouth=_m(jaw=0.14, stretch=0.15, tongue=1.0)
     ),
     "d": Phoneme(
-        (280, 1700, 2650), 0.08, 0.12, 0.15, (3800, 2200), stop=True, mouth=_m(jaw=0.16, stretch=0.15, tongue=1)
+        (280, 1700, 2650), 0.08, 0.12, 0.15, (3800, 2200), stop=True, mouth=_m(jaw=0.16, stretch=0.15, tongue=1.0)
     ),
-    "n": Phoneme((260, 1550, 2500), 0.09, 0.35, mouth=_m(jaw=0.18, stretch=0.1, tongue=1)),
-    "l": Phoneme((340, 1250, 2750), 0.08, 0.5, mouth=_m(jaw=0.25, tongue=1)),
+    "n": Phoneme((260, 1550, 2500), 0.09, 0.35, mouth=_m(jaw=0.18, stretch=0.1, tongue=1.0)),
+    "l": Phoneme((340, 1250, 2750), 0.08, 0.5, mouth=_m(jaw=0.25, tongue=1.0)),
     "r": Phoneme((350, 1150, 1650), 0.09, 0.5, mouth=_m(jaw=0.2, pucker=0.35, funnel=0.2)),
     "w": Phoneme((300, 650, 2200), 0.08, 0.45, mouth=_m(jaw=0.1, pucker=0.95)),
     "k": Phoneme((300, 1900, 2350), 0.09, 0.0, 0.35, (2000, 1000), stop=True, dominance=0.6, mouth=_m(jaw=0.24)),
@@ -237,7 +237,7 @@ def _synthesise(c, f0, n, rng):
     return out
 
 
-def speech(seed: int, seconds: float) -> tuple[Float[np.ndarray, " S"], dict[str, Float[np.ndarray, " n"]]]:
+def speech(seed: int, seconds: float | int) -> tuple[Float[np.ndarray, " S"], dict[str, Float[np.ndarray, " n"]]]:
     """Sound and mouth of `seconds` of babble; the same seed gives the same bits.
 
     Returns pcm float32 [round(seconds * 16000)] in -1…1 at 16 kHz, and tracks at 25 frames a second
