@@ -8,7 +8,7 @@ Writing is H.264 (yuv420p, BT.709) and AAC at 48 kHz. All of it in constant memo
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -307,6 +307,8 @@ class VideoWriter:
             self._guard(lambda: self._container.mux(self._sound.encode(None)))
         self._guard(self._container.close)
         self._container = None
+        if self._audio is not None:
+            self._audio.close()  # it may hold more sound than there are pictures
         try:
             os.replace(self._part, self.path)
         except OSError as e:
@@ -315,6 +317,8 @@ class VideoWriter:
 
     def _discard(self) -> None:
         """Leave nothing behind."""
+        if self._audio is not None:
+            self._audio.close()
         if self._container is not None:
             container, self._container = self._container, None
             try:
@@ -324,7 +328,7 @@ class VideoWriter:
         self._part.unlink(missing_ok=True)
 
 
-def _audio_blocks(audio, audio_hz: int) -> tuple[Iterator[np.ndarray] | None, int]:
+def _audio_blocks(audio, audio_hz: int) -> tuple[Generator | None, int]:
     """Blocks float32 [channels, n] at the output's rate, and the number of channels."""
     if audio is None:
         return None, 0
