@@ -1,0 +1,59 @@
+"""The child process: its refusal is ours, its bug is a bug, and it never outlives us."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tkjax import child
+from tkjax.errors import UserError
+
+MODULE = "tests.obedient"
+
+
+def test_a_refusal_passes_on_its_sentence_and_exit_code(capfd):
+    with pytest.raises(UserError, match=r"^the file is not there$"):
+        child.ask(MODULE, ["refuse"])
+    with pytest.raises(SystemExit) as end:
+        child.run(MODULE, ["refuse"])
+    assert end.value.code == 2
+    out, err = capfd.readouterr()
+    assert "working" in out and err.strip() == "error: the file is not there"
+
+
+def test_a_bug_stays_a_bug_and_success_is_silent(capfd):
+    for call in (child.ask, child.run):
+        with pytest.raises(RuntimeError, match=r"obedient.* exit code 1"):
+            call(MODULE, ["fail"])
+        call(MODULE, ["end"])
+    assert "KeyError" in capfd.readouterr().err
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a child is bound to its parent by Linux's prctl")
+def test_a_child_dies_with_a_killed_parent(tmp_path):
+    code = f"from tkjax import child; child.run({MODULE!r}, ['wait', {str(tmp_path / 'pid')!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=child.ROOT)
+    for _ in range(200):
+        if (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text():
+            break
+        time.sleep(0.1)
+    pid = int((tmp_path / "pid").read_text())
+    assert alive(pid)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        if not alive(pid):
+            break
+        time.sleep(0.05)
+    assert not alive(pid)

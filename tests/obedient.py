@@ -1,0 +1,18 @@
+"""A child process that does what its arguments say: refuse, fail, wait, or end well."""
+
+import os
+import sys
+import time
+
+if __name__ == "__main__":
+    what = sys.argv[1]
+    if what == "refuse":
+        print("working", flush=True)
+        print("error: the file is not there", file=sys.stderr)
+        sys.exit(2)
+    if what == "fail":
+        raise KeyError("bug")
+    if what == "wait":
+        with open(sys.argv[2], "w") as out:
+            out.write(str(os.getpid()))
+        time.sleep(60)
