@@ -1,7 +1,5 @@
 """The synthetic subject's truth: pictures, depth, labels and landmarks all come from one geometry."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,19 +14,13 @@ from tkjax.video import probe
 SIZE = 96
 
 
-def _only(p, keep):
-    return dataclasses.replace(
-        p, poses=[p.poses[i] for i in keep], expression=p.expression[keep], eye_closed=p.eye_closed[keep]
-    )
-
-
 @pytest.fixture(scope="module")
 def clip():
     """Six frames far apart, with their speech's widest and a shut mouth, and a blink."""
     _, p = synthetic.speak(3, 6.0, size=SIZE)
     aperture = p.expression[:, contract.BLENDSHAPES.index("jawOpen")]
     keep = sorted({0, int(aperture.argmax()), int(p.eye_closed.argmax()), 60, 100, 149})
-    p = _only(p, keep)
+    p = p.take(keep)
     return p, list(p.frames())
 
 
@@ -167,7 +159,7 @@ def test_the_rigid_points_of_the_canonical_face_lie_near_the_skin(data_dir):
 
 def test_opening_measured_on_true_frames_follows_the_jaw():
     _, p = synthetic.speak(8, 6.0, size=128)
-    p = _only(p, list(range(0, 150, 3)))
+    p = p.take(range(0, 150, 3))
     opening, boxes = synthetic.measure_opening(p, smooth=False)
     jaw, close = (p.expression[:, contract.BLENDSHAPES.index(k)] for k in ("jawOpen", "mouthClose"))
     correlation = synthetic.correlation(opening, jaw - close)
@@ -190,7 +182,7 @@ def test_true_opening_in_given_poses_is_what_the_performance_shows():
 def test_a_box_of_a_frame_is_the_same_pixels_as_the_whole(clip):
     p, frames = clip
     x0, y0, x1, y1 = p.boxes()["face_box_px"][1]
-    part = next(_only(p, [1]).frames([(x0, y0, x1, y1)], workers=1))
+    part = next(p.take([1]).frames([(x0, y0, x1, y1)], workers=1))
     difference = np.abs(part["rgb"].astype(int) - frames[1]["rgb"][y0:y1, x0:x1].astype(int))
     assert np.percentile(difference[1:-1, 1:-1], 99.5) <= 1
 

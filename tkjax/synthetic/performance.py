@@ -34,6 +34,14 @@ class Performance:
     def n_frames(self) -> int:
         return len(self.poses)
 
+    def take(self, keep) -> "Performance":
+        """The frames with these indices."""
+        keep = [int(i) for i in keep]
+        poses = [self.poses[i] for i in keep]
+        return dataclasses.replace(
+            self, poses=poses, expression=self.expression[keep], eye_closed=self.eye_closed[keep]
+        )
+
     @property
     def cam_to_world(self) -> Float[np.ndarray, "n 4 4"]:
         """Camera in head axes, contract units (25 cm)."""
