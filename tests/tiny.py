@@ -53,7 +53,7 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (loud * np.sin(2 * np.pi * 220 * t) * 0.5).astype(np.float32)
 
 
-def make_dataset(root, n: int = 33, height: int = 24, width: int = 32):
+def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c")):
     """n frames of a moving blob over a gradient, with torso, labels and sound; n of 33 gives 30 + 3."""
     plate = np.zeros((height, width, 3), np.uint8)
     plate[..., 0] = np.linspace(40, 200, width)
@@ -79,7 +79,7 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32):
         "cam_to_world": poses,
         "landmarks_px": points,
         **contract.boxes_from_landmarks68(points, height, width),
-        "expression": np.tile(np.linspace(0, 1, n, dtype=np.float32)[:, None], (1, 3)),
+        "expression": np.tile(np.linspace(0, 1, n, dtype=np.float32)[:, None], (1, len(names))),
         "eye_closed": (np.arange(n) % 5 / 5).astype(np.float32),
         "confidence": np.ones(n, np.float32),
     }
@@ -91,7 +91,7 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32):
         width=width,
         camera=camera,
         landmark_scheme="ibug68",
-        expression_names=["a", "b", "c"],
+        expression_names=names,
         source={},
         tools={},
     )

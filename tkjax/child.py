@@ -43,9 +43,12 @@ def run(module: str, arguments: list[str]) -> None:
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {code}")
 
 
-def ask(module: str, arguments: list[str]) -> None:
-    """Run a module in silence. A refusal becomes a UserError with its sentence."""
-    done = subprocess.run(_command(module, arguments), env=_environment(), capture_output=True, text=True)
+def ask(module: str, arguments: list[str], show: bool = False) -> None:
+    """Run a module whose refusal becomes a UserError with its sentence; `show` lets its standard output through."""
+    sys.stdout.flush()
+    out = None if show else subprocess.DEVNULL
+    command = _command(module, arguments)
+    done = subprocess.run(command, env=_environment(), stdout=out, stderr=subprocess.PIPE, text=True)
     lines = [line.strip() for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
     if done.returncode == 2:
         raise UserError(lines[-1].removeprefix("error: ") if lines else f"{module} refused without a reason")

@@ -21,6 +21,7 @@ CONFIG = "configs/er_nerf.py:demo"
 SUBJECT = {"seconds": 12.0, "size": 256, "seed": 0, "motion": 1.0}
 NEW_SPEECH_S = 6.0
 NEW_SPEECH_SEED = 1000  # added to the clip's seed
+TRACKER_FIGURES = ("frames", "detected_fraction", "rotation_rms_deg", "jaw_correlation", "blink_correlation")
 JAW, BLINKS = "jawOpen", ("eyeBlinkLeft", "eyeBlinkRight")
 OPENING = (
     "area fraction of cavity and teeth colours inside the lips box, in the rendered frames and in frames of the "
@@ -44,10 +45,17 @@ def make_subject(folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def track(clip: Path, workdir: Path, truth: contract.Dataset, models: str | None) -> dict[str, Any]:
-    """Run the face tracker's preprocessing on the clip; tracked against true."""
-    arguments = [f"--video={clip}", f"--workdir={workdir}"] + ([f"--models_dir={models}"] if models else [])
-    child.run("preprocess", arguments)
-    return compare(contract.Dataset(workdir / "dataset", verify=False), truth)
+    """Run the face tracker's preprocessing on the clip; tracked against true, or null with the reason."""
+    reason = models_dir.find_model(models)[1]
+    if not reason:
+        arguments = [f"--video={clip}", f"--workdir={workdir}"] + ([f"--models_dir={models}"] if models else [])
+        try:
+            child.ask("preprocess", arguments, show=True)
+            return {**compare(contract.Dataset(workdir / "dataset", verify=False), truth), "reason": None}
+        except UserError as error:
+            reason = str(error)
+    print(f"tracker: not run: {reason}", flush=True)
+    return {**dict.fromkeys(TRACKER_FIGURES), "reason": f"not run: {reason}"}
 
 
 def compare(tracked: contract.Dataset, truth: contract.Dataset) -> dict[str, Any]:
@@ -116,18 +124,7 @@ def run(opts: Options) -> None:
     flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir")}}
     resolved = cli.resolve(Options("demo", flags, opts.overrides), workdir)
     dataset = make_subject(workdir / "subject", settings)
-    model, reason = models_dir.find_model(opts.models_dir)
-    if model is None:
-        print(f"tracker: not run: {reason}", flush=True)
-        tracker = dict.fromkeys(
-            ("frames", "detected_fraction", "rotation_rms_deg", "jaw_correlation", "blink_correlation")
-        )
-        tracker["reason"] = f"not run: {reason}"
-    else:
-        tracker = track(
-            workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), opts.models_dir
-        )
-        tracker["reason"] = None
+    tracker = track(workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), opts.models_dir)
     clip = cli.train_and_save(resolved, dataset, workdir, cli.consent_record(None, False))
     spoken = speak(workdir, int(settings["seed"]), NEW_SPEECH_S)
     notes = {"mouth correlation": OPENING, "mouth correlation on true frames": TRUE_FRAMES, "tracker": TRACKED}
@@ -138,5 +135,5 @@ def run(opts: Options) -> None:
         f"mouth opening on new speech: correlation {spoken['mouth_correlation']:.3f} with what the subject would show "
         f"(the measure follows the true aperture with {spoken['mouth_correlation_on_true_frames']:.3f} on true frames)"
     )
-    if model is not None:
+    if tracker["reason"] is None:
         print("tracked against true: " + ", ".join(f"{k} {v:.3f}" for k, v in tracker.items() if isinstance(v, float)))
