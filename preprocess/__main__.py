@@ -7,8 +7,8 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from preprocess import pipeline  # noqa: E402  (after the thread count is set)
-from tkjax.errors import UserError  # noqa: E402
+from preprocess import pipeline
+from tkjax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("preprocess", description="One portrait clip with sound to a dataset for tkjax.")
     p.add_argument("--video", required=True, help="the clip: one person, mostly frontal, steady camera, with sound")
     p.add_argument("--workdir", required=True, help="the dataset goes to WORKDIR/dataset, stages to WORKDIR/preprocess")
-    p.add_argument("--size", type=int, default=0, help="longer side in pixels; 0: as it is, larger than 512 becomes 512")
+    p.add_argument(
+        "--size", type=int, default=0, help="longer side in pixels; 0: as it is, larger than 512 becomes 512"
+    )
     p.add_argument("--crop", choices=("auto", "none"), default="auto",
                    help="auto: a square around the head unless the picture is square and the head fills it")  # fmt: skip
     p.add_argument("--models_dir", help="folder with face_landmarker.task; else $TKJAX_MODELS, ~/.cache/tkjax")

@@ -81,19 +81,25 @@ def load_encoder(kind: str, where: str) -> Encoder:
     local = Path(where).expanduser()
     name = str(local) if local.exists() else where
     if not local.exists() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
-        raise UserError(f"{kind} checkpoint {where} does not exist; give a local folder or a hub name such as owner/model")
+        raise UserError(
+            f"{kind} checkpoint {where} does not exist; give a local folder or a hub name such as owner/model"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         family = {"wav2vec2": "wav2vec2", "hubert": "hubert"}[kind]
         if config.model_type != family:
             raise ValueError(f"it holds a {config.model_type} model")
         ctc = kind == "wav2vec2" and any("ForCTC" in a for a in config.architectures or ())
-        model = (transformers.AutoModelForCTC if ctc else transformers.AutoModel).from_pretrained(name, dtype=torch.float32)
+        model = (transformers.AutoModelForCTC if ctc else transformers.AutoModel).from_pretrained(
+            name, dtype=torch.float32
+        )
         strides, kernels = list(config.conv_stride), list(config.conv_kernel)
         if int(np.prod(strides)) != HOP or _receptive(kernels, strides) != KERNEL:
             raise ValueError(f"it sees {_receptive(kernels, strides)} samples every {int(np.prod(strides))}")
         normalise = _asks_for_normalising(transformers, name)
-    except Exception as e:  # transformers raises many kinds; each is the same to the user: this checkpoint cannot be used
+    except (
+        Exception
+    ) as e:  # transformers raises many kinds; each is the same to the user: this checkpoint cannot be used
         reason = " ".join(str(e).split())[:160].rstrip(".")
         raise UserError(
             f"{kind} checkpoint {where} cannot be used ({reason}); give a local folder or a hub name of a {kind} model with "
@@ -167,7 +173,9 @@ def encode(encoder: Encoder, path: str | Path) -> np.ndarray:
     if encoder.kind == "hubert":
         n -= n % 2
     if n <= 0:
-        raise UserError(f"{path} holds {count} samples at 16 kHz, too few for {encoder.kind} features; at least 0.1 s are needed")
+        raise UserError(
+            f"{path} holds {count} samples at 16 kHz, too few for {encoder.kind} features; at least 0.1 s are needed"
+        )
     mean = total / count if encoder.normalise else 0.0
     scale = 1 / np.sqrt(squares / count - mean**2 + 1e-7) if encoder.normalise else 1.0
     window = _Window(audio.stream_audio(path, RATE, RATE))

@@ -19,13 +19,13 @@ GEOMETRY = "geometry_pipeline_metadata_landmarks.binarypb"
 MODELS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
 
 # Points that move little with expression: forehead, temples, bridge and sides of the nose, eye corners, the side
-# of the face in front of the ears. Weight 1 for bone near the skin, less where skin slides or the outline is soft.
+# of the face in front of the ears. Weight 1.5 or 1 for bone near the skin, less where skin slides or the outline is soft.
 RIGID_WEIGHTS = {
-    **dict.fromkeys((168, 6, 197, 195, 5, 4, 1, 122, 351, 188, 412, 193, 417, 8, 9, 151), 1.0),  # bridge, tip, glabella
+    **dict.fromkeys((168, 6, 197, 195, 5, 4, 1, 122, 351, 188, 412, 193, 417, 8, 9, 151), 1.5),  # bridge, tip, glabella
     **dict.fromkeys((33, 133, 362, 263, 130, 359, 243, 463), 1.0),  # corners of the eyes
     **dict.fromkeys((98, 327, 129, 358, 115, 344, 49, 279), 0.6),  # wings of the nose
     **dict.fromkeys((10, 67, 297, 109, 338, 54, 284, 103, 332, 21, 251, 108, 337, 69, 299, 104, 333, 68, 298), 0.7),
-    **dict.fromkeys((127, 356, 162, 389, 234, 454, 143, 372, 34, 264, 227, 447), 0.5),  # temples, before the ears
+    **dict.fromkeys((127, 356, 162, 389, 234, 454, 143, 372, 34, 264, 227, 447), 0.25),  # temples, before the ears
     **dict.fromkeys((117, 346, 118, 347, 119, 348, 101, 330, 50, 280), 0.5),  # upper cheeks
 }
 RIGID_IDS = tuple(sorted(RIGID_WEIGHTS))

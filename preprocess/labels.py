@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 
 from preprocess import chunks, segment
-from preprocess.stages import progress
-from preprocess.workers import ordered
+from preprocess.stages import progress, sha256_file
+from preprocess.workers import native, ordered
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
 from tkjax.errors import UserError
 from tkjax.images import decode_rgb, encode_png
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -26,10 +27,19 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """'auto', 'colour' or 'bisenet=PATH'; UserError for anything else."""
+    """'auto', 'colour' or 'bisenet=PATH'; UserError for anything else and for weights that cannot be used."""
     if text in ("auto", "colour"):
-        return Method("colour", "colour-1")
-    raise UserError(f"--labels={text} is unknown; choose auto, colour or bisenet=PATH")
+        return Method("colour", "colour")
+    name, _, path = text.partition("=")
+    if name != "bisenet" or not path:
+        raise UserError(f"--labels={text} is unknown; choose auto, colour or bisenet=PATH")
+    weights = Path(path).expanduser()
+    if not weights.is_file():
+        raise UserError(f"{path}: no such file, expected BiSeNet weights such as 79999_iter.pth")
+    with native("torch"):
+        from preprocess import bisenet
+    bisenet.load(str(weights))
+    return Method("bisenet", f"bisenet-{sha256_file(weights)[:16]}", str(weights), (bisenet,))
 
 
 SAMPLES = 16  # frames from which the colours of the clip are learnt
@@ -84,7 +94,7 @@ def decide(posterior: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
 
 
 def _close(mask: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray:
-    """Close notches of bool [H,W] narrower than twice `radius` where `where`; the picture goes on beyond its borders."""
+    """Close notches of bool [H,W] narrower than twice `radius` where `where`; borders of the picture do not count."""
     r = max(1, round(radius))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), r, r, r, r, cv2.BORDER_REPLICATE)
     distance = cv2.distanceTransform(1 - padded, cv2.DIST_L2, 3)
@@ -95,7 +105,7 @@ def _close(mask: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray:
 
 def _from_below(mask: np.ndarray, least: int) -> np.ndarray:
     """Components of bool [H,W] with at least `least` pixels that reach the lower border."""
-    n, component, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    _, component, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     keep = (stats[:, 4] >= least) & (stats[:, 1] + stats[:, 3] == mask.shape[0])
     keep[0] = False
     return keep[component]
@@ -129,7 +139,7 @@ def _steady_parts(label: np.ndarray) -> np.ndarray:
 
 def learn(frames: Path, track: Path, n_frames: int) -> segment.Colours:
     """What the clip's colours and places are, from evenly spaced frames."""
-    chosen = sorted({int(round(x)) for x in np.linspace(0, n_frames - 1, min(SAMPLES, n_frames))})
+    chosen = sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, min(SAMPLES, n_frames))})
     pictures, points = [], []
     for i in chosen:
         rgb = decode_rgb(chunks.picture(frames, i))
@@ -169,13 +179,29 @@ def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: seg
     return out
 
 
+def parse_chunk(frames: str, index: int, weights: str) -> list[bytes]:
+    """Worker: label PNGs of one chunk by BiSeNet."""
+    import torch
+
+    from preprocess import bisenet
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    model = bisenet.load(weights)
+    return [encode_png(bisenet.parse(model, rgb)) for rgb in chunks.rgb_frames(Path(frames), index)]
+
+
 def labels(folder: Path, frames: Path, track: Path, n_frames: int, method: Method, executor: Executor) -> None:
     """Stage: chunks of label PNGs (`label`)."""
-    todo = [i for i in range(len(chunks.spans(n_frames))) if not chunks.has_chunk(folder, i)]
+    spans = chunks.spans(n_frames)
+    todo = [i for i in range(len(spans)) if not chunks.has_chunk(folder, i)]
     if not todo:
         return
-    colours = learn(frames, track, n_frames)
-    results = ordered(executor, label_chunk, ((str(frames), str(track), n_frames, i, colours) for i in todo))
-    done = sum(b - a for i, (a, b) in enumerate(chunks.spans(n_frames)) if i not in set(todo))
+    if method.name == "bisenet":
+        results = ordered(executor, parse_chunk, ((str(frames), i, method.path) for i in todo))
+    else:
+        colours = learn(frames, track, n_frames)
+        results = ordered(executor, label_chunk, ((str(frames), str(track), n_frames, i, colours) for i in todo))
+    done = sum(b - a for i, (a, b) in enumerate(spans) if i not in set(todo))
     for i, blobs in zip(todo, progress(results, n_frames, "labels", done=done), strict=True):
         chunks.write_chunk(folder, i, chunks.pack("label", blobs))

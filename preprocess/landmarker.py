@@ -71,7 +71,9 @@ def detect(model: str, pictures: Sequence[np.ndarray]) -> Faces:
         faces.found[i] = True
         faces.landmarks[i] = all_points[best]
         faces.blendshapes[i] = [c.score for c in result.face_blendshapes[best]]
-        faces.second[i] = max((second_height(all_points[best], p) for j, p in enumerate(all_points) if j != best), default=0)
+        faces.second[i] = max(
+            (second_height(all_points[best], p) for j, p in enumerate(all_points) if j != best), default=0
+        )
     return faces
 
 

@@ -30,7 +30,9 @@ def landmarks(folder: Path, frames: Path, n_frames: int, model: Path, source_nam
                                        "blendshapes": faces.blendshapes, "second": faces.second})  # fmt: skip
     found = chunks.column(folder, n_frames, "found")
     check_faces(found, np.arange(n_frames), source_name)
-    heights = np.concatenate([face_height(chunks.read_chunk(folder, i, ["landmarks"])["landmarks"]) for i in range(len(spans))])
+    heights = np.concatenate(
+        [face_height(chunks.read_chunk(folder, i, ["landmarks"])["landmarks"]) for i in range(len(spans))]
+    )
     second = chunks.column(folder, n_frames, "second")
     check_second(second[found], heights[found], np.flatnonzero(found), source_name)
 

@@ -4,9 +4,9 @@ Camera here: x right, y down, z forward (pixels u = cx + f X/Z, v = cy + f Y/Z),
 1. Key frames (at most 160, evenly spaced among those with a face): start from the scaled orthographic fit, then
    Levenberg-Marquardt on log f, an offset per rigid point and all key poses, poses eliminated by the Schur
    complement, Geman-McClure weights renewed each step.
-   Priors: offsets N(0, 0.6 cm) per axis; log f around the focal that puts the head 85 cm away (3.4 units), with a
-   standard deviation of 0.35. The prior is needed: small head motions hardly tell focal from distance, and the
-   detector's errors are systematic, so the data count as one independent view in ten frames.
+   Priors: offsets N(0, 1 cm) per axis; log f around the focal that puts the head 85 cm away (3.4 units), with a
+   standard deviation of 0.2. The prior is needed: small head motions hardly tell focal from distance, and the
+   detector's errors are systematic, so fifty frames count as one independent view.
 2. The shape is put back onto the canonical face by a weighted similarity, and poses and distance follow, so that
    world axes, unit and origin are those of the canonical mesh.
 3. All frames: Gauss-Newton on the poses with f and shape fixed. A second-difference term of rotation and
@@ -22,9 +22,9 @@ import torch
 from preprocess.face_model import RIGID_IDS, RIGID_WEIGHTS
 
 KEY_FRAMES = 160
-SHAPE_SIGMA_CM = 0.6
-DISTANCE_CM, LOG_FOCAL_SIGMA = 85.0, 0.35
-FRAMES_PER_VIEW = 10.0  # neighbouring frames repeat the detector's systematic errors
+SHAPE_SIGMA_CM = 1.0
+DISTANCE_CM, LOG_FOCAL_SIGMA = 85.0, 0.2
+FRAMES_PER_VIEW = 50.0  # neighbouring frames repeat the detector's systematic errors
 CUTOFF_HZ = 4.0
 NOISE = 0.008  # standard deviation of a landmark, in heights of the face
 CHUNK = 512
@@ -64,12 +64,16 @@ def log_so3(r: torch.Tensor) -> torch.Tensor:
     return w * torch.where(sine > 1e-9, angle / sine.clamp(min=1e-12), torch.ones_like(sine))[..., None]
 
 
-def weak_perspective(points_px: torch.Tensor, shape_cm: torch.Tensor, weight: torch.Tensor, f: float, centre: torch.Tensor):
+def weak_perspective(
+    points_px: torch.Tensor, shape_cm: torch.Tensor, weight: torch.Tensor, f: float, centre: torch.Tensor
+):
     """Scaled orthographic pose of each frame: points [N,P,2], shape [P,3], weight [P] -> R [N,3,3], t [N,3], px/cm [N]."""
     w = weight / weight.sum()
     mean3, mean2 = w @ shape_cm, torch.einsum("p,npc->nc", w, points_px)
     a, b = shape_cm - mean3, points_px - mean2[:, None]
-    affine = torch.linalg.solve((a * w[:, None]).T @ a, torch.einsum("pi,p,npc->nic", a, w, b)).transpose(1, 2)  # [N,2,3]
+    affine = torch.linalg.solve((a * w[:, None]).T @ a, torch.einsum("pi,p,npc->nic", a, w, b)).transpose(
+        1, 2
+    )  # [N,2,3]
     scale = affine.norm(dim=-1).mean(-1)
     rows = torch.cat([affine, torch.linalg.cross(affine[:, 0], affine[:, 1])[:, None] / scale[:, None, None]], 1)
     u, _, vh = torch.linalg.svd(rows)
@@ -136,10 +140,17 @@ def adjust_keys(points, canonical, weight, sigma, centre, f_prior, steps=40):
         while True:
             damp = a + damping * torch.diag_embed(a.diagonal(dim1=-2, dim2=-1))
             solved = torch.linalg.solve(damp, torch.cat([cross, ga[..., None]], -1))
-            reduced = shared * (1 + damping * torch.eye(len(shared))) - torch.einsum("nis,nit->st", cross, solved[..., :-1])
+            reduced = shared * (1 + damping * torch.eye(len(shared))) - torch.einsum(
+                "nis,nit->st", cross, solved[..., :-1]
+            )
             step = -torch.linalg.solve(reduced, gs - torch.einsum("nis,ni->s", cross, solved[..., -1]))
             pose = -solved[..., -1] - torch.einsum("nis,s->ni", solved[..., :-1], step)
-            trial = (log_f + step[0], offset + step[1:].reshape(p, 3), exp_so3(pose[:, :3]) @ rotation, translation + pose[:, 3:])
+            trial = (
+                log_f + step[0],
+                offset + step[1:].reshape(p, 3),
+                exp_so3(pose[:, :3]) @ rotation,
+                translation + pose[:, 3:],
+            )
             value = cost(*trial)
             if value < current or damping > 1e6:
                 break
@@ -171,7 +182,9 @@ def smoothness(cutoff_hz: float, fps: float) -> float:
     return (2 * np.sin(np.pi * cutoff_hz / fps)) ** -4
 
 
-def _banded(data: np.ndarray, gradient: np.ndarray, temporal: np.ndarray, drift: float, second: np.ndarray, first: np.ndarray):
+def _banded(
+    data: np.ndarray, gradient: np.ndarray, temporal: np.ndarray, drift: float, second: np.ndarray, first: np.ndarray
+):
     """Solve the pose steps [N,6]: data blocks [N,6,6], temporal information [6,6] on second differences (target -second
     [N-2,6]) and `drift` of it on first ones (target -first [N-1,6])."""
     from scipy.linalg import solveh_banded
@@ -235,7 +248,10 @@ def fit(points_px: np.ndarray, found: np.ndarray, canonical_cm: np.ndarray, weig
 
 def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px) -> Track:
     points = torch.from_numpy(np.asarray(points_px))
-    canonical, w = torch.from_numpy(np.asarray(canonical_cm, np.float64)), torch.from_numpy(np.asarray(weight, np.float64))
+    canonical, w = (
+        torch.from_numpy(np.asarray(canonical_cm, np.float64)),
+        torch.from_numpy(np.asarray(weight, np.float64)),
+    )
     centre = torch.tensor([width / 2, height / 2], dtype=torch.float64)
     y_up = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # the mesh in the axes of the camera
     flipped = canonical * y_up
@@ -264,7 +280,9 @@ def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px)
         else:
             typical = blocks[mask > 0].median(0).values if iteration == 3 else typical
             info = smoothness(CUTOFF_HZ, fps) * ((typical + typical.T) / 2).numpy()
-            first = torch.cat([log_so3(rotation[1:] @ rotation[:-1].transpose(1, 2)), translation.diff(dim=0)], 1).numpy()
+            first = torch.cat(
+                [log_so3(rotation[1:] @ rotation[:-1].transpose(1, 2)), translation.diff(dim=0)], 1
+            ).numpy()
             step = _banded(blocks.numpy(), gradient.numpy(), info, 1e-3, np.diff(first, axis=0), first)
         rotation = exp_so3(torch.from_numpy(step[:, :3])) @ rotation
         translation = translation + torch.from_numpy(step[:, 3:])

@@ -51,7 +51,9 @@ def _tile(rgb: np.ndarray) -> np.ndarray:
     return out
 
 
-def contact_sheet(frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, focal: float) -> np.ndarray:
+def contact_sheet(
+    frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, focal: float
+) -> np.ndarray:
     """Six frames, one a row: frame, labels, torso picture over grey, torso over plate, target, track; the plate below."""
     background = decode_rgb((plate / "background.png").read_bytes())
     rows = []
@@ -66,7 +68,9 @@ def contact_sheet(frames: Path, labels: Path, torso: Path, track: Path, plate: P
         row = chunks.read_chunk(track, i // chunks.CHUNK_FRAMES, ["landmarks_px", "cam_to_world", "confidence"])
         k = i % chunks.CHUNK_FRAMES
         tracked = draw_track(rgb, row["landmarks_px"][k], row["cam_to_world"][k], focal, row["confidence"][k] > 0)
-        rows.append(np.concatenate([_tile(x) for x in (rgb, label_overlay(rgb, label), over_grey, over, target, tracked)], 1))
+        rows.append(
+            np.concatenate([_tile(x) for x in (rgb, label_overlay(rgb, label), over_grey, over, target, tracked)], 1)
+        )
     filled = decode_png((plate / "filled.png").read_bytes())
     last = [_tile(background), _tile(np.repeat(filled[..., None], 3, -1))]
     rows.append(np.concatenate([*last, *[np.zeros_like(last[0])] * (6 - len(last))], 1))
@@ -98,19 +102,29 @@ def error_plot(error_px: np.ndarray, fps: float) -> bytes:
     return encode_png(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
 
 
-def qa(folder: Path, frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, fps: float) -> None:
+def qa(
+    folder: Path, frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, fps: float
+) -> None:
     """Stage: contact_sheet.png, overlay.mp4 (with sound) and reprojection_error.png."""
     cv2.setNumThreads(1)
     focal = json.loads((track / "track.json").read_text())["focal_px"]
-    write_atomic(folder / "contact_sheet.png", encode_png(contact_sheet(frames, labels, torso, track, plate, n_frames, focal)))
+    write_atomic(
+        folder / "contact_sheet.png", encode_png(contact_sheet(frames, labels, torso, track, plate, n_frames, focal))
+    )
     write_atomic(folder / "reprojection_error.png", error_plot(chunks.column(track, n_frames, "error_px"), fps))
     first = decode_rgb(chunks.picture(frames, 0))
     h, w = first.shape[:2]
     spans = chunks.spans(n_frames)
-    with video.VideoWriter(folder / "overlay.mp4", h, w, fps=fps, audio=frames / "audio.wav", metadata={}, crf=26) as writer:
+    with video.VideoWriter(
+        folder / "overlay.mp4", h, w, fps=fps, audio=frames / "audio.wav", metadata={}, crf=26
+    ) as writer:
         for i in progress(range(len(spans)), len(spans), "overlay", "chunks"):
             rows = chunks.read_chunk(track, i, ["landmarks_px", "cam_to_world", "confidence"])
             masks = chunks.unpack(chunks.read_chunk(labels, i), "label")
             for k, rgb in enumerate(chunks.rgb_frames(frames, i)):
                 tinted = label_overlay(rgb, decode_png(masks[k])) // 2 + rgb // 2
-                writer.write(draw_track(tinted, rows["landmarks_px"][k], rows["cam_to_world"][k], focal, rows["confidence"][k] > 0))
+                writer.write(
+                    draw_track(
+                        tinted, rows["landmarks_px"][k], rows["cam_to_world"][k], focal, rows["confidence"][k] > 0
+                    )
+                )

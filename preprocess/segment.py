@@ -88,15 +88,28 @@ def anatomy(u: np.ndarray, v: np.ndarray, oval: np.ndarray) -> np.ndarray:
     a, below = np.abs(u), -1 - v
     shoulder = 0.4 + 0.2 * np.clip(a - 0.6, 0, 3)  # the line of the shoulders, in half faces below the chin
     cloth = 0.95 * _step(below, shoulder + 0.35 * (a < 0.6), 0.2) * (1 - _step(a, 4.2, 0.3))
-    neck = 0.85 * _step(below, -0.15, 0.08) * (1 - _step(a, 0.62 + 0.1 * np.clip(below, 0, 1), 0.08)) * (1 - _step(below, 0.95, 0.15))
+    neck = (
+        0.85
+        * _step(below, -0.15, 0.08)
+        * (1 - _step(a, 0.62 + 0.1 * np.clip(below, 0, 1), 0.08))
+        * (1 - _step(below, 0.95, 0.15))
+    )
     radius = np.hypot(u / 1.3, np.where(v > 0, (v - 0.1) / 1.5, v / 1.45))
     hair = 0.65 * (1 - _step(radius, 1.12, 0.09)) + 0.08 * (1 - _step(radius, 1.6, 0.15))
     hair = np.maximum(hair, 0.12 * (a < 1.6) * (below > -1) * (below < 1.6))
     ear = 0.4 * (a < 1.25) * (np.abs(v + 0.1) < 0.45)
-    skin = np.maximum(neck, ear)
+    chest = 0.3 * _step(below, 0.6, 0.1) * (1 - _step(below, 2.2, 0.2)) * (1 - _step(a, 0.7, 0.1))
+    skin = np.maximum.reduce([neck, ear, chest])
     cloth = cloth * (1 - 0.8 * neck)
     hair = np.clip(hair, 0.003, None) * (1 - 0.7 * neck) * (1 - 0.8 * cloth)
-    prior = np.stack([np.clip(1 - np.maximum.reduce([cloth, neck, hair]), 0.02, 1), hair, np.clip(skin, 0.002, 1), np.clip(cloth, 0.002, 1)])
+    prior = np.stack(
+        [
+            np.clip(1 - np.maximum.reduce([cloth, neck, hair]), 0.02, 1),
+            hair,
+            np.clip(skin, 0.002, 1),
+            np.clip(cloth, 0.002, 1),
+        ]
+    )
     prior /= prior.sum(0)
     prior[:, oval] = np.array([0.001, 0.03, 0.966, 0.003])[:, None]
     return prior.astype(np.float32)
@@ -191,7 +204,9 @@ def _box(x: np.ndarray, r: int) -> np.ndarray:
     return cv2.blur(x, (2 * r + 1, 2 * r + 1), borderType=cv2.BORDER_REFLECT)
 
 
-def guided(posterior: np.ndarray, guide: np.ndarray, full: np.ndarray | None = None, radius: int = 4, eps: float = 4e-4) -> np.ndarray:
+def guided(
+    posterior: np.ndarray, guide: np.ndarray, full: np.ndarray | None = None, radius: int = 4, eps: float = 4e-4
+) -> np.ndarray:
     """Guided filter (He et al.) of [4,h,w] by a grey guide [h,w] in 0..1; with `full` [H,W] the coefficients are
     applied to the full-size guide: [4,H,W]."""
     mean = _box(guide, radius)
@@ -206,7 +221,10 @@ def guided(posterior: np.ndarray, guide: np.ndarray, full: np.ndarray | None = N
             out.append(a * guide + b)
         else:
             h, w = full.shape
-            out.append(cv2.resize(a, (w, h), interpolation=cv2.INTER_LINEAR) * full + cv2.resize(b, (w, h), interpolation=cv2.INTER_LINEAR))
+            out.append(
+                cv2.resize(a, (w, h), interpolation=cv2.INTER_LINEAR) * full
+                + cv2.resize(b, (w, h), interpolation=cv2.INTER_LINEAR)
+            )
     return np.stack(out)
 
 

@@ -42,7 +42,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def progress(items: Iterable, total: int, name: str, unit: str = "frames", every_s: float = 2.0, done: int = 0) -> Iterator:
+def progress(
+    items: Iterable, total: int, name: str, unit: str = "frames", every_s: float = 2.0, done: int = 0
+) -> Iterator:
     """Yield `items` and show how far along `total` they are, with the time left.
 
     A bar (tqdm, standard error) on a terminal, else a plain line every `every_s` seconds on standard output.

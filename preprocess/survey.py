@@ -20,7 +20,10 @@ FPS = 25.0
 EVERY = 12  # frames between two looks: about half a second
 LOOK_PX = 960  # longer side of the pictures that are looked at
 MAX_MISSING = 0.2  # share of frames without a face that is still accepted
-SECOND_SIZE, SECOND_SHARE = 0.45, 0.1  # a second person: this part of the height of the first, in this part of the looks
+SECOND_SIZE, SECOND_SHARE = (
+    0.45,
+    0.1,
+)  # a second person: this part of the height of the first, in this part of the looks
 HEAD_SHARE = 0.46  # of the crop's side, from chin to forehead
 LARGE_ENOUGH = 0.3  # share of the picture's height at which a nearly square picture is left as it is
 DEFAULT_MAX_PX = 512
@@ -137,7 +140,9 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
     found = np.array([bool(f.found[0]) for f in faces])
     check_faces(found, frames, source.name, 0.35)  # sparse looks: the exact count follows with the landmarks
     back = 1 / np.array(scales)[found]
-    landmarks = np.stack([f.landmarks[0] for f, ok in zip(faces, found, strict=True) if ok])[..., :2] * back[:, None, None]
+    landmarks = (
+        np.stack([f.landmarks[0] for f, ok in zip(faces, found, strict=True) if ok])[..., :2] * back[:, None, None]
+    )
     heights = face_height(landmarks)
     second = np.array([float(f.second[0]) for f, ok in zip(faces, found, strict=True) if ok]) * back
     check_second(second, heights, frames[found], source.name)

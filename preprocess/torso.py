@@ -47,7 +47,7 @@ def _columns_up(rgb, part, head, rows: int, push: int, canvas: np.ndarray) -> np
     y = np.maximum(y, 0)
     x = np.broadcast_to(columns, y.shape)
     may = inside & (head | part)[y, x]
-    shades = (colours[None] * (DARKEN ** step)[:, None, None]).astype(np.uint8)
+    shades = (colours[None] * (DARKEN**step)[:, None, None]).astype(np.uint8)
     canvas[y[may], x[may]] = shades[may]
     painted[y[may], x[may]] = True
     return painted
@@ -70,7 +70,9 @@ def torso_picture(rgb: np.ndarray, label: np.ndarray) -> np.ndarray:
     mask = neck | torso | torso_up | neck_up
     blurred = cv2.GaussianBlur(np.where(mask[..., None], canvas, rgb), (5, 5), 4)
     canvas[neck_up] = blurred[neck_up]
-    return np.concatenate([np.where(mask[..., None], canvas, 0), mask[..., None].astype(np.uint8) * 255], -1).astype(np.uint8)
+    return np.concatenate([np.where(mask[..., None], canvas, 0), mask[..., None].astype(np.uint8) * 255], -1).astype(
+        np.uint8
+    )
 
 
 def torso_chunk(frames: str, labels: str, index: int) -> list[bytes]:

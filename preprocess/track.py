@@ -24,14 +24,22 @@ def calibrate_blink(blink: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, f
     """
     level_open = float(np.median(blink[found]))
     level_closed = min(1.0, max(float(np.percentile(blink[found], 99.5)), level_open + MIN_BLINK_RANGE))
-    return np.clip((blink - level_open) / (level_closed - level_open), 0, 1).astype(np.float32), level_open, level_closed
+    return (
+        np.clip((blink - level_open) / (level_closed - level_open), 0, 1).astype(np.float32),
+        level_open,
+        level_closed,
+    )
 
 
 def jitter_degrees(rotation: np.ndarray) -> float:
     """Mean angle between successive frame-to-frame rotations, in degrees: 0 for a steady turn."""
     step = rotation[1:] @ rotation[:-1].transpose(0, 2, 1)
     change = step[1:] @ step[:-1].transpose(0, 2, 1)
-    return float(np.degrees(np.arccos(np.clip((np.trace(change, axis1=1, axis2=2) - 1) / 2, -1, 1))).mean()) if len(change) else 0.0
+    return (
+        float(np.degrees(np.arccos(np.clip((np.trace(change, axis1=1, axis2=2) - 1) / 2, -1, 1))).mean())
+        if len(change)
+        else 0.0
+    )
 
 
 def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int, model: Path, fps: float) -> None:

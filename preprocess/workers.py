@@ -51,7 +51,9 @@ def pool(log: Path) -> Iterator[ProcessPoolExecutor]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
-def ordered(executor: ProcessPoolExecutor, function: Callable, items: Iterable[tuple], ahead: int = 2 * N_WORKERS) -> Iterator[Any]:
+def ordered(
+    executor: ProcessPoolExecutor, function: Callable, items: Iterable[tuple], ahead: int = 2 * N_WORKERS
+) -> Iterator[Any]:
     """function(*item) for each item, computed in the workers, yielded in order; at most `ahead` are in flight."""
     pending: collections.deque = collections.deque()
     for item in items:

@@ -42,8 +42,12 @@ def ten_seconds(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("kind, steps, channels, windows, window", [("wav2vec2", 499, 13, 250, 16), ("hubert", 498, 16, 249, 2)])
-def test_ten_seconds_have_the_known_number_of_windows(checkpoints, ten_seconds, tmp_path, kind, steps, channels, windows, window):
+@pytest.mark.parametrize(
+    "kind, steps, channels, windows, window", [("wav2vec2", 499, 13, 250, 16), ("hubert", 498, 16, 249, 2)]
+)
+def test_ten_seconds_have_the_known_number_of_windows(
+    checkpoints, ten_seconds, tmp_path, kind, steps, channels, windows, window
+):
     out = tmp_path / "x.npz"
     assert af.main(["--audio", str(ten_seconds), "--kind", f"{kind}={checkpoints / kind}", "--out", str(out)]) == 0
     f = load_audio_features(out)
@@ -133,7 +137,11 @@ def test_kinds_that_make_no_sense_are_refused(text, part):
 
 def test_checkpoints_that_do_not_fit_are_one_sentence(checkpoints, tmp_path, ten_seconds, capsys):
     (tmp_path / "empty").mkdir()
-    for kind, where in (("hubert", tmp_path / "none"), ("hubert", tmp_path / "empty"), ("hubert", checkpoints / "wav2vec2")):
+    for kind, where in (
+        ("hubert", tmp_path / "none"),
+        ("hubert", tmp_path / "empty"),
+        ("hubert", checkpoints / "wav2vec2"),
+    ):
         code = af.main(["--audio", str(ten_seconds), "--kind", f"{kind}={where}", "--out", str(tmp_path / "x.npz")])
         err = capsys.readouterr().err
         assert code == 2 and err.count("\n") == 1 and "hubert" in err and str(where) in err
@@ -142,5 +150,14 @@ def test_checkpoints_that_do_not_fit_are_one_sentence(checkpoints, tmp_path, ten
 
 def test_a_sound_too_short_for_one_step_is_refused(checkpoints, tmp_path, capsys):
     audio.write_wav(tmp_path / "s.wav", speech(0.02))
-    code = af.main(["--audio", str(tmp_path / "s.wav"), "--kind", f"hubert={checkpoints / 'hubert'}", "--out", str(tmp_path / "x.npz")])
+    code = af.main(
+        [
+            "--audio",
+            str(tmp_path / "s.wav"),
+            "--kind",
+            f"hubert={checkpoints / 'hubert'}",
+            "--out",
+            str(tmp_path / "x.npz"),
+        ]
+    )
     assert code == 2 and "too few" in capsys.readouterr().err

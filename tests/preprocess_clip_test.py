@@ -65,7 +65,9 @@ def test_files_that_are_no_talking_clip_are_refused(capsys, tmp_path):
     assert "folder" in refused(capsys, tmp_path, tmp_path, nowhere)
     audio.write_wav(tmp_path / "sound.wav", np.zeros(48000, np.float32))
     assert "no moving picture" in refused(capsys, tmp_path, tmp_path / "sound.wav", nowhere)
-    assert "no sound track" in refused(capsys, tmp_path, write(tmp_path / "mute.mp4", [NOISE] * 60, sound=False), nowhere)
+    assert "no sound track" in refused(
+        capsys, tmp_path, write(tmp_path / "mute.mp4", [NOISE] * 60, sound=False), nowhere
+    )
     assert "1.60 s" in refused(capsys, tmp_path, write(tmp_path / "short.mp4", [NOISE] * 40), nowhere)
     assert "face_landmarker.task" in refused(capsys, tmp_path, write(tmp_path / "ok.mp4", [NOISE] * 60), nowhere)
 
@@ -171,7 +173,9 @@ def test_frames_without_a_face_get_confidence_0_and_shift_nothing(talking, model
 
 def start(clip, workdir, models_dir) -> subprocess.Popen:
     args = [sys.executable, "-m", "preprocess", *command(clip, workdir, models_dir)]
-    return subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+    return subprocess.Popen(
+        args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+    )
 
 
 def killed_and_restarted(clip, workdir, models_dir, moments) -> None:

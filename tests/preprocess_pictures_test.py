@@ -1,11 +1,13 @@
 """Background plate, torso in-painting and label clean-up on pictures made by hand."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import labels, plate, segment, torso
 from tkjax.contract import LABEL_HEAD, LABEL_NECK, LABEL_TORSO
+from tkjax.errors import UserError
 
 H = W = 96
 
@@ -176,3 +178,41 @@ def test_posteriors_are_distributions_and_the_oval_is_skin():
     assert p.argmax(0)[24, 49] == segment.HAIR and p.argmax(0)[40, 29] == segment.HAIR
     assert (p.argmax(0)[:12] == segment.BACKGROUND).mean() > 0.95
     assert (p.argmax(0)[85:, 30:66] == segment.CLOTH).mean() > 0.9
+
+
+def test_bisenet_weights_load_by_name_and_classes_become_labels(tmp_path):
+    import torch
+
+    from preprocess import bisenet
+
+    torch.manual_seed(0)
+    made = bisenet.BiSeNet().eval()
+    assert sum(p.numel() for p in made.parameters()) == 13_300_416
+    path = tmp_path / "79999_iter.pth"
+    torch.save({f"module.{k}": v for k, v in made.state_dict().items()}, path)
+    method = labels.parse_method(f"bisenet={path}")
+    assert method.name == "bisenet" and bisenet in method.sources
+    loaded = bisenet.load(str(path))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        scores = loaded(x)
+        assert scores.shape == (1, 19, 64, 96) and torch.equal(scores, made(x))
+    label = bisenet.parse(loaded, np.zeros((48, 40, 3), np.uint8))
+    assert label.shape == (48, 40) and label.dtype == np.uint8 and label.max() <= 3
+    assert bisenet.LABEL_OF_CLASS.tolist() == [0] + [1] * 13 + [2, 2, 3, 1, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", {"cp.conv": 1}, [1, 2]])
+def test_files_that_are_no_bisenet_weights_are_one_sentence(tmp_path, content):
+    import torch
+
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match="cannot be used as BiSeNet weights") as e:
+        labels.parse_method(f"bisenet={path}")
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="no such file"):
+        labels.parse_method(f"bisenet={tmp_path / 'none.pth'}")

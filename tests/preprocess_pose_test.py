@@ -25,9 +25,14 @@ def simulate(seed=0, n=120, focal=1200.0, distance=85.0, swing=1.0, noise=0.5, s
     true = canonical + rng.normal(0, shape_noise, canonical.shape)
     t = np.arange(n) / 25
     phase = rng.uniform(0, 6, 6)
-    angles = swing * np.stack([8 * np.sin(1.3 * t + phase[0]), 15 * np.sin(0.9 * t + phase[1]), 5 * np.sin(1.7 * t + phase[2])], -1)
+    angles = swing * np.stack(
+        [8 * np.sin(1.3 * t + phase[0]), 15 * np.sin(0.9 * t + phase[1]), 5 * np.sin(1.7 * t + phase[2])], -1
+    )
     rotation = Y_DOWN @ Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    centre = np.stack([2 * np.sin(0.7 * t + phase[3]), 1.5 * np.sin(1.1 * t + phase[4]), distance + 2 * np.sin(0.5 * t + phase[5])], -1)
+    centre = np.stack(
+        [2 * np.sin(0.7 * t + phase[3]), 1.5 * np.sin(1.1 * t + phase[4]), distance + 2 * np.sin(0.5 * t + phase[5])],
+        -1,
+    )
     cam = np.einsum("nij,pj->npi", rotation, true) + centre[:, None]
     points = focal * cam[..., :2] / cam[..., 2:] + [W / 2, H / 2] + rng.normal(0, noise, (n, len(true), 2))
     return points.astype(np.float32), canonical, rotation, centre
@@ -54,7 +59,9 @@ def test_rotation_and_reprojection_reach_the_noise(seed):
 
 def test_focal_is_found_where_motion_tells_and_kept_near_the_prior_where_not():
     for focal, distance in ((900.0, 60.0), (1800.0, 130.0)):
-        points, canonical, _, centre = simulate(3, n=250, focal=focal, distance=distance, swing=2.5, noise=0.1, shape_noise=0.05)
+        points, canonical, _, centre = simulate(
+            3, n=250, focal=focal, distance=distance, swing=2.5, noise=0.1, shape_noise=0.05
+        )
         track = fit(points, canonical)
         assert abs(np.log(track.f_px / focal)) < 0.15
         assert abs(np.log(track.translation_cm[:, 2].mean() / centre[:, 2].mean())) < 0.15

@@ -104,10 +104,15 @@ def test_another_run_in_the_same_folder_waits(tmp_path):
         "import sys, time; from pathlib import Path; from preprocess.stages import Stages\n"
         "with Stages(Path(sys.argv[1]), {}):\n    print('in', time.time(), flush=True); time.sleep(1.0)\n    print('out', time.time())"
     )
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p")], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p")], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(2)
+    ]
     spans = []
     for r in runs:
-        lines = dict(line.split() for line in r.communicate(timeout=60)[0].splitlines() if line.startswith(("in ", "out ")))
+        lines = dict(
+            line.split() for line in r.communicate(timeout=60)[0].splitlines() if line.startswith(("in ", "out "))
+        )
         spans.append((float(lines["in"]), float(lines["out"])))
     (_, end), (start, _) = sorted(spans)
     assert start >= end - 0.01
@@ -124,7 +129,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(code)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, env=env
+    )
     children = [int(x) for x in parent.stdout.readline().split()]
     assert children
     parent.kill()
