@@ -94,6 +94,9 @@ def test_a_real_transforms_file_gives_500_poses_in_front_of_the_head(data_dir, s
     plan = drive.plan(subject, pose=data_dir / "pose/adnerf_obama_poses_7272_7771.json")
     assert len(plan.cam_to_world) == 500
     assert (plan.cam_to_world[:, 2, 3] > 2).all() and (plan.cam_to_world[:, 2, 2] > 0.9).all()
+    corners = drive.corners_px(plan.cam_to_world, plan.intrinsics)
+    middle = corners.mean(1) / [W, W]
+    assert (np.abs(middle[:, 0] - 0.5) < 0.15).all() and np.ptp(corners[..., 0], 1).mean() > 0.2 * W
 
 
 def write_npy(path, value):

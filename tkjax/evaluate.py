@@ -4,7 +4,6 @@ Every row states which layers were given; the baselines stand beside the model a
 Frames pass one at a time; only sums, the worst few and landmarks stay in memory.
 """
 
-import contextlib
 import dataclasses
 import heapq
 import platform
@@ -125,7 +124,7 @@ class Lips:
 
 def look(
     clip: Any, model: Model, variables: Variables, step: int, frames: np.ndarray, layer: str, chunk_rays: int,
-    video: VideoWriter | None = None, lips: Lips | None = None,
+    video: VideoWriter, lips: Lips | None = None,
 ) -> Pictures:  # fmt: skip
     """Render every frame over its given layers and score it beside the baselines."""
     clock, hw = final_clock(step), (clip.height, clip.width)
@@ -153,8 +152,7 @@ def look(
         if lips is not None:
             lips.add("target", k, target)
         pair = np.concatenate([image, target], 1)
-        if video is not None:
-            video.write(pair)
+        video.write(pair)
         badness = -scores["model"]["psnr"][-1]
         (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, int(i), pair))
     shown = [(f"frame {i}: {-b:.2f} dB", pair) for b, i, pair in sorted(worst, key=lambda w: -w[0])]
@@ -195,16 +193,10 @@ def versions() -> dict[str, str]:
     return out
 
 
-@contextlib.contextmanager
-def comparison(clip: Any, path: Path, frames: np.ndarray, text: Mapping[str, str]) -> Iterator[VideoWriter | None]:
-    """The comparison video with the held-out sound, where the held-out frames are one run."""
-    if len(frames) != frames[-1] - frames[0] + 1:
-        yield None
-        return
-    with VideoWriter(
-        path, clip.height, 2 * clip.width, fps=clip.fps, audio=_sound(clip, frames), metadata=text
-    ) as video:
-        yield video
+def comparison(clip: Any, path: Path, frames: np.ndarray, text: Mapping[str, str]) -> VideoWriter:
+    """The comparison video; with the held-out sound where the frames are one run."""
+    sound = _sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
+    return VideoWriter(path, clip.height, 2 * clip.width, fps=clip.fps, audio=sound, metadata=text)
 
 
 def _sound(clip: Any, frames: np.ndarray) -> Iterator[np.ndarray] | None:
@@ -268,11 +260,17 @@ def evaluate(
         "baselines": {b: row(seen, b, KEYS) for b in BASELINES},
         "more_baselines": {b: row(seen, b, MORE_KEYS) for b in BASELINES},
     }
+    reasons = {"lmd_px, lmd_norm": reason} if reason else {}
+    for key, value in head["metrics"].items():
+        if value is None and not key.startswith("lmd"):
+            reasons[key] = "not computed: no scored frame has a detected face, or its box is empty"
+    if seen.render_fps is None:
+        reasons["render_fps"] = "not computed: one frame only, and it includes compilation"
     report = {
         **head,
         "rows": [head],
         "render_fps": seen.render_fps,
-        "reasons": {"lmd_px, lmd_norm": reason} if reason else {},
+        "reasons": reasons,
         "notes": dict(NOTES),
         "size": [int(clip.height), int(clip.width)],
     }
