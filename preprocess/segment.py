@@ -98,13 +98,13 @@ def anatomy(u: np.ndarray, v: np.ndarray, oval: np.ndarray) -> np.ndarray:
     hair = 0.65 * (1 - _step(radius, 1.12, 0.09)) + 0.08 * (1 - _step(radius, 1.6, 0.15))
     hair = np.maximum(hair, 0.12 * (a < 1.6) * (below > -1) * (below < 1.6))
     ear = 0.4 * (a < 1.25) * (np.abs(v + 0.1) < 0.45)
-    chest = 0.3 * _step(below, 0.6, 0.1) * (1 - _step(below, 2.2, 0.2)) * (1 - _step(a, 0.7, 0.1))
+    chest = 0.5 * _step(below, 0.6, 0.1) * (1 - _step(below, 2.2, 0.2)) * (1 - _step(a, 0.6, 0.1))
     skin = np.maximum.reduce([neck, ear, chest])
-    cloth = cloth * (1 - 0.8 * neck)
+    cloth = cloth * (1 - 0.8 * np.maximum(neck, chest))
     hair = np.clip(hair, 0.003, None) * (1 - 0.7 * neck) * (1 - 0.8 * cloth)
     prior = np.stack(
         [
-            np.clip(1 - np.maximum.reduce([cloth, neck, hair]), 0.02, 1),
+            np.clip(1 - np.maximum.reduce([cloth, neck, chest, hair]), 0.02, 1),
             hair,
             np.clip(skin, 0.002, 1),
             np.clip(cloth, 0.002, 1),
