@@ -28,6 +28,7 @@ from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 GEOMETRY = 64  # features that density passes on to colour
 SH_DEGREE = 4
 MAX_LOG_DENSITY = 40.0  # exp is cut here so that it cannot overflow; alpha is 1 in float32 from 6.5 on
+SAMPLE_PARTS = ("audio_channel_attention", "eye_attention", "density", "colour", "uncertainty")  # MLPs after the planes
 STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this
 PERTURB_EVERY = 16  # steps between perturbation terms
 PERTURB_SIZE = 1e-3
@@ -132,7 +133,8 @@ class Model(BaseModel):
     def init(self, key: jax.Array) -> Variables:
         audio = jnp.zeros((1, self.info.audio_windows, self.info.audio_steps, self.info.audio_channels))
         sh = jnp.zeros((1, SH_DEGREE**2))
-        params = self.field.init(key, jnp.zeros((1, 3)), sh, audio, jnp.zeros(1, jnp.int32), jnp.zeros((1, 1)))
+        init = jax.jit(self.field.init)  # eager initialisation takes seconds
+        params = init(key, jnp.zeros((1, 3)), sh, audio, jnp.zeros(1, jnp.int32), jnp.zeros((1, 1)))
         return Variables(params=params["params"], state=occupancy.init(self.config.model.occupancy_side))
 
     def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
@@ -214,7 +216,7 @@ class Model(BaseModel):
         rays, size = rays_o.shape[0], m.samples // m.waves
         per_frame = rays // values["audio"].shape[0]
         sh = sh_encode(rays_d, SH_DEGREE)
-        weights = {"field": {k: v for k, v in params.items() if k != "planes"}, "values": values}
+        weights = {"field": {k: params[k] for k in SAMPLE_PARTS}, "values": values}
 
         def wave(carry, t):
             optical, left = carry

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from jaxtyping import Array, Float
 
+AnyArray = Array | np.ndarray
 
-def over(layers: Sequence[tuple[Float[Array, "*N 3"], Float[Array, "*N 1"]]]):
+
+def over(layers: Sequence[tuple[Float[AnyArray, "*N 3"], Float[AnyArray, "*N 1"]]]):
     """Composite (premultiplied rgb, alpha) layers, back to front: C = c + (1 - a) C_behind, likewise alpha.
 
     A background is a layer with alpha 1. Returns (rgb, alpha).

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tkjax.models.base import Model
@@ -20,7 +21,7 @@ class Image(NamedTuple):
     depth: Float[Array, "H W 1"] | None
 
 
-def picture(render: Render | Image, background: Float[Array, "*N 3"]) -> Float[Array, "*N 3"]:
+def picture(render: Render | Image, background: Float[Array | np.ndarray, "*N 3"]) -> Float[Array, "*N 3"]:
     """clip(rgb + (1 - alpha) * background, 0, 1): the picture of anything with premultiplied rgb and alpha."""
     rgb, _ = over([(background, jnp.ones_like(render.alpha)), (render.rgb, render.alpha)])
     return jnp.clip(rgb, 0.0, 1.0)
