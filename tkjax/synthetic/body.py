@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from tkjax.synthetic.shape import capsule, ellipsoid, mirror, smooth_max, smooth_min, smoothstep
 
 NECK_BASE = (0.0, -20.0, -5.6)
-NECK_TOP = (0.0, -8.5, -4.4)  # in head axes
+NECK_TOP = (0.0, -5.5, -5.0)  # in head axes
 
 
 def neck(x, y, z, f):
     tx, ty, tz = f["neck_top"][0], f["neck_top"][1], f["neck_top"][2]
-    d = capsule(x, y, z, NECK_BASE, (tx, ty, tz), 5.7 * f["neck_w"], 4.9 * f["neck_w"])
+    d = capsule(x, y, z, NECK_BASE, (tx, ty, tz), 5.7 * f["neck_w"], 4.2 * f["neck_w"])
     # the two muscles from behind the ears to the pit of the throat, and the larynx
     for side in (-1.0, 1.0):
         a = (side * 1.3, -18.6, -0.5)
-        b = (tx + side * 5.0, ty + 1.5, tz - 0.8)
+        b = (tx + side * 4.6, ty - 1.5, tz - 0.2)
         d = smooth_min(d, capsule(x, y, z, a, b, 0.35, 0.8), 2.2)
     larynx = ellipsoid(x - 0.4 * tx, y + 13.6, z - 0.2, 0.9, 1.5, 0.9)
     return smooth_min(d, larynx, 2.2)

@@ -248,8 +248,8 @@ def ear(ax, y, z):
     ca, sa = np.cos(0.45), np.sin(0.45)  # stands off the skull towards the back
     qx, qz = ca * px + sa * qz, -sa * px + ca * qz
     outer = ellipsoid(qx, qy - 0.25 * qz, qz, 0.5, 3.0, 1.75)
-    bowl = ellipsoid(qx - 0.55, qy - 0.25, qz - 0.1, 0.42, 2.1, 1.1)
-    return smooth_max(outer, -bowl, 0.35) * 0.85
+    bowl = ellipsoid(qx - 0.42, qy - 0.45, qz - 0.15, 0.5, 1.95, 1.0)
+    return smooth_max(outer, -bowl, 0.25) * 0.85
 
 
 def face_layers(x, y, z, f):
