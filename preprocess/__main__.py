@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=int, default=0, help="longer side in pixels; 0: as it is, larger than 512 becomes 512"
     )
     p.add_argument("--crop", choices=("auto", "none"), default="auto",
-                   help="auto: a square around the head unless the picture is square and the head fills it")  # fmt: skip
+                   help="auto: square around the head, unless the picture is square and the head fills it")  # fmt: skip
     p.add_argument("--models_dir", help="folder with face_landmarker.task; else $TKJAX_MODELS, ~/.cache/tkjax")
     p.add_argument("--audio_kinds", default="logmel", help="logmel,wav2vec2=PATH,hubert=PATH (folder or hub name)")
     p.add_argument("--labels", default="auto", help="auto, colour, or bisenet=PATH of its 79999_iter.pth")

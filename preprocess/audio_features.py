@@ -102,8 +102,8 @@ def load_encoder(kind: str, where: str) -> Encoder:
     ) as e:  # transformers raises many kinds; each is the same to the user: this checkpoint cannot be used
         reason = " ".join(str(e).split())[:160].rstrip(".")
         raise UserError(
-            f"{kind} checkpoint {where} cannot be used ({reason}); give a local folder or a hub name of a {kind} model with "
-            f"{KERNEL} samples a step every {HOP}"
+            f"{kind} checkpoint {where} cannot be used ({reason}); give a local folder or a hub name of a {kind} "
+            f"model with {KERNEL} samples a step every {HOP}"
         ) from e
     model.eval()
     digest = hashlib.sha256()
@@ -136,7 +136,7 @@ def steps_of(n_samples: int) -> int:
 
 
 def blocks(n_steps: int) -> list[tuple[int, int, int, int]]:
-    """(first step computed, last + 1, first kept, last + 1) for each run of the network; kept ranges tile 0..n_steps."""
+    """(first step computed, last + 1, first kept, last + 1) for each run of the network; kept ranges tile all."""
     if n_steps <= BLOCK + CONTEXT:
         return [(0, n_steps, 0, n_steps)] if n_steps else []
     out = []

@@ -136,7 +136,7 @@ class Output(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """Scores [B,19,H,W] of normalised pictures [B,3,H,W]. The two heads that only training used are kept for loading."""
+    """Scores [B,19,H,W] of normalised pictures [B,3,H,W]. Two heads that only training used are there to load."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,7 @@
 """Per-frame data on disk in runs of 64 frames, so that memory does not grow with the length of the clip."""
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def pack(name: str, blobs: list[bytes]) -> dict[str, np.ndarray]:
 def unpack(chunk: Mapping[str, np.ndarray], name: str) -> list[bytes]:
     """The inverse of `pack`."""
     data, offsets = chunk[f"{name}_bytes"], chunk[f"{name}_offsets"]
-    return [data[a:b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [data[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
 
 
 def column(folder: Path, n_frames: int, name: str) -> np.ndarray:

@@ -19,7 +19,8 @@ GEOMETRY = "geometry_pipeline_metadata_landmarks.binarypb"
 MODELS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
 
 # Points that move little with expression: forehead, temples, bridge and sides of the nose, eye corners, the side
-# of the face in front of the ears. Weight 1.5 or 1 for bone near the skin, less where skin slides or the outline is soft.
+# of the face in front of the ears. Weight 1 or more for bone near the skin, less where skin slides or the outline is
+# soft.
 RIGID_WEIGHTS = {
     **dict.fromkeys((168, 6, 197, 195, 5, 4, 1, 122, 351, 188, 412, 193, 417, 8, 9, 151), 1.5),  # bridge, tip, glabella
     **dict.fromkeys((33, 133, 362, 263, 130, 359, 243, 463), 1.0),  # corners of the eyes

@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import tkjax
 from preprocess.stages import Stages, say, sha256_file
 from preprocess.workers import native, pool
-from tkjax import __version__, video
+from tkjax import video
 from tkjax.errors import UserError
 from tkjax.images import write_atomic
 from tkjax.models_dir import FACE_LANDMARKER, find_model
@@ -91,7 +92,7 @@ def run(options: Options) -> Path:
     root = Path(options.workdir) / "preprocess"
     fresh = [p for p in (root, *root.parents) if not p.exists()]
     try:
-        with Stages(root, {"tkjax": __version__, **versions()}) as stages, pool(root / "workers.log") as executor:
+        with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages, pool(root / "workers.log") as executor:
             return _stages(options, path, info, model, kinds, method, stages, executor)
     except UserError:
         _take_back(root, fresh)
@@ -219,7 +220,7 @@ def _dataset(options, path, source_sha, model_sha, framing, n, method, stages: S
 
     root = Path(options.workdir) / "dataset"
     tools = {
-        "tkjax": __version__,
+        "tkjax": tkjax.__version__,
         "libraries": versions(),
         "stages": {name: done.key for name, done in stages.results.items()},
         "model_sha256": model_sha,
@@ -237,7 +238,7 @@ def _dataset(options, path, source_sha, model_sha, framing, n, method, stages: S
         say("dataset: unchanged")
     else:
         shards.write_dataset(
-            root, **folders, n_frames=n, height=framing.height, width=framing.width, subject=subject, source=source,
+            root, folders, n_frames=n, height=framing.height, width=framing.width, subject=subject, source=source,
             tools=tools, licences=LICENCES,
         )  # fmt: skip
         say("dataset: written")

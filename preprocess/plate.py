@@ -67,7 +67,7 @@ def soften(plate: np.ndarray, filled: np.ndarray) -> np.ndarray:
 def sample_frames(n_frames: int, samples: int = SAMPLES) -> list[int]:
     """Evenly spaced frame numbers, at most one in 20 and at least 12 where the clip has them."""
     count = min(n_frames, max(12, min(samples, n_frames // 20)))
-    return sorted({int(round(x)) for x in np.linspace(0, n_frames - 1, count)})
+    return sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, count)})
 
 
 def plate(folder: Path, frames: Path, labels: Path, n_frames: int) -> None:

@@ -32,8 +32,8 @@ CHUNK = 512
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """f_px; shape_cm [P,3] of the rigid points after alignment; rotation [N,3,3], translation_cm [N,3] (X_cam = R X + t);
-    error_px [N]: weighted RMS reprojection error, NaN without a face; free: the same as of step 1 and `fit` figures."""
+    """f_px, and f_prior_px of the prior; shape_cm [P,3]: aligned rigid points; rotation [N,3,3] and translation_cm
+    [N,3] (X_cam = R X + t); error_px [N]: weighted RMS reprojection error, NaN without a face."""
 
     f_px: float
     shape_cm: np.ndarray
@@ -67,7 +67,7 @@ def log_so3(r: torch.Tensor) -> torch.Tensor:
 def weak_perspective(
     points_px: torch.Tensor, shape_cm: torch.Tensor, weight: torch.Tensor, f: float, centre: torch.Tensor
 ):
-    """Scaled orthographic pose of each frame: points [N,P,2], shape [P,3], weight [P] -> R [N,3,3], t [N,3], px/cm [N]."""
+    """Scaled orthographic pose a frame: points [N,P,2], shape [P,3], weight [P] -> R [N,3,3], t [N,3], px/cm [N]."""
     w = weight / weight.sum()
     mean3, mean2 = w @ shape_cm, torch.einsum("p,npc->nc", w, points_px)
     a, b = shape_cm - mean3, points_px - mean2[:, None]
@@ -106,7 +106,7 @@ def robust(residual: torch.Tensor, sigma) -> torch.Tensor:
 
 
 def adjust_keys(points, canonical, weight, sigma, centre, f_prior, steps=40):
-    """Joint fit of key frames: points [K,P,2] -> (f, offsets [P,3], R [K,3,3], t [K,3]). See the module's text."""
+    """Joint fit of key frames: points [K,P,2] -> (f, offsets [P,3]). See the module's text."""
     k, p = points.shape[:2]
     rotation, translation, _ = weak_perspective(points, canonical, weight, f_prior, centre)
     log_f = torch.tensor(float(np.log(f_prior)), dtype=points.dtype)
@@ -161,7 +161,7 @@ def adjust_keys(points, canonical, weight, sigma, centre, f_prior, steps=40):
         (log_f, offset, rotation, translation), current, damping = trial, value, max(damping / 10, 1e-9)
         if gain < 1e-7:
             break
-    return float(log_f.exp()), offset, rotation, translation
+    return float(log_f.exp()), offset
 
 
 def similarity(source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor):
@@ -262,7 +262,7 @@ def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px)
     px_per_cm = float(weak_perspective(key_points, flipped, w, 1.0, centre)[2].median())
     sigma = NOISE * px_per_cm * 18.0  # the canonical face is 18 cm high
     f_prior = f_prior_px or px_per_cm * DISTANCE_CM
-    f, offset, key_r, key_t = adjust_keys(key_points, flipped, w, sigma, centre, f_prior)
+    f, offset = adjust_keys(key_points, flipped, w, sigma, centre, f_prior)
 
     scale, q, _ = similarity(flipped + offset, flipped, w)
     shape = scale * (flipped + offset) @ q.T

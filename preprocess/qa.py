@@ -54,10 +54,10 @@ def _tile(rgb: np.ndarray) -> np.ndarray:
 def contact_sheet(
     frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, focal: float
 ) -> np.ndarray:
-    """Six frames, one a row: frame, labels, torso picture over grey, torso over plate, target, track; the plate below."""
+    """Six frames, one a row: frame, labels, torso over grey, torso over plate, target, track; the plate below."""
     background = decode_rgb((plate / "background.png").read_bytes())
     rows = []
-    for i in sorted({int(round(x)) for x in np.linspace(0, n_frames - 1, 6)}):
+    for i in sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, 6)}):
         rgb = decode_rgb(chunks.picture(frames, i))
         label = decode_png(chunks.picture(labels, i, "label"))
         rgba = decode_png(chunks.picture(torso, i, "torso"))

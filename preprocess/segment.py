@@ -46,8 +46,12 @@ class Plate:
 
 @dataclasses.dataclass(frozen=True)
 class Colours:
-    """log_hist [4,BINS^3] log densities; log_steady [4,STEADY] of the steadiness, samples [m,h,w,3] to measure it by; place [4,GRID,GRID] mean posteriors over head coordinates and
-    seen [GRID,GRID] how many pixels made them; body [4,h,w] mean posteriors over the picture; plate at work size."""
+    """What `learn` found.
+
+    log_hist [4,BINS^3] log densities; log_steady [4,STEADY] of the steadiness, samples [m,h,w,3] to measure it by;
+    place [4,GRID,GRID] mean posteriors over head coordinates, seen [GRID,GRID] how many pixels made them; body [4,h,w]
+    mean posteriors over the picture; plate at work size.
+    """
 
     log_hist: np.ndarray
     log_steady: np.ndarray
@@ -176,7 +180,7 @@ def _place_prior(start: np.ndarray, u, v, place, seen, body) -> np.ndarray:
 
 
 def _steady_histograms(steady, posteriors) -> np.ndarray:
-    """Log likelihoods [4,STEADY] of steadiness by class. Clothes may be as steady as a wall: they never lose by that."""
+    """Log likelihoods [4,STEADY] of steadiness by class. Clothes may be as steady as a wall: they do not lose by it."""
     count = np.zeros((4, STEADY))
     for s, post in zip(steady, posteriors, strict=True):
         for k in range(4):
@@ -249,10 +253,10 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
             np.clip(guided(_posterior(p, b, s, pr, log_hist, log_steady, plate), g), 1e-3, 1)
             for p, b, s, pr, g in zip(pictures, bins, steady, priors, grey, strict=True)
         ]
-        place = np.stack([
-            sum(np.bincount(c.ravel(), p[k].ravel(), GRID**2) for c, p in zip(cells, posteriors, strict=True)).reshape(GRID, GRID)
-            for k in range(4)
-        ]).astype(np.float32) / np.maximum(seen, 1)  # fmt: skip
+        place = np.zeros((4, GRID**2), np.float32)
+        for cell, p in zip(cells, posteriors, strict=True):
+            place += [np.bincount(cell.ravel(), p[k].ravel(), GRID**2) for k in range(4)]
+        place = place.reshape(4, GRID, GRID) / np.maximum(seen, 1)
         body = cv2.GaussianBlur(np.mean(posteriors, 0).transpose(1, 2, 0), (0, 0), 3.0).transpose(2, 0, 1)
         priors = [_place_prior(s, u, v, place, seen, body) for s, (u, v) in zip(starts, coords, strict=True)]
         plate = _plate(pictures, posteriors, face_px, clothed)
@@ -261,7 +265,8 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
 
 def _plate(pictures, posteriors, face_px: float, body: np.ndarray) -> Plate:
     """Mean colour of the pixels that are surely background; known where the person covers them at other times, and
-    continued from the nearest ones, with less trust the farther in, where the background is never sure and no body is expected (body [h,w] bool)."""
+    continued from the nearest ones, with less trust the farther in, where the background is never sure and no body is
+    expected (body [h,w] bool)."""
     weight = np.stack([p[BACKGROUND] > 0.85 for p in posteriors])
     weight &= np.stack([cv2.erode(m.astype(np.uint8), np.ones((5, 5))) > 0 for m in weight])
     count = weight.sum(0)
@@ -275,8 +280,8 @@ def _plate(pictures, posteriors, face_px: float, body: np.ndarray) -> Plate:
     depth = cv2.distanceTransform((~sure).astype(np.uint8), cv2.DIST_L2, 3)
     known = (count >= 2) & (covered >= 1)
     trust = np.where(known, 0.85, np.where(sure | body, 0.0, 0.5 * np.exp(-depth / (CONTINUE * face_px))))
-    return Plate(np.where(sure[..., None], colour, filled), np.where(known, PLATE_SIGMA, GUESS_SIGMA).astype(np.float32),
-                 trust.astype(np.float32))  # fmt: skip
+    sigma = np.where(known, PLATE_SIGMA, GUESS_SIGMA)
+    return Plate(np.where(sure[..., None], colour, filled), sigma.astype(np.float32), trust.astype(np.float32))
 
 
 def posterior(colours: Colours, picture: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:

@@ -12,9 +12,25 @@ from tkjax.contract import BLENDSHAPES, DatasetWriter, boxes_from_landmarks68, l
 SCHEME = "mediapipe478"
 
 
-def write_dataset(root: Path, *, frames: Path, track: Path, labels: Path, torso: Path, plate: Path, audio: Path, qa: Path,
-                  n_frames: int, height: int, width: int, subject: str, source: dict, tools: dict, licences: dict) -> None:  # fmt: skip
-    """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole."""
+def write_dataset(
+    root: Path,
+    folders: dict[str, Path],
+    *,
+    n_frames: int,
+    height: int,
+    width: int,
+    subject: str,
+    source: dict,
+    tools: dict,
+    licences: dict,
+) -> None:
+    """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole.
+
+    folders: where the stages frames, track, labels, torso, plate, audio and qa lie.
+    """
+    frames, track, labels, torso, plate, audio, qa = (
+        folders[k] for k in ("frames", "track", "labels", "torso", "plate", "audio", "qa")
+    )
     figures = json.loads((track / "track.json").read_text())
     focal = figures["focal_px"]
     camera = {"fx": focal, "fy": focal, "cx": width / 2, "cy": height / 2}

@@ -68,8 +68,8 @@ def check_faces(found: np.ndarray, frames: np.ndarray, source: str, max_missing:
         raise UserError(f"{source} shows no face that the detector finds; expected one frontal face in the whole clip")
     if len(missing) > max_missing * len(frames):
         raise UserError(
-            f"{source} has no face in {len(missing)} of {len(frames)} frames looked at, first at {timestamps(missing)}; "
-            f"at most {max_missing:.0%} may lack one, so cut the clip to the part with the face"
+            f"{source} has no face in {len(missing)} of {len(frames)} frames looked at, first at "
+            f"{timestamps(missing)}; at most {max_missing:.0%} may lack one, so cut the clip to the part with the face"
         )
 
 
@@ -78,7 +78,8 @@ def check_second(second: np.ndarray, heights: np.ndarray, frames: np.ndarray, so
     two = second > SECOND_SIZE * heights
     if two.sum() >= max(2, SECOND_SHARE * len(frames)):
         raise UserError(
-            f"{source} shows two people, first at {timestamps(frames[two])}; crop or cut it so that only one face is in view"
+            f"{source} shows two people, first at {timestamps(frames[two])}; "
+            "crop or cut it so that only one face is in view"
         )
 
 
@@ -153,9 +154,10 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
             f"the face in {source.name} is too small, {tall:.0f} pixels from chin to forehead; at least {min_face} are "
             "needed, so use a closer or larger recording"
         )
-    if tall * framing.scale < min_face / 2:
+    shown, longest = tall * framing.scale, max(framing.height, framing.width)
+    if shown < min_face / 2:
         raise UserError(
-            f"the face would be {tall * framing.scale:.0f} pixels high at --size={max(framing.height, framing.width)}; "
-            f"choose a --size of at least {int(np.ceil(max(framing.height, framing.width) * min_face / 2 / (tall * framing.scale)))}"
+            f"the face would be {shown:.0f} pixels high at --size={longest}; choose a --size of at least "
+            f"{even(longest * min_face / 2 / shown + 1)}"
         )
     framing.save(folder)

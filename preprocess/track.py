@@ -83,6 +83,6 @@ def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int,
     }
     write_atomic(folder / "track.json", json.dumps(figures, indent=1).encode())
     say(
-        f"track: reprojection error {figures['error_px_mean']:.2f} px mean, {figures['error_px_p95']:.2f} px in 95 % of the "
-        f"frames, focal {fitted.f_px:.0f} px, jitter {figures['jitter_deg']:.3f} degrees"
+        f"track: reprojection error {figures['error_px_mean']:.2f} px mean, {figures['error_px_p95']:.2f} px in 95 % "
+        f"of the frames, focal {fitted.f_px:.0f} px, jitter {figures['jitter_deg']:.3f} degrees"
     )

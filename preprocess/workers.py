@@ -66,7 +66,7 @@ def ordered(
 
 @contextlib.contextmanager
 def native(name: str) -> Iterator[None]:
-    """Around the import or first use of a package: a system library that it lacks becomes one sentence that names it."""
+    """Around the import or first use of a package: a system library that it lacks becomes one sentence naming it."""
     packages = {"libGL.so.1": "libgl1", "libEGL.so.1": "libegl1", "libGLESv2.so.2": "libgles2",
                 "libgthread-2.0.so.0": "libglib2.0-0"}  # fmt: skip
     try:

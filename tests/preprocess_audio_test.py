@@ -128,8 +128,15 @@ def test_logmel_is_the_same_as_in_tkjax(ten_seconds, tmp_path):
     assert np.array_equal(a.features, b.features) and a.describe() == b.describe()
 
 
-@pytest.mark.parametrize("text, part", [("foo", "unknown"), ("wav2vec2", "not understood"), ("logmel=x", "not understood"),
-                                        ("hubert=a,hubert=b", "twice")])  # fmt: skip
+NONSENSE = [
+    ("foo", "unknown"),
+    ("wav2vec2", "not understood"),
+    ("logmel=x", "not understood"),
+    ("hubert=a,hubert=b", "twice"),
+]
+
+
+@pytest.mark.parametrize("text, part", NONSENSE)
 def test_kinds_that_make_no_sense_are_refused(text, part):
     with pytest.raises(UserError, match=part):
         af.parse_kinds(text)

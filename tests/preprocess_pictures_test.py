@@ -164,13 +164,13 @@ def test_posteriors_are_distributions_and_the_oval_is_skin():
     pictures = []
     for shift in range(4):
         rgb = wall()
-        oval = segment.oval_mask(landmarks + [shift, 0], H, W)
+        oval = segment.oval_mask(landmarks + np.array([shift, 0]), H, W)
         hair = segment.oval_mask((landmarks - [48, 56]) * [1.3, 1.4] + [48 + shift, 56], H, W)
         rgb[hair & (np.arange(H)[:, None] < 60)] = (60, 35, 20)
         rgb[oval] = (210, 160, 130)
         rgb[75:, 20:76] = (30, 40, 90)
         pictures.append((rgb + rng.integers(0, 4, rgb.shape)).astype(np.uint8))
-    points = [landmarks + [s, 0] for s in range(4)]
+    points = [landmarks + np.array([s, 0]) for s in range(4)]
     learnt = segment.learn(pictures, points)
     p = segment.posterior(learnt, pictures[1], points[1])
     assert np.allclose(p.sum(0), 1, atol=1e-4) and (p >= 0).all()

@@ -94,11 +94,12 @@ def test_outliers_hardly_matter():
 def test_noise_is_smoothed_but_motion_below_the_cutoff_passes():
     points, canonical, rotation, _ = simulate(7, noise=2.0)
     smooth = fit(points, canonical).rotation
-    single = pose.weak_perspective  # every frame on its own, as a yardstick of noise
     import torch
 
-    alone, _, _ = single(torch.from_numpy(points).double(), torch.from_numpy(canonical @ Y_DOWN), torch.ones(len(canonical)).double(),
-                         1200.0, torch.tensor([256.0, 256.0]).double())  # fmt: skip
+    shape, weight = torch.from_numpy(canonical @ Y_DOWN), torch.ones(len(canonical)).double()
+    centre = torch.tensor([256.0, 256.0]).double()
+    # every frame on its own, as a yardstick of noise
+    alone, _, _ = pose.weak_perspective(torch.from_numpy(points).double(), shape, weight, 1200.0, centre)
 
     def jitter(r):
         return np.degrees(Rotation.from_matrix(r[1:] @ r[:-1].transpose(0, 2, 1)).as_rotvec())

@@ -1,5 +1,6 @@
 """Stages resume by content, appear whole, and give the same bytes after a kill; helpers around them."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def test_a_failed_stage_leaves_the_old_output_and_its_chunks_are_kept(tmp_path):
 def test_another_run_in_the_same_folder_waits(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from preprocess.stages import Stages\n"
-        "with Stages(Path(sys.argv[1]), {}):\n    print('in', time.time(), flush=True); time.sleep(1.0)\n    print('out', time.time())"
+        "with Stages(Path(sys.argv[1]), {}):\n    print('in', time.time(), flush=True)\n    time.sleep(1.0)\n"
+        "    print('out', time.time())"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p")], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -153,7 +155,7 @@ def _alive(pid: int) -> bool:
 def test_chunks_tile_the_clip(n):
     spans = chunks.spans(n)
     assert spans[0][0] == 0 and spans[-1][1] == n
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:]))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
 
 
 @given(st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=9))
