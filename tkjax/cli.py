@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, report, stream, train
@@ -217,6 +218,12 @@ def print_scores(result: dict) -> None:
     print("given layers: " + " + ".join(result["ground_truth_layers"]), flush=True)
 
 
+def wait_for_all() -> None:
+    """Processes end together: one that waits for others in its exit handler longer than 5 minutes kills them all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tkjax: done")
+
+
 def fit(opts: Options) -> None:
     """Preprocess what is missing, train every stage, save the avatar, evaluate, report."""
     workdir = Path(opts.workdir)
@@ -243,6 +250,7 @@ def fit(opts: Options) -> None:
     clip = train_and_save(resolved, dataset, workdir, consent)
     if jax.process_index() == 0:
         score(workdir, clip, opts.models_dir)
+    wait_for_all()
 
 
 def train_only(opts: Options) -> None:
@@ -258,6 +266,7 @@ def train_only(opts: Options) -> None:
             "say who agreed to the avatar and how"
         )
     train_and_save(resolved, dataset_of(opts, workdir), workdir, consent)
+    wait_for_all()
 
 
 def evaluate_only(opts: Options) -> None:
