@@ -218,7 +218,7 @@ def _sound(clip: Any, frames: np.ndarray) -> Iterator[np.ndarray] | None:
 
 
 def training_speed(rows: list[dict]) -> dict[str, float | None]:
-    """steps/s and seconds of training over all stages, from metrics.jsonl (compilation not counted)."""
+    """steps/s and seconds of training over all stages, from metrics.jsonl (compilation apart)."""
     last: dict[str, dict] = {}
     for r in rows:
         if "stage" in r and "seconds" in r:
