@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"errors", "contract", "images", "audio", "video", "models_dir"}
+FOUNDATION = {"__version__", "errors", "contract", "images", "audio", "video", "models_dir"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
