@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from tests.stubs.process import result, start
+from tests.stubs.process import result, results, start
 
 pytestmark = pytest.mark.heavy
 OPTIONS = {"system": "ad_nerf", "steps": 9, "frames": 8, "save_every": 4}
@@ -32,27 +32,18 @@ def test_eight_devices_equal_one_with_the_same_global_batch(one_device, tmp_path
 
 
 def test_two_processes_equal_one_and_continue_together(one_device, tmp_path):
-    def both(steps_of=None):
-        address = f"127.0.0.1:{free_port()}"
-        pair = [
-            start(
-                tmp_path,
-                devices=2,
-                distributed={"coordinator_address": address, "num_processes": 2, "process_id": i},
-                **OPTIONS,
-            )
-            for i in range(2)
-        ]
-        return pair
+    def both():
+        address = {"coordinator_address": f"127.0.0.1:{free_port()}", "num_processes": 2}
+        return [start(tmp_path, devices=2, distributed=address | {"process_id": i}, **OPTIONS) for i in range(2)]
 
-    results = [result(p) for p in both()]
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_allclose(results[0], one_device, rtol=1e-4, atol=1e-4)
+    first = results(both())
+    np.testing.assert_array_equal(first[0], first[1])
+    np.testing.assert_allclose(first[0], one_device, rtol=1e-4, atol=1e-4)
     assert len(rows(tmp_path)) == 6  # only one of the processes writes: 2 stages, steps 3, 6, 9
 
-    # kill the second stage's end and both processes by removing the last checkpoint: they go on from step 8
+    # without the last checkpoint both go on from the one before it
     last = tmp_path / "checkpoints" / "torso" / "9"
     last.rename(tmp_path / "gone")
-    again = [result(p) for p in both()]
-    np.testing.assert_array_equal(again[0], results[0])
+    again = results(both())
+    np.testing.assert_array_equal(again[0], first[0])
     assert len(rows(tmp_path)) == 6

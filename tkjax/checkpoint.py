@@ -34,6 +34,7 @@ EXEMPT = (
     "train.keep_checkpoints",
     "eval",
 )
+MEET_TIMEOUT_S = 3600  # one process may decode a clip or compile while the others wait
 ITEMS = ("params", "state", "ema", "rest")
 
 
@@ -46,6 +47,15 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     """The inverse of `flatten` for a tree built like `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
+
+
+def meet(place: str) -> None:
+    """All processes of the run wait for each other here; nothing in a run of one process.
+
+    Needed where their pace may differ by minutes (decoding, compiling, drawing): the first collective between a
+    set of devices gives up after 30 seconds on the CPU.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=f"tkjax-{place}", timeout_ms=MEET_TIMEOUT_S * 1000)
 
 
 def latest_step(workdir: str | os.PathLike, stage: str) -> int | None:

@@ -181,6 +181,8 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     if not len(run.train_frames):
         raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
 
+    connect(mesh)
+
     # -- how to start, in this order: a stage before one that has a checkpoint is finished, skip it; a stage with
     #    a checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the
     #    stage before left.
@@ -257,6 +259,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
         run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
     run.say(memory_estimate(stage.name, state, steps))
+    checkpoint.meet("compiled")  # some processes may have found the programs in their cache
 
     # -- where the numbers go
     board = rows = None
@@ -306,11 +309,13 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
                 meta = checkpoint_meta(run, stage, index, done, seconds + time.perf_counter() - began)
                 checkpoints.save(done, items, meta)
                 run.on_event("checkpoint", {"stage": stage.name, "step": done})
-            if preview_now and run.chief:
+            if preview_now:
                 paused = time.perf_counter()
-                path, value = preview(run, stage, local(Variables(state.params, state.state)), done)
-                board.add_scalar("preview_psnr", value, done)
-                run.on_event("preview", {"stage": stage.name, "step": done, "path": str(path), "psnr": value})
+                if run.chief:
+                    path, value = preview(run, stage, local(Variables(state.params, state.state)), done)
+                    board.add_scalar("preview_psnr", value, done)
+                    run.on_event("preview", {"stage": stage.name, "step": done, "path": str(path), "psnr": value})
+                checkpoint.meet("preview")
                 last_time += time.perf_counter() - paused  # steps/s is that of training
     finally:
         batches.close()
@@ -449,6 +454,13 @@ def check_terms(model: Model, stage: Stage, variables: Variables, first: Mapping
                 f"it returns {', '.join(sorted(seen))}"
             )
     return sorted(metrics)
+
+
+def connect(mesh: Mesh) -> None:
+    """Open the connections between all devices while all processes are here: later waits have no short limit."""
+    checkpoint.meet("start")
+    count = jax.shard_map(lambda: jax.lax.psum(jnp.int32(1), AXIS), mesh=mesh, in_specs=(), out_specs=PartitionSpec())
+    jax.block_until_ready(jax.jit(count)())
 
 
 # -- batches ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Starting `tests.stubs.run` in processes of their own, and reading what they print."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -20,9 +21,19 @@ def start(workdir, **options) -> subprocess.Popen:
     )
 
 
+def results(processes: list[subprocess.Popen]) -> list[np.ndarray]:
+    """`result` of several that wait for each other: their pipes are read at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(result, processes))
+
+
 def result(process: subprocess.Popen, timeout_s: float = 240) -> np.ndarray:
     """Wait for the end; the trained numbers [n] float64 (every float32 is exact in them)."""
-    out, err = process.communicate(timeout=timeout_s)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
     assert process.returncode == 0, err[-4000:]
     name, numbers = json.loads(out.splitlines()[-1])
     assert name == "result"
