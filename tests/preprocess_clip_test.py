@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from preprocess import lips
 from preprocess.__main__ import main
 from preprocess.survey import Framing, choose_framing, timestamps
 from tkjax import audio, contract, images, video
@@ -169,6 +170,33 @@ def test_frames_without_a_face_get_confidence_0_and_shift_nothing(talking, model
     assert np.abs(a.column("landmarks_px") - b.column("landmarks_px"))[seen].max() < 3
     r = np.einsum("nji,njk->nik", a.column("cam_to_world")[:, :3, :3], b.column("cam_to_world")[:, :3, :3])
     assert np.degrees(np.arccos(np.clip((np.trace(r, axis1=1, axis2=2) - 1) / 2, -1, 1))).max() < 4
+
+
+@pytest.mark.heavy
+def test_lips_of_a_video_and_of_a_folder_of_its_frames_agree(talking, models_dir, tmp_path, finished):
+    short = [talking[0], np.full((256, 256, 3), 120, np.uint8), *talking[1:4]]
+    (tmp_path / "frames").mkdir()
+    for i, f in enumerate(short):
+        np.save(tmp_path / "frames" / f"{i:03d}.npy", f)
+    for source in (write(tmp_path / "v.mp4", short), tmp_path / "frames"):
+        out = tmp_path / f"{source.name}.npz"
+        assert lips.main(["--frames", str(source), "--out", str(out), "--models_dir", str(models_dir)]) == 0
+    a, b = np.load(tmp_path / "v.mp4.npz"), np.load(tmp_path / "frames.npz")
+    assert a["landmarks_px"].shape == (5, 478, 2) and (a["height"], a["width"]) == (256, 256)
+    assert a["confidence"].tolist() == b["confidence"].tolist() == [1, 0, 1, 1, 1]
+    assert np.abs(a["landmarks_px"] - b["landmarks_px"]).max() < 4
+    tracked = contract.Dataset(finished / "dataset").column("landmarks_px")
+    assert np.abs(b["landmarks_px"][2:] - tracked[1:4]).mean() < 1
+
+
+def test_lips_without_a_model_or_frames_say_why(tmp_path, capsys):
+    ok = write(tmp_path / "ok.mp4", [NOISE] * 3)
+    for frames in (ok, tmp_path / "missing.mp4"):
+        assert (
+            lips.main(["--frames", str(frames), "--out", str(tmp_path / "x.npz"), "--models_dir", str(tmp_path)]) == 2
+        )
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "x.npz").exists()
 
 
 def start(clip, workdir, models_dir) -> subprocess.Popen:
