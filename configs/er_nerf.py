@@ -35,6 +35,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.samples = 16  # kept per ray
     m.dt = 2.0 * math.sqrt(3.0) / 128  # step along a ray
     m.occupancy_side = 128
+    m.occupancy_decay = 0.95  # of the running maximum of a cell's density, per refresh
     m.occupancy_box_only = False  # True: cells outside the box are never evaluated
     m.blink_noise = 0.05  # training adds one uniform draw of ± this to eye_closed, per step and frame
     m.chunk = 65536  # packed samples that the field takes at once
@@ -43,6 +44,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     h = c.train.head = ConfigDict()
     h.steps = 100_000
     h.rays = 65536  # per frame and step
+    h.sampler = "rays"  # uniform over the picture
     h.refresh_every = 16  # steps between occupancy updates
     h.lr_tables = 1e-2
     h.lr_net = 1e-3
@@ -62,6 +64,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.waves = 2  # same picture and gradients (a sample behind an opaque one has none), fewer samples
         h.steps = 6000  # under half an hour on two cores
         h.rays = 4096
+        h.sampler = "focus"  # a quarter of the rays in the lips box: a short schedule must find the sound's effect
         h.ema_every = 20  # the schedule is 17 times shorter: 1000 would average 6 points of it
     if variant == "demo":
         h.steps = 1500  # about five minutes on two cores

@@ -307,9 +307,10 @@ class Model(BaseModel):
         """Occupancy with the audio and blink of the batch's first frame."""
         del clock
         first = batch.replace(frame=batch.frame[:1], audio=batch.audio[:1], eye_closed=batch.eye_closed[:1])
+        m = self.config.model
         params = {"field": variables.params, "values": self._frame_values(variables.params, first, None, False)}
         return variables.replace(
-            state=occupancy.refresh(variables.state, self._density_rows, params, key, self.config.model.chunk)
+            state=occupancy.refresh(variables.state, self._density_rows, params, key, m.chunk, m.occupancy_decay)
         )
 
     def labels(self, params: PyTree) -> PyTree:
@@ -324,6 +325,7 @@ class Model(BaseModel):
                 name="head",
                 steps=h.steps,
                 rays=h.rays,
+                samplers=(h.sampler,),
                 rates={
                     "tables": Rate(h.lr_tables, h.final_factor, h.decay_tables, b1=0.0),
                     "net": Rate(h.lr_net, h.final_factor, b1=0.0),

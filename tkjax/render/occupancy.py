@@ -14,7 +14,6 @@ from tkjax.ops import dilate_morton, morton_decode, packbits
 from tkjax.render.march import packed_map
 from tkjax.types import PyTree
 
-DECAY = 0.95  # of the running maximum, per refresh
 MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this)
 
 
@@ -67,9 +66,11 @@ def mark_unseen(
     return {"density": density, "bits": bits}
 
 
-def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int) -> dict:
+def refresh(
+    state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int, decay: float = 0.95
+) -> dict:
     """One update: density_fn(params, None, [chunk,3]) -> [chunk] at a random point of every cell, 6-neighbour
-    maximum, running maximum with decay 0.95, new bits at threshold min(mean of max(density, 0), 10).
+    maximum, running maximum with `decay`, new bits at threshold min(mean of max(density, 0), 10).
 
     Cells that are -1 stay so; they are evaluated only where they touch a cell that is not, for its maximum.
     """
@@ -82,7 +83,7 @@ def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, c
     xyz = cell_centres(codes, side) + noise / side
     values = packed_map(density_fn, chunk, params, None, xyz, rank[-1] + 1)
     fresh = dilate_morton(jnp.where(wanted, values[rank], 0.0))
-    density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(DECAY * density, fresh), density)
+    density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(decay * density, fresh), density)
     threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
     return {"density": density, "bits": packbits(density, threshold)}
 

@@ -28,17 +28,18 @@ def forward(rays_o, rays_d, occupancy, noise, *, side, box, dt, t_min, samples, 
     rays_o, rays_d, noise = (jax.lax.stop_gradient(v.astype(jnp.float32)) for v in (rays_o, rays_d, noise))
     near, far = slab(rays_o, rays_d, box, t_min)
     noise = jnp.where(jnp.isfinite(noise), noise, 0.0)
-    slots = jnp.arange(samples, dtype=jnp.int32)
+    slots = jnp.arange(samples, dtype=jnp.int32)[:, None]
 
-    def occupied(t):  # [R,K] -> bool
+    # Rays are the last axis throughout, so that every operation runs along them.
+    def occupied(t):  # [K,R] -> 0 or 1
         codes = []
         for axis in range(3):
-            x = jnp.clip(rays_o[:, axis, None] + t * rays_d[:, axis, None], -bound, bound)
+            x = jnp.clip(rays_o[:, axis] + t * rays_d[:, axis], -bound, bound)
             cell = jnp.clip(0.5 * (x * (1.0 / bound) + 1.0) * side, 0.0, side - 1.0)
             codes.append(jnp.where(jnp.isfinite(cell), cell, 0.0).astype(jnp.int32))
         code = encode_xyz(*codes)
         byte = occupancy.at[code >> 3].get(mode="promise_in_bounds").astype(jnp.int32)
-        return (byte >> (code & 7)) & 1 == 1
+        return (byte >> (code & 7)) & 1
 
     def more(carry):
         k, count, _ = carry
@@ -47,15 +48,15 @@ def forward(rays_o, rays_d, occupancy, noise, *, side, box, dt, t_min, samples, 
 
     def block(carry):
         k, count, kept = carry
-        steps = (k + jnp.arange(BLOCK, dtype=jnp.int32)).astype(jnp.float32)
-        t = near[:, None] + dt * (steps + noise[:, None])  # [R,K]
-        hit = (t < far[:, None]) & occupied(t)
-        rank = count[:, None] + jnp.cumsum(hit, -1, dtype=jnp.int32) - 1
-        place = hit[:, :, None] & (rank[:, :, None] == slots)
-        kept = kept + jnp.sum(jnp.where(place, t[:, :, None], 0.0), 1)
-        return k + BLOCK, jnp.minimum(count + jnp.sum(hit, -1, dtype=jnp.int32), samples), kept
+        steps = (k + jnp.arange(BLOCK, dtype=jnp.int32)).astype(jnp.float32)[:, None]
+        t = near + dt * (steps + noise)  # [K,R]
+        hit = jax.lax.optimization_barrier(jnp.where(t < far, occupied(t), 0))  # once, not once for every slot
+        for i in range(BLOCK):
+            kept = jnp.where((hit[i] > 0) & (count == slots), t[i], kept)  # [S,R]
+            count = count + hit[i]
+        return k + BLOCK, jnp.minimum(count, samples), kept
 
     zero = jnp.int32(0)
-    start = (zero, jnp.zeros_like(near, jnp.int32), jnp.zeros((*near.shape, samples), jnp.float32))
+    start = (zero, jnp.zeros_like(near, jnp.int32), jnp.zeros((samples, *near.shape), jnp.float32))
     _, count, kept = jax.lax.while_loop(more, block, start)
-    return Marched(kept, count, near, far)
+    return Marched(kept.T, count, near, far)
