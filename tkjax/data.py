@@ -29,7 +29,8 @@ from tkjax.errors import UserError
 from tkjax.types import Batch, SubjectInfo
 
 AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
-SAMPLERS = ("rays", "patch", "lips", "frame")
+SAMPLERS = ("rays", "focus", "patch", "lips", "frame")
+FOCUS = 4  # one ray in so many is drawn from the lips box by the sampler `focus`
 BACKGROUNDS = ("torso", "plate")
 PRELOADS = ("disk", "host", "device")
 _CACHE_VERSION = 1
@@ -378,10 +379,15 @@ class Clip:
         h, w = self.height, self.width
         if sampler == "frame":
             return np.arange(h * w)
-        if sampler == "rays":
+        if sampler in ("rays", "focus"):
             if rays < 1:
                 raise UserError(f"rays is {rays}, expected at least 1 pixel per frame")
-            return rng.integers(0, h * w, rays)
+            flat = rng.integers(0, h * w, rays)
+            x0, y0, x1, y1 = self.boxes["lips_box_px"][i].tolist()
+            if sampler == "focus" and rays >= FOCUS:
+                n = rays // FOCUS
+                flat[:n] = rng.integers(y0, y1, n) * w + rng.integers(x0, x1, n)
+            return flat
         self._check_patch(patch)
         if sampler == "patch":
             count = rays // patch**2
@@ -410,7 +416,8 @@ class Clip:
         """B frames with R pixels each, float32 in 0…1; numpy arrays (pictures: device arrays with preload=device).
 
         keys: one generator per frame, so a frame's pixels do not depend on the others or on the device.
-        `rays`: `rays` pixels, uniform with replacement over the picture. `patch`: rays // patch² patches of
+        `rays`: `rays` pixels, uniform with replacement over the picture. `focus`: the same, but one in FOCUS of them
+        uniform over the frame's lips box, which is a few hundredths of the picture. `patch`: rays // patch² patches of
         patch x patch at uniform places. `lips`: the k x k tiles of patch x patch around the middle of the lips
         box that cover it in every training frame (`lips_tiles`; one size per clip, so one compilation; `in_lips`
         says which pixels are inside). Both give whole patches in a row: [B, R] reshapes to [B, -1, patch, patch].

@@ -19,7 +19,7 @@ def neck(x, y, z, f):
         a = (side * 1.3, -18.6, -0.5)
         b = (tx + side * 4.6, ty - 1.5, tz - 0.2)
         d = smooth_min(d, capsule(x, y, z, a, b, 0.35, 0.8), 2.2)
-    larynx = ellipsoid(x - 0.4 * tx, y + 13.6, z - 0.2, 0.9, 1.5, 0.9)
+    larynx = ellipsoid(x - 0.4 * tx, y + 13.2, z + 0.5, 0.8, 1.7, 0.8)
     return smooth_min(d, larynx, 2.2)
 
 
