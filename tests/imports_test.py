@@ -14,7 +14,7 @@ FOUNDATION = {"__version__", "errors", "contract", "images", "audio", "video", "
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
-    "contract": {"errors"},
+    "contract": {"contract", "errors"},
     "models_dir": {"errors"},
     "images": {"errors"},
     "audio": {"errors", "contract"},

@@ -1,0 +1,107 @@
+"""Uncompressed npz without surprises: the same bytes for the same arrays, nothing pickled, members found by offset."""
+
+import dataclasses
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tkjax.contract.refusal import ContractError, refuse, short
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where an array lies in an uncompressed npz."""
+
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    crc: int
+    start: int  # of the npy header
+    size: int  # of header and data
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_npz(file: io.BufferedIOBase, arrays: Mapping[str, np.ndarray | np.generic]) -> None:
+    """Uncompressed npz with the same bytes for the same arrays: sorted members, fixed dates, C order."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as z:
+        for name in sorted(arrays):
+            info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            a = np.ascontiguousarray(arrays[name]).reshape(np.shape(arrays[name]))
+            a = a.astype(a.dtype.newbyteorder("<"), copy=False)
+            with z.open(info, "w", force_zip64=True) as f:
+                np.lib.format.write_array(f, a, version=(1, 0), allow_pickle=False)
+
+
+def npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, Entry]:
+    """Members of an uncompressed npz, from its directory and the npy headers, without reading the data."""
+    total = file.seek(0, io.SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as z:
+            infos = z.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, struct.error, NotImplementedError, IndexError) as e:
+        raise ContractError(f"{where}: member list is not readable ({short(e)}), expected an uncompressed npz") from e
+    entries = {}
+    for info in infos:
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename or name in entries:
+            raise refuse(where, repr(info.filename)[1:-1], "is not an array or stands twice", "one .npy a member")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+            raise refuse(where, name, "is compressed or encrypted", "stored bytes")
+        file.seek(info.header_offset)
+        local = file.read(30)
+        if len(local) != 30 or local[:4] != b"PK\x03\x04":
+            raise refuse(where, name, "has no zip header", "an uncompressed npz")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+        if start + info.file_size > total:
+            raise refuse(where, name, "runs past the end of the file", "complete data")
+        file.seek(start)
+        head = io.BytesIO(file.read(min(info.file_size, 65536)))
+        try:
+            version = np.lib.format.read_magic(head)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, fortran, dtype = read(head)
+        except (ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError) as e:
+            raise refuse(where, name, f"has no readable npy header ({short(e)})", "a plain array") from e
+        if dtype.hasobject:
+            raise refuse(where, name, "holds pickled objects", "plain numbers")
+        if fortran and len(shape) > 1:
+            raise refuse(where, name, "is stored in Fortran order", "C order")
+        entry = Entry(start + head.tell(), dtype, shape, info.CRC, start, info.file_size)
+        if min(shape, default=0) < 0 or entry.nbytes != info.file_size - head.tell():
+            raise refuse(where, name, f"has {info.file_size - head.tell()} bytes", f"those of shape {shape} {dtype}")
+        entries[name] = entry
+    return entries
+
+
+def read_entry(file: io.BufferedIOBase, entry: Entry, where: Any, name: str, check: bool = False) -> np.ndarray:
+    """The array of an entry, its CRC-32 compared if `check`."""
+    file.seek(entry.start)
+    data = file.read(entry.size)
+    if len(data) != entry.size:
+        raise refuse(where, name, f"ends after {len(data)} bytes", f"{entry.size} bytes")
+    if check and zlib.crc32(data) != entry.crc:
+        raise refuse(where, name, "fails its CRC-32", "undamaged bytes")
+    a = np.ndarray(entry.shape, entry.dtype, buffer=data, offset=entry.offset - entry.start)
+    return a.astype(a.dtype.newbyteorder("="), copy=False)
+
+
+def damaged_member(data: bytes, where: Any) -> str:
+    """Which member of an npz whose hash is wrong the damage sits in, for the message."""
+    try:
+        file = io.BytesIO(data)
+        for name, entry in npz_index(file, where).items():
+            if zlib.crc32(data[entry.start : entry.start + entry.size]) != entry.crc:
+                return name
+    except ContractError:
+        return "list"
+    return "list"
