@@ -29,6 +29,10 @@ ALLOWED = {
     "render": {"render", "ops", "types", "cameras", "models.base"},
     "models": {"models.base", "fields", "render", "ops", "losses", "cameras", "types", "config"},
     "data": {"contract", "cameras", "types", "images", "audio", "errors"},
+    "batches": {"errors", "types", "models.base"},
+    "devices": {"errors", "types", "checkpoint"},
+    "step": {"devices", "errors", "types", "models.base", "optim", "render"},
+    "progress": {"errors", "types", "models.base", "checkpoint", "render"},
     "synthetic": {"synthetic", "contract", "audio", "video", "images", "cameras", "errors", "types"},
 }
 CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"base", "__init__"}

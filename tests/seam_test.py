@@ -21,7 +21,8 @@ from tkjax import evaluate as evaluator
 from tkjax.models.base import load
 from tkjax.optim import optimiser
 from tkjax.render.image import final_clock, picture, render_image
-from tkjax.train import load_variables, make_frame_loss, train
+from tkjax.step import make_frame_loss
+from tkjax.train import load_variables, train
 from tkjax.types import Clock, Variables
 
 pytestmark = pytest.mark.heavy

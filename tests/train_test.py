@@ -16,9 +16,10 @@ from tests.stubs import constant
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
 from tkjax import train as trainer
+from tkjax.batches import epoch_order, frames_of_step, global_frames, prefetch
 from tkjax.errors import UserError
 from tkjax.models.base import load
-from tkjax.train import epoch_order, frames_of_step, global_frames, prefetch, train
+from tkjax.train import train
 
 
 class Wrong(constant.Model):

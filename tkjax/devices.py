@@ -1,0 +1,77 @@
+"""The processes and devices of a run: how they meet, and how arrays get onto them and off again."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tkjax import checkpoint
+from tkjax.errors import UserError
+from tkjax.types import Batch, PyTree
+
+AXIS = "data"  # of the mesh: the frames of a global batch are split along it
+
+
+def initialise_distributed(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join the processes of a run that spans several; before the first use of JAX.
+
+    With explicit arguments all three are needed. Without, a SLURM step, an MPI launcher or an indexed
+    Kubernetes job is recognised by its environment and JAX finds the rest; otherwise nothing happens.
+
+    Raises:
+      UserError: only some of the arguments are given.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if any(x is not None for x in given):
+        if any(x is None for x in given):
+            raise UserError(
+                f"coordinator_address={coordinator_address}, num_processes={num_processes} and process_id={process_id} "
+                "belong together; give all three or none"
+            )
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+        return
+    sizes = [os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    if kubernetes or any(size.isdigit() and int(size) > 1 for size in sizes):
+        jax.distributed.initialize()
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the user set a place (JAX_COMPILATION_CACHE_DIR) or none."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tkjax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def connect(mesh: Mesh) -> None:
+    """Open the connections between all devices while all processes are here: later waits have no short limit."""
+    checkpoint.meet("start")
+    count = jax.shard_map(lambda: jax.lax.psum(jnp.int32(1), AXIS), mesh=mesh, in_specs=(), out_specs=PartitionSpec())
+    jax.block_until_ready(jax.jit(count)())
+
+
+def shard(batch: Batch, sharding: NamedSharding, n_frames: int) -> Batch:
+    """Local frames of every process -> one global array on the devices. What a lone process already holds on a
+    device does not pass through the host."""
+
+    def place(x):
+        if isinstance(x, jax.Array) and jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x), (n_frames, *x.shape[1:]))
+
+    return jax.tree.map(place, batch)
+
+
+def replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Host values, equal in all processes, on every device; in buffers of their own, since they get donated."""
+    return jax.tree.map(lambda x: jnp.copy(jax.make_array_from_process_local_data(sharding, np.asarray(x))), tree)
+
+
+def local(tree: PyTree) -> PyTree:
+    """This process's first copy of replicated arrays."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
