@@ -123,6 +123,7 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
         plate,
         pose,
         qa,
+        refine,
         segment,
         shards,
         survey,
@@ -186,6 +187,13 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
         {"frames": frames.digest, "track": tracked.digest},
         [labels, segment, face_model, chunks, *method.sources],
     )
+    refined = stages.run(
+        "refine",
+        lambda out: refine.refine(out, frames.path, labelled.path, tracked.path, n, h, w),
+        {"height": h, "width": w},
+        {"frames": frames.digest, "labels": labelled.digest, "track": tracked.digest},
+        [refine, chunks],
+    )
     behind = stages.run(
         "plate",
         lambda out: plate.plate(out, frames.path, labelled.path, n),
@@ -202,14 +210,14 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
     )
     looks = stages.run(
         "qa",
-        lambda out: qa.qa(out, frames.path, labelled.path, body.path, tracked.path, behind.path, n, FPS),
+        lambda out: qa.qa(out, frames.path, labelled.path, body.path, refined.path, behind.path, n, FPS),
         {},
-        {"frames": frames.digest, "labels": labelled.digest, "track": tracked.digest, "torso": body.digest,
+        {"frames": frames.digest, "labels": labelled.digest, "track": refined.digest, "torso": body.digest,
          "plate": behind.digest},
         [qa, chunks, video],
     )  # fmt: skip
     return _dataset(options, path, source_sha, model_sha, framing, n, method, stages, {
-        "frames": frames.path, "track": tracked.path, "labels": labelled.path, "torso": body.path,
+        "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body.path,
         "plate": behind.path, "audio": sound.path, "qa": looks.path,
     }, shards)  # fmt: skip
 

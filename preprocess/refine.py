@@ -1,0 +1,268 @@
+"""Head poses refined by feature tracks all over the head, hair included, in a second bundle adjustment.
+
+A face tracker's landmarks lie within a few centimetres of depth and are biased with the head's turn, so a degree
+of rotation trades against a millimetre of translation: the face stays in place, the hair (12 cm behind it) does not.
+Corners of the picture that are followed by optical flow over many frames know nothing of faces and see the whole head.
+
+Per window of frames: corners inside the head's label, outside eyes and mouth, are followed with the pyramidal
+Lucas-Kanade method, forwards and backwards. Then Gauss-Newton, points eliminated by the Schur complement, minimises
+    sum_o rho(|proj(R_f X_p + t_f) - x_o| / SIGMA_PX) + sum_p |X_p - X_p0|^2 / POINT_SIGMA_CM^2
+    + sum_f |log(R_f R_f0^T)|^2 / ROTATION_SIGMA^2 + |(t_f - t_f0) / TRANSLATION_SIGMA_CM|^2,
+rho Geman-McClure, X_p0 on an ellipsoid about the head, (R_f0, t_f0) the landmarks' pose. The prior keeps the world's
+axes, unit and origin where the landmarks put them on the whole, and carries frames without tracks.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.transform import Rotation
+
+from preprocess import chunks
+from preprocess.stages import progress, say
+from tkjax.contract import LABEL_HEAD, UNIT_CM, boxes_from_landmarks68, landmarks68
+from tkjax.images import decode_png, write_atomic
+
+WINDOW, OVERLAP = 400, 80  # frames
+MAX_AGE, MIN_AGE = 100, 8  # frames of one track
+CORNERS, RENEW_EVERY = 300, 6
+BACK_PX = 0.4  # forward and backward flow agree to this, pixels of a 512 picture
+SIGMA_PX = 0.5  # of a 512 picture
+POINT_SIGMA_CM = 2.0
+ROTATION_SIGMA = np.radians(2.0)
+TRANSLATION_SIGMA_CM = np.array([0.5, 0.5, 2.0])
+HEAD_CENTRE_CM, HEAD_RADII_CM = np.array([0.0, 1.5, -2.0]), np.array([8.5, 13.0, 10.0])  # the proxy, canonical axes
+STEPS = 12
+
+
+@dataclasses.dataclass
+class Tracks:
+    """Observations sorted by track: first [T] and length [T] in frames of the window, xy_px [O,2]."""
+
+    first: np.ndarray
+    length: np.ndarray
+    xy_px: np.ndarray
+
+    @property
+    def frame(self) -> np.ndarray:
+        offset = np.arange(len(self.xy_px)) - np.repeat(np.cumsum(self.length) - self.length, self.length)
+        return np.repeat(self.first, self.length) + offset
+
+
+def follow(frames: Iterator[tuple[np.ndarray, np.ndarray]], scale: float) -> Tracks:
+    """Follow corners through (grey uint8 [H,W], where bool [H,W]) of consecutive frames.
+
+    scale: longer side of the pictures over 512. A track ends where the flow fails its backward check, leaves `where`
+    or is MAX_AGE frames old; tracks shorter than MIN_AGE are dropped.
+    """
+    options = {"winSize": (21, 21), "maxLevel": 3, "criteria": (3, 20, 0.01)}
+    live, done, before = [], [], None  # each track: (first frame, [xy, ...])
+    for index, (grey, where) in enumerate(frames):
+        h, w = grey.shape
+        if live:
+            old = np.array([points[-1] for _, points in live], np.float32)[:, None]
+            new, ok, _ = cv2.calcOpticalFlowPyrLK(before, grey, old, None, **options)
+            back, ok_back, _ = cv2.calcOpticalFlowPyrLK(grey, before, new, None, **options)
+            error = np.linalg.norm(back - old, axis=-1)[:, 0]
+            column, row = np.clip(new[:, 0].round().astype(int), 0, [w - 1, h - 1]).T
+            good = (ok[:, 0] & ok_back[:, 0] > 0) & (error < BACK_PX * scale) & where[row, column]
+            kept = []
+            for track, xy, fine in zip(live, new[:, 0], good, strict=True):
+                if fine:
+                    track[1].append(xy)
+                (kept if fine and len(track[1]) < MAX_AGE else done).append(track)
+            live = kept
+        if index % RENEW_EVERY == 0 and len(live) < CORNERS:
+            free = where.astype(np.uint8)
+            for _, points in live:
+                cv2.circle(free, tuple(int(round(float(v))) for v in points[-1]), round(9 * scale), 0, -1)
+            corners = cv2.goodFeaturesToTrack(grey, CORNERS - len(live), 0.005, max(3, round(9 * scale)), mask=free)
+            live += [(index, [xy]) for xy in (corners[:, 0] if corners is not None else [])]
+        before = grey
+    tracks = [t for t in done + live if len(t[1]) >= MIN_AGE]
+    return Tracks(
+        np.array([t[0] for t in tracks], np.int64),
+        np.array([len(t[1]) for t in tracks], np.int64),
+        np.concatenate([np.array(t[1], np.float64) for t in tracks] or [np.zeros((0, 2))]) + 0.5,
+    )
+
+
+def on_head(centre: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Points [T,3] where rays (centre, direction [T,3], head axes, cm) first meet the proxy ellipsoid, or the points
+    of the rays that are nearest to it."""
+    o, d = (centre - HEAD_CENTRE_CM) / HEAD_RADII_CM, direction / HEAD_RADII_CM
+    a, b, c = (d * d).sum(-1), (o * d).sum(-1), (o * o).sum(-1) - 1
+    t = (-b - np.sqrt(np.maximum(b * b - a * c, 0))) / a
+    return centre + t[:, None] * direction
+
+
+def _hat(v: np.ndarray) -> np.ndarray:
+    out = np.zeros((*v.shape, 3))
+    out[..., 0, 1], out[..., 0, 2], out[..., 1, 2] = -v[..., 2], v[..., 1], -v[..., 0]
+    return out - np.swapaxes(out, -1, -2)
+
+
+def adjust(
+    tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: float, centre: np.ndarray, sigma_px: float
+):
+    """Refined (rotation [N,3,3], translation_cm [N,3], RMS px before, after); X_cam = R X + t, camera x right, y down,
+    z forward, f and centre [2] in pixels. RMS are robust: over observations within 3 sigma_px before or after."""
+    n, (frame, length) = len(rotation), (tracks.frame, tracks.length)
+    if not len(length):
+        return rotation, translation, float("nan"), float("nan")
+    track = np.repeat(np.arange(len(length)), length)
+    starts = np.cumsum(length) - length
+    middle = starts + length // 2
+    r0, t0 = rotation.copy(), translation.copy()
+    rays = np.concatenate([(tracks.xy_px[middle] - centre) / f, np.ones((len(middle), 1))], 1)
+    turn = np.swapaxes(rotation[frame[middle]], 1, 2)
+    start = on_head(-np.einsum("tij,tj->ti", turn, translation[frame[middle]]), np.einsum("tij,tj->ti", turn, rays))
+    points = start.copy()
+    info = np.concatenate([np.full(3, ROTATION_SIGMA**-2.0), TRANSLATION_SIGMA_CM**-2.0])
+
+    def project(rotation, translation, points):
+        turned = np.einsum("oij,oj->oi", rotation[frame], points[track])
+        cam = turned + translation[frame]
+        z = np.maximum(cam[:, 2], 1.0)
+        ray = cam[:, :2] / z[:, None]
+        return f * ray + centre - tracks.xy_px, turned, ray, z
+
+    def off(rotation, translation):
+        turns = Rotation.from_matrix(rotation @ np.swapaxes(r0, 1, 2)).as_rotvec()
+        return np.concatenate([turns, translation - t0], 1)
+
+    def cost(rotation, translation, points):
+        s = (project(rotation, translation, points)[0] ** 2).sum(-1) / (3 * sigma_px) ** 2
+        prior = (off(rotation, translation) ** 2 * info).sum() + (((points - start) / POINT_SIGMA_CM) ** 2).sum()
+        return 9 * (s / (1 + s)).sum() + prior
+
+    first_error = np.linalg.norm(project(rotation, translation, points)[0], axis=-1)
+    damping, current = 1e-4, cost(rotation, translation, points)
+    for _ in range(STEPS):
+        r, turned, ray, z = project(rotation, translation, points)
+        w = (1 + (r**2).sum(-1) / (3 * sigma_px) ** 2) ** -2 / sigma_px**2
+        by_cam = np.zeros((len(r), 2, 3))
+        by_cam[:, 0, 0] = by_cam[:, 1, 1] = f / z
+        by_cam[:, :, 2] = -f * ray / z[:, None]
+        by_pose = np.concatenate([by_cam @ -_hat(turned), by_cam], -1)
+        by_point = by_cam @ rotation[frame]
+        wp = by_pose * w[:, None, None]
+        poses = np.zeros((n, 6, 6))
+        np.add.at(poses, frame, np.swapaxes(wp, 1, 2) @ by_pose)
+        gradient = np.zeros((n, 6))
+        np.add.at(gradient, frame, np.einsum("oki,ok->oi", wp, r))
+        gradient += info * off(rotation, translation)
+        poses += np.diag(info)
+        inner = np.add.reduceat(np.swapaxes(by_point * w[:, None, None], 1, 2) @ by_point, starts)
+        inner += np.eye(3) / POINT_SIGMA_CM**2
+        inner_gradient = np.add.reduceat(np.einsum("oki,o,ok->oi", by_point, w, r), starts)
+        inner_gradient += (points - start) / POINT_SIGMA_CM**2
+        cross = np.swapaxes(wp, 1, 2) @ by_point  # [O,6,3]
+        for _ in range(8):
+            inverse = np.linalg.inv(inner * (1 + damping * np.eye(3)))
+            eliminated = cross @ inverse[track]
+            system = np.zeros((6 * n, 6 * n))
+            for k in range(n):
+                system[6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = poses[k] * (1 + damping * np.eye(6))
+            for p, (a, m, begin) in enumerate(zip(tracks.first, length, starts, strict=True)):
+                part = slice(6 * a, 6 * (a + m))
+                rows = slice(begin, begin + m)
+                system[part, part] -= eliminated[rows].reshape(-1, 3) @ cross[rows].reshape(-1, 3).T
+            rhs = gradient.copy()
+            np.add.at(rhs, frame, -np.einsum("oij,oj->oi", eliminated, inner_gradient[track]))
+            step = -cho_solve(cho_factor(system, overwrite_a=True, check_finite=False), rhs.reshape(-1)).reshape(n, 6)
+            pull = np.add.reduceat(np.einsum("oij,oi->oj", cross, step[frame]), starts)
+            trial = (
+                Rotation.from_rotvec(step[:, :3]).as_matrix() @ rotation,
+                translation + step[:, 3:],
+                points - np.einsum("tij,tj->ti", inverse, inner_gradient + pull),
+            )
+            value = cost(*trial)
+            if value < current:
+                break
+            damping *= 10
+        if not value < current:
+            break
+        gain = (current - value) / current
+        (rotation, translation, points), current, damping = trial, value, max(damping / 10, 1e-7)
+        if gain < 1e-5:
+            break
+    error = np.linalg.norm(project(rotation, translation, points)[0], axis=-1)
+    inlier = np.minimum(error, first_error) < 3 * sigma_px
+    rms = [float(np.sqrt((e[inlier] ** 2).mean())) if inlier.any() else float("nan") for e in (first_error, error)]
+    return rotation, translation, *rms
+
+
+def _frames(frames: Path, labels: Path, track: Path, a: int, b: int, size: tuple[int, int]):
+    """(grey, where to follow corners) of the frames a <= i < b."""
+    h, w = size
+    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(max(h, w) / 85) + 1,) * 2)
+    for index in range(a // chunks.CHUNK_FRAMES, (b - 1) // chunks.CHUNK_FRAMES + 1):
+        masks = chunks.unpack(chunks.read_chunk(labels, index), "label")
+        points = chunks.read_chunk(track, index, ["landmarks_px"])["landmarks_px"]
+        boxes = boxes_from_landmarks68(landmarks68(points, "mediapipe478"), h, w)
+        for k, rgb in enumerate(chunks.rgb_frames(frames, index)):
+            if a <= index * chunks.CHUNK_FRAMES + k < b:
+                where = cv2.erode((decode_png(masks[k]) == LABEL_HEAD).astype(np.uint8), reach) > 0
+                for name in ("lips_box_px", "eye_left_box_px", "eye_right_box_px"):
+                    x0, y0, x1, y1 = boxes[name][k]
+                    where[y0:y1, x0:x1] = False
+                yield cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), where
+
+
+def windows(n_frames: int) -> list[tuple[int, int]]:
+    """(start, stop) of overlapping windows that cover the clip."""
+    if n_frames <= WINDOW:
+        return [(0, n_frames)]
+    starts = range(0, n_frames - OVERLAP, WINDOW - OVERLAP)
+    return [(a, min(a + WINDOW, n_frames)) for a in starts]
+
+
+def refine(folder: Path, frames: Path, labels: Path, track: Path, n_frames: int, height: int, width: int) -> None:
+    """Stage: the chunks of `track` with a better `cam_to_world`; track.json with the figures of both."""
+    poses = chunks.column(track, n_frames, "cam_to_world").astype(np.float64)
+    figures = json.loads((track / "track.json").read_text())
+    scale = max(height, width) / 512
+    flip = np.array([1.0, -1.0, -1.0])  # OpenGL camera axes to those of `adjust`
+    rotation = np.swapaxes(poses[:, :3, :3] * flip, 1, 2)
+    translation = -np.einsum("nij,nj->ni", rotation, poses[:, :3, 3] * UNIT_CM)
+    turns, shifts = np.zeros((n_frames, 3)), np.zeros((n_frames, 3))
+    weights, errors, followed = np.zeros(n_frames), [], 0
+    for a, b in progress(windows(n_frames), len(windows(n_frames)), "refine", "windows"):
+        tracks = follow(_frames(frames, labels, track, a, b, (height, width)), scale)
+        followed += len(tracks.length)
+        centre = np.array([width / 2, height / 2])
+        new_r, new_t, *rms = adjust(
+            tracks, rotation[a:b], translation[a:b], figures["focal_px"], centre, SIGMA_PX * scale
+        )
+        ramp = np.minimum(np.arange(b - a) + 1, np.arange(b - a)[::-1] + 1).clip(max=OVERLAP).astype(np.float64)
+        turns[a:b] += ramp[:, None] * Rotation.from_matrix(new_r @ np.swapaxes(rotation[a:b], 1, 2)).as_rotvec()
+        shifts[a:b] += ramp[:, None] * (new_t - translation[a:b])
+        weights[a:b] += ramp
+        errors.append(rms)
+    turns, shifts = turns / weights[:, None], shifts / weights[:, None]
+    new_r = Rotation.from_rotvec(turns).as_matrix() @ rotation
+    poses[:, :3, :3] = np.swapaxes(new_r, 1, 2) * flip
+    poses[:, :3, 3] = -np.einsum("nji,nj->ni", new_r, translation + shifts) / UNIT_CM
+    for i, (a, b) in enumerate(chunks.spans(n_frames)):
+        rows = chunks.read_chunk(track, i)
+        chunks.write_chunk(folder, i, {**rows, "cam_to_world": poses[a:b].astype(np.float32)})
+    before, after = (float(np.nanmean(e)) if np.isfinite(e).any() else None for e in np.array(errors).T)
+    figures |= {
+        "feature_tracks": followed,
+        "feature_rms_px_before": before,
+        "feature_rms_px": after,
+        "refined_by_deg_rms": float(np.degrees(np.sqrt((turns**2).sum(-1).mean()))),
+    }
+    write_atomic(folder / "track.json", json.dumps(figures, indent=1).encode())
+    if followed:
+        say(
+            f"refine: {followed} feature tracks, {before:.2f} px before, {after:.2f} px after; "
+            f"heads turned by {figures['refined_by_deg_rms']:.2f} degrees RMS"
+        )
+    else:
+        say("refine: no feature could be followed on the head; poses stay as the landmarks give them")
