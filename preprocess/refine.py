@@ -79,7 +79,7 @@ def follow(frames: Iterator[tuple[np.ndarray, np.ndarray]], scale: float) -> Tra
         if index % RENEW_EVERY == 0 and len(live) < CORNERS:
             free = where.astype(np.uint8)
             for _, points in live:
-                cv2.circle(free, tuple(int(round(float(v))) for v in points[-1]), round(9 * scale), 0, -1)
+                cv2.circle(free, tuple(round(float(v)) for v in points[-1]), round(9 * scale), 0, -1)
             corners = cv2.goodFeaturesToTrack(grey, CORNERS - len(live), 0.005, max(3, round(9 * scale)), mask=free)
             live += [(index, [xy]) for xy in (corners[:, 0] if corners is not None else [])]
         before = grey
@@ -168,7 +168,7 @@ def adjust(
             system = np.zeros((6 * n, 6 * n))
             for k in range(n):
                 system[6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = poses[k] * (1 + damping * np.eye(6))
-            for p, (a, m, begin) in enumerate(zip(tracks.first, length, starts, strict=True)):
+            for a, m, begin in zip(tracks.first, length, starts, strict=True):
                 part = slice(6 * a, 6 * (a + m))
                 rows = slice(begin, begin + m)
                 system[part, part] -= eliminated[rows].reshape(-1, 3) @ cross[rows].reshape(-1, 3).T

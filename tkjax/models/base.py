@@ -103,7 +103,8 @@ class Model:
 
 def load(name: str) -> type[Model]:
     """The Model class of the module `tkjax.models.<name>`, or of a dotted module path (plug-ins, tests)."""
-    known = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("tkjax.models").__path__) if m.name != "base")
+    package = importlib.import_module("tkjax.models")
+    known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
     if "." not in name and name not in known:
         near = difflib.get_close_matches(name, known)
         raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(near or known)}")

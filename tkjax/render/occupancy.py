@@ -66,9 +66,7 @@ def mark_unseen(
     return {"density": density, "bits": bits}
 
 
-def refresh(
-    state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int, decay: float = 0.95
-) -> dict:
+def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int, decay: float = 0.95) -> dict:
     """One update: density_fn(params, None, [chunk,3]) -> [chunk] at a random point of every cell, 6-neighbour
     maximum, running maximum with `decay`, new bits at threshold min(mean of max(density, 0), 10).
 
