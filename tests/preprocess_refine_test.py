@@ -1,5 +1,7 @@
 """Poses from feature tracks: simulated heads with known truth, and corners followed through moving pictures."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def relative_error_deg(found, true):
 
 @pytest.mark.parametrize(("noise_px", "outliers"), [(0.0, 0.0), (0.3, 0.2)])
 def test_tracks_take_the_landmarks_error_out_of_the_rotation(noise_px, outliers):
-    tracks, rotation, translation, start, moved = simulated(3, noise_px, outliers)
+    tracks, rotation, _translation, start, moved = simulated(3, noise_px, outliers)
     found, _, before, after = refine.adjust(tracks, start, moved, F, CENTRE, 0.5)
     assert relative_error_deg(start, rotation) > 1.2
     assert relative_error_deg(found, rotation) < 0.35
@@ -97,4 +99,4 @@ def test_windows_cover_every_frame_and_overlap():
         spans = refine.windows(n)
         assert spans[0][0] == 0 and spans[-1][1] == n
         assert all(a < b <= n for a, b in spans)
-        assert all(before[1] - after[0] >= min(refine.OVERLAP, 1) for before, after in zip(spans, spans[1:]))
+        assert all(before[1] - after[0] >= min(refine.OVERLAP, 1) for before, after in itertools.pairwise(spans))
