@@ -62,10 +62,10 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.occupancy_box_only = True  # half of the cube is never marched
         m.chunk = 2048  # activations of a chunk stay in the cache
         m.waves = 2  # same picture and gradients (a sample behind an opaque one has none), fewer samples
-        h.steps = 6000  # under half an hour on two cores
+        h.steps = 5000  # under half an hour on two cores
         h.rays = 4096
-        h.sampler = "focus"  # a quarter of the rays in the lips box: a short schedule must find the sound's effect
-        h.ema_every = 20  # the schedule is 17 times shorter: 1000 would average 6 points of it
+        h.sampler = "focus"  # a sixth of the rays in the lips box: a short schedule must find the sound's effect
+        h.ema_every = 20  # the schedule is 20 times shorter: 1000 would average 6 points of it
     if variant == "demo":
         h.steps = 2500  # about six minutes on two cores
         h.ema_every = 10

@@ -7,9 +7,12 @@ Corners of the picture that are followed by optical flow over many frames know n
 Per window of frames: corners inside the head's label, outside eyes and mouth, are followed with the pyramidal
 Lucas-Kanade method, forwards and backwards. Then Gauss-Newton, points eliminated by the Schur complement, minimises
     sum_o rho(|proj(R_f X_p + t_f) - x_o| / SIGMA_PX) + sum_p |X_p - X_p0|^2 / POINT_SIGMA_CM^2
-    + sum_f |log(R_f R_f0^T)|^2 / ROTATION_SIGMA^2 + |(t_f - t_f0) / TRANSLATION_SIGMA_CM|^2,
-rho Geman-McClure, X_p0 on an ellipsoid about the head, (R_f0, t_f0) the landmarks' pose. The prior keeps the world's
-axes, unit and origin where the landmarks put them on the whole, and carries frames without tracks.
+    + sum_f |log(R_f R_f0^T)|^2 / ROTATION_SIGMA^2 + |(t_f - t_f0) / TRANSLATION_SIGMA_CM|^2
+    + sum_fk |proj(R_f A_k + t_f) - proj(R_f0 A_k + t_f0)|^2 / ANCHOR_SIGMA_PX^2,
+rho Geman-McClure, X_p0 on an ellipsoid about the head, (R_f0, t_f0) the landmarks' pose, A_k in the plane of the face.
+The anchors say that landmarks place the face in the picture well, whatever its turn; without them chains of tracks
+drift, and hair that slips would take the face along. The rest of the prior keeps the world's axes, unit and origin where the
+landmarks put them on the whole, and carries frames without tracks.
 """
 
 import dataclasses
@@ -33,8 +36,11 @@ CORNERS, RENEW_EVERY = 300, 6
 BACK_PX = 0.4  # forward and backward flow agree to this, pixels of a 512 picture
 SIGMA_PX = 0.5  # of a 512 picture
 POINT_SIGMA_CM = 2.0
-ROTATION_SIGMA = np.radians(2.0)
-TRANSLATION_SIGMA_CM = np.array([0.5, 0.5, 2.0])
+ROTATION_SIGMA = np.radians(1.5)
+TRANSLATION_SIGMA_CM = np.array([2.0, 2.0, 2.0])
+ANCHOR_SIGMA_PX = 0.25  # of a 512 picture
+# a plane: a turn about its middle moves these to second order only
+ANCHORS_CM = np.array([[-4.5, 3, 4.5], [4.5, 3, 4.5], [0, 0, 4.5], [-4, -3.5, 4.5], [4, -3.5, 4.5]])
 HEAD_CENTRE_CM, HEAD_RADII_CM = np.array([0.0, 1.5, -2.0]), np.array([8.5, 13.0, 10.0])  # the proxy, canonical axes
 STEPS = 12
 
@@ -106,11 +112,19 @@ def _hat(v: np.ndarray) -> np.ndarray:
     return out - np.swapaxes(out, -1, -2)
 
 
-def adjust(
-    tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: float, centre: np.ndarray, sigma_px: float
-):
+def _by_camera(ray: np.ndarray, z: np.ndarray, f: float) -> np.ndarray:
+    """Derivative [...,2,3] of f X/Z, f Y/Z by the point (X, Y, Z)."""
+    out = np.zeros((*z.shape, 2, 3))
+    out[..., 0, 0] = out[..., 1, 1] = f / z
+    out[..., :, 2] = -f * ray / z[..., None]
+    return out
+
+
+def adjust(tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: float, centre: np.ndarray, scale: float):
     """Refined (rotation [N,3,3], translation_cm [N,3], RMS px before, after); X_cam = R X + t, camera x right, y down,
-    z forward, f and centre [2] in pixels. RMS are robust: over observations within 3 sigma_px before or after."""
+    z forward, f and centre [2] in pixels, scale: longer side of the pictures over 512. RMS are robust: over
+    observations within 3 SIGMA_PX before or after."""
+    sigma_px, anchor_sigma = SIGMA_PX * scale, ANCHOR_SIGMA_PX * scale
     n, (frame, length) = len(rotation), (tracks.frame, tracks.length)
     if not len(length):
         return rotation, translation, float("nan"), float("nan")
@@ -131,6 +145,14 @@ def adjust(
         ray = cam[:, :2] / z[:, None]
         return f * ray + centre - tracks.xy_px, turned, ray, z
 
+    def anchors(rotation, translation):
+        turned = np.einsum("nij,kj->nki", rotation, ANCHORS_CM)
+        cam = turned + translation[:, None]
+        z = np.maximum(cam[..., 2], 1.0)
+        return f * cam[..., :2] / z[..., None], turned, cam[..., :2] / z[..., None], z
+
+    placed = anchors(r0, t0)[0]
+
     def off(rotation, translation):
         turns = Rotation.from_matrix(rotation @ np.swapaxes(r0, 1, 2)).as_rotvec()
         return np.concatenate([turns, translation - t0], 1)
@@ -138,6 +160,7 @@ def adjust(
     def cost(rotation, translation, points):
         s = (project(rotation, translation, points)[0] ** 2).sum(-1) / (3 * sigma_px) ** 2
         prior = (off(rotation, translation) ** 2 * info).sum() + (((points - start) / POINT_SIGMA_CM) ** 2).sum()
+        prior += ((anchors(rotation, translation)[0] - placed) ** 2).sum() / anchor_sigma**2
         return 9 * (s / (1 + s)).sum() + prior
 
     first_error = np.linalg.norm(project(rotation, translation, points)[0], axis=-1)
@@ -145,9 +168,7 @@ def adjust(
     for _ in range(STEPS):
         r, turned, ray, z = project(rotation, translation, points)
         w = (1 + (r**2).sum(-1) / (3 * sigma_px) ** 2) ** -2 / sigma_px**2
-        by_cam = np.zeros((len(r), 2, 3))
-        by_cam[:, 0, 0] = by_cam[:, 1, 1] = f / z
-        by_cam[:, :, 2] = -f * ray / z[:, None]
+        by_cam = _by_camera(ray, z, f)
         by_pose = np.concatenate([by_cam @ -_hat(turned), by_cam], -1)
         by_point = by_cam @ rotation[frame]
         wp = by_pose * w[:, None, None]
@@ -157,6 +178,11 @@ def adjust(
         np.add.at(gradient, frame, np.einsum("oki,ok->oi", wp, r))
         gradient += info * off(rotation, translation)
         poses += np.diag(info)
+        at, at_turned, at_ray, at_z = anchors(rotation, translation)
+        at_pose = _by_camera(at_ray, at_z, f)
+        at_pose = np.concatenate([at_pose @ -_hat(at_turned), at_pose], -1) / anchor_sigma
+        poses += np.einsum("nkci,nkcj->nij", at_pose, at_pose)
+        gradient += np.einsum("nkci,nkc->ni", at_pose, (at - placed) / anchor_sigma)
         inner = np.add.reduceat(np.swapaxes(by_point * w[:, None, None], 1, 2) @ by_point, starts)
         inner += np.eye(3) / POINT_SIGMA_CM**2
         inner_gradient = np.add.reduceat(np.einsum("oki,o,ok->oi", by_point, w, r), starts)
@@ -236,9 +262,7 @@ def refine(folder: Path, frames: Path, labels: Path, track: Path, n_frames: int,
         tracks = follow(_frames(frames, labels, track, a, b, (height, width)), scale)
         followed += len(tracks.length)
         centre = np.array([width / 2, height / 2])
-        new_r, new_t, *rms = adjust(
-            tracks, rotation[a:b], translation[a:b], figures["focal_px"], centre, SIGMA_PX * scale
-        )
+        new_r, new_t, *rms = adjust(tracks, rotation[a:b], translation[a:b], figures["focal_px"], centre, scale)
         ramp = np.minimum(np.arange(b - a) + 1, np.arange(b - a)[::-1] + 1).clip(max=OVERLAP).astype(np.float64)
         turns[a:b] += ramp[:, None] * Rotation.from_matrix(new_r @ np.swapaxes(rotation[a:b], 1, 2)).as_rotvec()
         shifts[a:b] += ramp[:, None] * (new_t - translation[a:b])

@@ -30,7 +30,7 @@ from tkjax.types import Batch, SubjectInfo
 
 AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
 SAMPLERS = ("rays", "focus", "patch", "lips", "frame")
-FOCUS = 4  # one ray in so many is drawn from the lips box by the sampler `focus`
+FOCUS = 6  # one ray in so many is drawn from the lips box by the sampler `focus`
 BACKGROUNDS = ("torso", "plate")
 PRELOADS = ("disk", "host", "device")
 _CACHE_VERSION = 1

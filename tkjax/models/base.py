@@ -42,7 +42,7 @@ class Ema:
 class Stage:
     """One stage of training as data.
 
-    samplers: cycle over steps of `rays` (uniform with replacement), `focus` (a quarter of them in
+    samplers: cycle over steps of `rays` (uniform with replacement), `focus` (a sixth of them in
       the lips box), `patch` (square patches),
       `lips` (pixels of the lips box) or `frame` (every pixel). rays: pixels per frame and step.
     rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
