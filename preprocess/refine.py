@@ -11,8 +11,8 @@ Lucas-Kanade method, forwards and backwards. Then Gauss-Newton, points eliminate
     + sum_fk |proj(R_f A_k + t_f) - proj(R_f0 A_k + t_f0)|^2 / ANCHOR_SIGMA_PX^2,
 rho Geman-McClure, X_p0 on an ellipsoid about the head, (R_f0, t_f0) the landmarks' pose, A_k in the plane of the face.
 The anchors say that landmarks place the face in the picture well, whatever its turn; without them chains of tracks
-drift, and hair that slips would take the face along. The rest of the prior keeps the world's axes, unit and origin where the
-landmarks put them on the whole, and carries frames without tracks.
+drift, and hair that slips would take the face along. The rest of the prior keeps the world's axes, unit
+and origin where the landmarks put them on the whole, and carries frames without tracks.
 """
 
 import dataclasses
