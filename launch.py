@@ -12,7 +12,8 @@ from tkjax import environment, options
 from tkjax.errors import UserError
 
 # Failures of the file system that the user can mend; any other is a bug and keeps its traceback.
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+MENDABLE += (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def refuse(message: object) -> None:

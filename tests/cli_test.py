@@ -41,6 +41,7 @@ RENDER = ("--mode=render", "--workdir=w", "--audio=a.wav", "--out=o.mp4")
         (("--mode=eval", "--workdir=w", "--config.seed=3"), "does not use --config"),
         (("--mode=fit", "--workdir=w", "--config.seed"), "needs a value"),
         ((*RENDER, "--data_range=3"), "two whole numbers"),
+        ((*RENDER, "--data_range", "3", "--watermark"), "two whole numbers"),
         ((*RENDER, "--fix_eye=2"), "between 0 and 1"),
         ((*RENDER, "--smooth_lips=perhaps"), "switch"),
         ((*RENDER, "stray"), "'stray' is no flag"),
@@ -55,6 +56,7 @@ def test_a_wrong_command_line_is_one_sentence(arguments, expected):
 
 def test_spellings_of_the_family_are_understood():
     o = parse(*RENDER, "--data_range", "0", "100", "--bg_img", "white", "--smooth_path", "--smooth-lips=yes")
+    assert parse(*RENDER, "--data_range", "3,30", "--watermark").data_range == (3, 30)
     assert (o.data_range, o.background, o.smooth_path, o.smooth_lips) == ((0, 100), "white", True, True)
     assert parse("--mode=render", "--workspace=w", "--aud=a", "--out=o").workdir == "w"
     assert parse(*RENDER).smooth_lips is None and parse(*RENDER, "--nosmooth_lips").smooth_lips is False
@@ -109,6 +111,7 @@ MISTAKES = [
     (("--mode=eval", "--workdir=E"), "holds no avatar"),
     (("--mode=train", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no dataset"),
     (("--mode=fit", "--dataset=D", "--workdir=E", "--config=configs/er_nerf.py:cpu"), "no folder D"),
+    (("--mode=fit", "--dataset=E", "--workdir=W", "--config=configs/er_nerf.py:cpu"), "E holds no dataset"),
     (("--mode=fit", "--dataset=E", "--workdir=W", "--config=configs/er_nerf.py:cpv"), "did you mean cpu"),
     (("--mode=fit", "--dataset=E", "--workdir=W", "--config.train.fames=3"), "train.frames"),
     (("--mode=fit", "--dataset=E", "--workdir=W", "--config.system=er_nrf"), "er_nerf"),
@@ -135,6 +138,16 @@ def test_mistakes_that_only_the_modes_can_see_are_one_sentence_and_write_nothing
 def test_such_a_mistake_exits_with_two_and_one_line(tmp_path):
     done = launch("--mode=fit", "--video=v.mp4", "--workdir=W", cwd=tmp_path)
     assert "--consent" in one_line(done) and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_sound_to_speak_is_not_overwritten(tmp_path):
+    from tkjax import cli
+
+    (tmp_path / "a.mp4").write_bytes(b"sound")
+    with pytest.raises(UserError, match="is the sound to speak"):
+        out = f"--out={tmp_path / 'a.mp4'}"
+        cli.run(parse("--mode=render", f"--workdir={tmp_path}", f"--audio={tmp_path}/./a.mp4", out))
+    assert (tmp_path / "a.mp4").read_bytes() == b"sound"
 
 
 def test_a_damaged_run_file_is_a_user_error(tmp_path):

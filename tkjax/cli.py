@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, report, stream, train
+from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, lock, report, stream, train
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.options import Options
@@ -69,6 +69,8 @@ def dataset_of(opts: Options, workdir: Path) -> Path:
         path = Path(opts.dataset)
         if not path.is_dir():
             raise UserError(f"--dataset: there is no folder {path}")
+        if not (path / contract.MANIFEST).is_file():
+            raise UserError(f"--dataset: {path} holds no dataset ({contract.MANIFEST} is missing)")
         return path
     stored = read_run(workdir).get("dataset")
     path = Path(os.path.normpath(workdir / stored)) if stored else workdir / DATASET
@@ -121,6 +123,12 @@ def preprocess(opts: Options) -> None:
     """Video -> WORKDIR/dataset, in the child process; what is there already is kept."""
     if not Path(opts.video).is_file():
         raise UserError(f"--video: there is no file {opts.video}")
+    with lock.alone(opts.workdir):
+        make_dataset(opts)
+
+
+def make_dataset(opts: Options) -> None:
+    """`preprocess` for a caller that holds the workdir's lock."""
     child.run("preprocess", preprocess_arguments(opts))
     update_run(Path(opts.workdir), dataset=DATASET, video=str(opts.video))
 
@@ -141,8 +149,7 @@ def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
 
 
 def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict) -> data.Clip:
-    """Every stage, then the avatar. Continues what is there."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Every stage, then the avatar. Continues what is there. The caller holds the workdir's lock."""
     clip = open_clip(dataset, workdir, resolved)
 
     def on_event(name: str, facts: dict) -> None:
@@ -234,23 +241,26 @@ def fit(opts: Options) -> None:
             "--mode=fit --video needs --consent: an avatar puts words into a person's mouth, so say who agreed to it "
             'and how, for example --consent="my own face"; it is stored in the avatar and shown in the report'
         )
+    if opts.video and not Path(opts.video).is_file():
+        raise UserError(f"--video: there is no file {opts.video}")
     train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
     resolved = resolve(opts, workdir)
     for name in ("crop", "size", "audio_kinds", "labels", "min_face", "subject"):
         if name in opts.flags and not opts.video:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
-    if opts.video and (opts.num_processes or 1) == 1:
-        preprocess(opts)
     dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
-    if not (dataset / contract.MANIFEST).is_file():
-        raise UserError(f"{dataset} is not there yet; run --mode=preprocess in one process first")
-    consent = consent_record(opts.consent, bool(opts.video))
-    if not opts.dataset and not opts.video:  # continuing: what was said before still holds
-        consent = read_run(workdir).get("consent") or consent
-    clip = train_and_save(resolved, dataset, workdir, consent)
-    if jax.process_index() == 0:
-        score(workdir, clip, opts.models_dir)
-    wait_for_all()
+    with lock.alone(workdir):
+        if opts.video and (opts.num_processes or 1) == 1:
+            make_dataset(opts)
+        if not (dataset / contract.MANIFEST).is_file():
+            raise UserError(f"{dataset} is not there yet; run --mode=preprocess in one process first")
+        consent = consent_record(opts.consent, bool(opts.video))
+        if not opts.dataset and not opts.video:  # continuing: what was said before still holds
+            consent = read_run(workdir).get("consent") or consent
+        clip = train_and_save(resolved, dataset, workdir, consent)
+        if jax.process_index() == 0:
+            score(workdir, clip, opts.models_dir)
+        wait_for_all()
 
 
 def train_only(opts: Options) -> None:
@@ -265,15 +275,18 @@ def train_only(opts: Options) -> None:
             f"the dataset of {workdir} shows a person (it was made from a video), so training needs --consent: "
             "say who agreed to the avatar and how"
         )
-    train_and_save(resolved, dataset_of(opts, workdir), workdir, consent)
-    wait_for_all()
+    dataset = dataset_of(opts, workdir)
+    with lock.alone(workdir):
+        train_and_save(resolved, dataset, workdir, consent)
+        wait_for_all()
 
 
 def evaluate_only(opts: Options) -> None:
     workdir = existing_workdir(opts)
     subject = avatar.load(workdir / "avatar")
-    clip = open_clip(dataset_of(opts, workdir), workdir, subject.config)
-    score(workdir, clip, opts.models_dir)
+    dataset = dataset_of(opts, workdir)
+    with lock.alone(workdir):
+        score(workdir, open_clip(dataset, workdir, subject.config), opts.models_dir)
 
 
 # ---------------------------------------------------------------- render, synthetic, demo
@@ -284,6 +297,8 @@ def render(opts: Options) -> None:
     if not sound.is_file():
         raise UserError(f"--audio: there is no file {sound}")
     stream.check_out(out)
+    if out.exists() and out.samefile(sound):
+        raise UserError(f"--out={out} is the sound to speak; name another file, so that it stays")
     subject = avatar.load(workdir / "avatar")
     window = opts.smooth_path_window or drive.SMOOTH_WINDOW
     plan = drive.plan(

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from tkjax import audio, avatar, child, cli, contract, drive, images, metrics, models_dir, stream, synthetic
+from tkjax import audio, avatar, child, cli, contract, drive, images, lock, metrics, models_dir, stream, synthetic
 from tkjax.errors import UserError
 from tkjax.options import Options
 
@@ -123,14 +124,19 @@ def run(opts: Options) -> None:
         raise UserError(f"--seconds={settings['seconds']:g} is too short to learn from; give at least 2")
     flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir")}}
     resolved = cli.resolve(Options("demo", flags, opts.overrides), workdir)
+    with lock.alone(workdir):
+        _make(workdir, settings, resolved, opts.models_dir)
+
+
+def _make(workdir: Path, settings: dict[str, Any], resolved: ConfigDict, models: str | None) -> None:
     dataset = make_subject(workdir / "subject", settings)
-    tracker = track(workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), opts.models_dir)
+    tracker = track(workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), models)
     clip = cli.train_and_save(resolved, dataset, workdir, cli.consent_record(None, False))
     spoken = speak(workdir, int(settings["seed"]), NEW_SPEECH_S)
     notes = {"mouth correlation": OPENING, "mouth correlation on true frames": TRUE_FRAMES, "tracker": TRACKED}
     extra = {"demo": spoken, "tracker": tracker, "notes": notes}
     videos = [(workdir / "demo.mp4", "New speech, not in training")]
-    cli.score(workdir, clip, opts.models_dir, extra, videos)
+    cli.score(workdir, clip, models, extra, videos)
     print(
         f"mouth opening on new speech: correlation {spoken['mouth_correlation']:.3f} with what the subject would show "
         f"(the measure follows the true aperture with {spoken['mouth_correlation_on_true_frames']:.3f} on true frames)"

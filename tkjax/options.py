@@ -175,7 +175,7 @@ def _join(argv: list[str]) -> list[str]:
         if arg.startswith("--") and not arg.startswith("--config."):
             name, eq, value = arg.partition("=")
             arg = name[:2] + name[2:].replace("-", "_") + eq + value
-        if arg == "--data_range" and i + 2 < len(argv):
+        if arg == "--data_range" and i + 2 < len(argv) and not argv[i + 2].startswith("--"):
             arg, i = f"--data_range={argv[i + 1].rstrip(',')},{argv[i + 2]}", i + 2
         out.append(arg)
         i += 1
