@@ -43,6 +43,8 @@ class Wrong(constant.Model):
         (stage,) = super().stages()
         if self.config.model.fault == "extra weight":
             stage = dataclasses.replace(stage, weights={"mse": 1.0, "lpips": 0.1})
+        if self.config.model.fault == "sampler":
+            stage = dataclasses.replace(stage, samplers=("rayz",))
         return (stage,)
 
 
@@ -240,3 +242,19 @@ def test_launchers_with_several_tasks_are_joined(monkeypatch, variable):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
     trainer.initialise_distributed()
     assert joined == [()]
+
+
+# -- settings that cannot work
+
+
+def test_a_setting_that_cannot_work_is_refused_before_the_run_is_announced(tmp_path):
+    events = []
+    with pytest.raises(ValueError, match="'rayz' is unknown"):
+        train(wrong_config("sampler"), FakeClip(), tmp_path, on_event=lambda name, facts: events.append(name))
+    assert events == []
+
+
+def test_a_run_without_a_step_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no stage of .* has a step to train"):
+        train(stub_config("constant", 0), FakeClip(), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -381,7 +381,7 @@ class Clip:
             return np.arange(h * w)
         if sampler in ("rays", "focus"):
             if rays < 1:
-                raise UserError(f"rays is {rays}, expected at least 1 pixel per frame")
+                raise UserError(f"a stage's rays is {rays}, expected at least 1 pixel per frame")
             flat = rng.integers(0, h * w, rays)
             x0, y0, x1, y1 = self.boxes["lips_box_px"][i].tolist()
             if sampler == "focus" and rays >= FOCUS:

@@ -115,8 +115,11 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     model = load(config.system)(config, clip.info)
     stages = tuple(stage for stage in model.stages() if stage.steps > 0)
     names = [stage.name for stage in stages]
-    if len(set(names)) != len(names) or not names:
-        raise UserError(f"a system needs stages of different names with at least one step, got {names}")
+    if not names:
+        given = ", ".join(f"{stage.name}: {stage.steps}" for stage in model.stages())
+        raise UserError(f"no stage of {config.system} has a step to train (steps: {given}); expected at least 1")
+    if len(set(names)) != len(names):
+        raise UserError(f"a system needs stages of different names, got {names}")
 
     # -- is this the run that the workdir belongs to?
     record = run_record(config, clip, n_frames)
@@ -142,7 +145,6 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     """Train one stage from where it stands to its end."""
     stage, config, model = run.stages[index], run.config, run.model
     metrics_path = run.workdir / "metrics.jsonl"
-    run.on_event("stage", {"stage": stage.name, "steps": stage.steps})
 
     # -- where it stands
     start = stands_at(run.workdir, stage.name)
@@ -161,6 +163,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         intrinsics = np.broadcast_to(np.asarray(run.clip.intrinsics, np.float32), (len(poses), 4))
         variables = model.prepare(variables, poses, intrinsics)
     if start >= stage.steps:
+        run.on_event("stage", {"stage": stage.name, "steps": stage.steps})
         like = replicate({"params": variables.params, "state": variables.state}, run.replicated)
         like |= {"ema": like["params"] if stage.ema else None}
         done = checkpoints.restore(start, like)
@@ -175,6 +178,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     load_batch = make_loader(run.clip, run.train_frames, stage, config.seed, index, run.n_frames, run.sharded)
     first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)
+    run.on_event("stage", {"stage": stage.name, "steps": stage.steps})  # only now: the settings have proved usable
     zeros = {name: jnp.zeros(2) for name in metrics}
 
     # -- the state on all devices, continued from the newest checkpoint
