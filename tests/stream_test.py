@@ -178,6 +178,13 @@ def test_features_of_another_kind_are_refused_with_the_way_out(subject, wav, tmp
     assert not (tmp_path / "o.mp4").exists()
 
 
+def test_features_of_a_longer_sound_are_refused(subject, wav, tmp_path):
+    contract.save_audio_features(tmp_path / "f.npz", **vars(audio.audio_features(wav(2.0))))
+    with pytest.raises(UserError, match=r"last 2\.0\d s, but the sound 1\.00 s"):
+        stream.render(subject, wav(1.0), tmp_path / "o.mp4", drive.plan(subject), features=tmp_path / "f.npz")
+    assert not (tmp_path / "o.mp4").exists()
+
+
 def test_given_features_equal_computed_ones(subject, wav, tmp_path):
     features = audio.audio_features(wav(1.0))
     contract.save_audio_features(tmp_path / "f.npz", **vars(features))

@@ -27,6 +27,7 @@ from tkjax.video import VideoWriter
 
 KEEP_LIPS = 0.35  # share of the last frame's sound in a smoothed one (er-nerf.md §6)
 BLOCK_S = 1.0  # seconds of sound decoded at once
+LENGTH_TOLERANCE_S = 0.5  # between a sound and its features: extractors pad or drop a window at the end
 FRAMES_MARK = "frames.json"  # lies beside PNG files that were written here
 
 
@@ -186,6 +187,15 @@ def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, pat
             )
 
 
+def check_length(features: contract.AudioFeatures, seconds: float, path: Path | str) -> None:
+    """Ready features must be those of this sound, as far as its length tells."""
+    lasts = features.start_s + len(features.features) / features.rate_hz
+    if abs(lasts - seconds) > LENGTH_TOLERANCE_S:
+        raise UserError(
+            f"{path}: the features last {lasts:.2f} s, but the sound {seconds:.2f} s; give the features of --audio"
+        )
+
+
 def _child_features(
     path: Path | str, subject: avatar.Avatar, kinds: str | None, folder: Path
 ) -> contract.AudioFeatures:
@@ -203,7 +213,12 @@ def _child_features(
 
 
 def feature_chunks(
-    path: Path | str, subject: avatar.Avatar, features_path: Path | None, kinds: str | None, folder: Path
+    path: Path | str,
+    seconds: float,
+    subject: avatar.Avatar,
+    features_path: Path | None,
+    kinds: str | None,
+    folder: Path,
 ) -> Iterator[np.ndarray]:
     """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process."""
     if features_path is not None:
@@ -213,6 +228,8 @@ def feature_chunks(
     else:
         features = _child_features(path, subject, kinds, folder)
     check_features(features, subject, features_path or path)
+    if features_path is not None:
+        check_length(features, seconds, features_path)
     return iter([features.features])
 
 
@@ -266,11 +283,14 @@ def check_out(out: Path | str) -> None:
 def write_pngs(out: Path | str, pictures: Iterable[np.ndarray], subject: avatar.Avatar) -> None:
     """000000.png … with the mark in their text chunks; the folder appears when it is complete."""
     out = Path(out).absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = PngImagePlugin.PngInfo()
     for key, value in mark(subject).items():
         text.add_itxt(key.capitalize(), value)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
     try:
         n = 0
         for n, rgb in enumerate(pictures, 1):
@@ -306,7 +326,7 @@ def render(
     n = sound_frames(sound, fps)
     spec = Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, n, smooth_lips)
     with tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
-        rows = feature_chunks(sound, subject, features, audio_kinds, Path(folder))
+        rows = feature_chunks(sound, n / fps, subject, features, audio_kinds, Path(folder))
         pictures = _finished(frames(subject, plan, spec, rows), n, visible_mark, on_frame)
         if is_video(out):
             hw = (subject.info.height, subject.info.width)
