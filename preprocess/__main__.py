@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pipeline.run(pipeline.Options(**vars(args)))
     except UserError as e:
-        print(" ".join(str(e).split()), file=sys.stderr, flush=True)
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
         return 2
     return 0
 

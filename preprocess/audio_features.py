@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         [(kind, where)] = kinds.items()
         write_features(args.audio, kind, where, Path(args.out))
     except UserError as e:
-        print(e, file=sys.stderr)
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     return 0
 

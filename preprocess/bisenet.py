@@ -6,8 +6,6 @@ with the ImageNet mean and deviation; classes 1-13, 17 and 18 are head, 14 and 1
 """
 
 import functools
-import pickle
-import zipfile
 
 import cv2
 import numpy as np
@@ -159,8 +157,8 @@ def load(path: str) -> BiSeNet:
             raise ValueError(f"it holds a {type(state).__name__}")
         state = {k.removeprefix("module."): v for k, v in state.items()}
         model.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-        reason = " ".join(str(e).split())[:120].rstrip(".")
+    except Exception as e:  # the unpickler raises whatever a foreign file makes it stumble over
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}".rstrip(".")
         raise UserError(f"{path} cannot be used as BiSeNet weights ({reason}); give the file 79999_iter.pth") from e
     return model.eval()
 

@@ -202,7 +202,7 @@ def test_bisenet_weights_load_by_name_and_classes_become_labels(tmp_path):
     assert bisenet.LABEL_OF_CLASS.tolist() == [0] + [1] * 13 + [2, 2, 3, 1, 1]
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing", {"cp.conv": 1}, [1, 2]])
+@pytest.mark.parametrize("content", [b"", b"nothing", b"hello this is no file of weights\n", {"cp.conv": 1}, [1, 2]])
 def test_files_that_are_no_bisenet_weights_are_one_sentence(tmp_path, content):
     import torch
 
