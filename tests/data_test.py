@@ -123,7 +123,7 @@ def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeyp
 )
 def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, background, patch):
     b = clip.batch(np.array(chosen), generators(*range(seed, seed + len(chosen))), sampler, 100, patch, background)
-    rays = {"rays": 100, "focus": 100, "frame": H * W, "patch": 100 // patch**2 * patch**2}
+    rays = {"rays": 100, "focus": 100, "close": 100, "frame": H * W, "patch": 100 // patch**2 * patch**2}
     rays["lips"] = (clip.lips_tiles(patch) * patch) ** 2
     assert b.target.shape == (len(chosen), rays[sampler], 3) and b.target.dtype == np.float32
     assert b.image_hw == ((H, W) if sampler == "frame" else None)

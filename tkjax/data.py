@@ -29,8 +29,8 @@ from tkjax.errors import UserError
 from tkjax.types import Batch, SubjectInfo
 
 AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
-SAMPLERS = ("rays", "focus", "patch", "lips", "frame")
-FOCUS = 6  # one ray in so many is drawn from the lips box by the sampler `focus`
+SAMPLERS = ("rays", "focus", "close", "patch", "lips", "frame")
+FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
 BACKGROUNDS = ("torso", "plate")
 PRELOADS = ("disk", "host", "device")
 _CACHE_VERSION = 1
@@ -379,13 +379,13 @@ class Clip:
         h, w = self.height, self.width
         if sampler == "frame":
             return np.arange(h * w)
-        if sampler in ("rays", "focus"):
+        if sampler in ("rays", *FOCUS):
             if rays < 1:
                 raise UserError(f"a stage's rays is {rays}, expected at least 1 pixel per frame")
             flat = rng.integers(0, h * w, rays)
             x0, y0, x1, y1 = self.boxes["lips_box_px"][i].tolist()
-            if sampler == "focus" and rays >= FOCUS:
-                n = rays // FOCUS
+            if sampler in FOCUS and rays >= FOCUS[sampler]:
+                n = rays // FOCUS[sampler]
                 flat[:n] = rng.integers(y0, y1, n) * w + rng.integers(x0, x1, n)
             return flat
         self._check_patch(patch)
@@ -416,7 +416,7 @@ class Clip:
         """B frames with R pixels each, float32 in 0…1; numpy arrays (pictures: device arrays with preload=device).
 
         keys: one generator per frame, so a frame's pixels do not depend on the others or on the device.
-        `rays`: `rays` pixels, uniform with replacement over the picture. `focus`: the same, but one in FOCUS of them
+        `rays`: `rays` pixels, uniform with replacement over the picture. `focus`, `close`: the same, but one in FOCUS of them
         uniform over the frame's lips box, which is a few hundredths of the picture. `patch`: rays // patch² patches of
         patch x patch at uniform places. `lips`: the k x k tiles of patch x patch around the middle of the lips
         box that cover it in every training frame (`lips_tiles`; one size per clip, so one compilation; `in_lips`

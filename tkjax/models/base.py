@@ -43,7 +43,7 @@ class Stage:
     """One stage of training as data.
 
     samplers: cycle over steps of `rays` (uniform with replacement), `focus` (a sixth of them in
-      the lips box), `patch` (square patches),
+      the lips box), `close` (a quarter), `patch` (square patches),
       `lips` (pixels of the lips box) or `frame` (every pixel). rays: pixels per frame and step.
     rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
       without a weight is an error. background: `torso` (true torso over plate) or `plate`.
