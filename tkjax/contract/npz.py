@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,6 +13,12 @@ from typing import Any
 import numpy as np
 
 from tkjax.contract.refusal import ContractError, refuse, short
+
+# What numpy raises on damaged headers; before Python 3.13 its parser of old headers also lets TokenError through.
+HEADER_ERRORS = (
+    ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +77,7 @@ def npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, Entry]:
             version = np.lib.format.read_magic(head)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, fortran, dtype = read(head)
-        except (ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError) as e:
+        except HEADER_ERRORS as e:
             raise refuse(where, name, f"has no readable npy header ({short(e)})", "a plain array") from e
         if dtype.hasobject:
             raise refuse(where, name, "holds pickled objects", "plain numbers")
