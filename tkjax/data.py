@@ -417,8 +417,9 @@ class Clip:
 
         keys: one generator per frame, so a frame's pixels do not depend on the others or on the device.
         `rays`: `rays` pixels, uniform with replacement over the picture. `focus`, `close`: the same, but one in FOCUS
-        of them uniform over the frame's lips box, which is a few hundredths of the picture. `patch`: rays // patch² patches of
-        patch x patch at uniform places. `lips`: the k x k tiles of patch x patch around the middle of the lips
+        of them uniform over the frame's lips box, which is a few hundredths of the picture.
+        `patch`: rays // patch² patches of patch x patch at uniform places.
+        `lips`: the k x k tiles of patch x patch around the middle of the lips
         box that cover it in every training frame (`lips_tiles`; one size per clip, so one compilation; `in_lips`
         says which pixels are inside). Both give whole patches in a row: [B, R] reshapes to [B, -1, patch, patch].
         `frame`: every pixel, row by row.
