@@ -189,7 +189,8 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
     )
     refined = stages.run(
         "refine",
-        lambda out: refine.refine(out, frames.path, labelled.path, tracked.path, n, h, w),
+        # in a worker: one thread each, so the sums, and with them the bytes, never depend on the machine's cores
+        lambda out: executor.submit(refine.refine, out, frames.path, labelled.path, tracked.path, n, h, w).result(),
         {"height": h, "width": w},
         {"frames": frames.digest, "labels": labelled.digest, "track": tracked.digest},
         [refine, chunks],
