@@ -14,13 +14,14 @@ help:
 	@echo "make lint       ruff"
 	@echo "PYTHON=python3.12 chooses another interpreter (its environment is .venv-python3.12)"
 
-$(STAMP): pyproject.toml Makefile $(wildcard constraints/*.txt)
+$(STAMP): pyproject.toml setup.py Makefile $(wildcard constraints/*.txt) $(wildcard tkjax/ops/cpu/src/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tkjax needs Python 3.11 or newer, but $(PYTHON) is older; name one with PYTHON=python3.11" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@c=constraints/python$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
 	if [ -f $$c ]; then c="-c $$c"; else c=""; fi; \
-	set -x; $(PY) -m pip install $$c -e '.[preprocess,eval,test]'
+	set -x; $(PY) -m pip install $$c setuptools jax && \
+	$(PY) -m pip install $$c --no-build-isolation -e '.[preprocess,eval,test]'
 	touch $@
 
 demo: $(STAMP)
