@@ -1,0 +1,74 @@
+// Multi-resolution grid encoding (tkjax/ops/grid_encode.py has the formula): whole op, and the tile functions that
+// field kernels call. No C++ standard library code: this header is part of every per-ISA source.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa.h"
+#include "pool.h"
+
+namespace tkjax {
+
+constexpr int GRID_MAX_LEVELS = 32;
+
+// index(cell) = (sum_d cell[d] * stride[d]) & mask, or (xor_d cell[d] * prime[d]) & mask where hashed.
+// mask is ~0 where the index stays below the entries by itself.
+struct GridLevel {
+  float scale;
+  int32_t hashed;
+  uint32_t entries, offset, mask;
+  uint32_t stride[3];
+};
+
+struct GridArgs {
+  int32_t dims, levels, features;  // 2 or 3; at most GRID_MAX_LEVELS; 1, 2, 4 or 8
+  int32_t smoothstep;
+  uint32_t entries;  // of all levels together
+  GridLevel level[GRID_MAX_LEVELS];
+
+  int channels() const { return levels * features; }
+};
+
+// Words as tkjax.ops.cpu.grid_encode.words(spec) writes them: dims, levels, features, smoothstep, then per level
+// scale (bits of the float), resolution, entries, offset, hashed, stride of each of the three axes.
+// Returns nullptr, or a sentence where they describe no grid that these kernels do. In grid_encode_ffi.cc.
+const char* grid_parse(const int32_t* words, size_t count, GridArgs* out);
+
+// A matrix of samples stored tile by tile: channel c of sample n is data[c * channel + (n / 64) * tile + n % 64].
+// [C][N] is {data, N, 64}; [N/64][C][64] is {data, 64, 64 * C}. The last tile is read whole, so its memory must exist;
+// what lies beyond the last sample is ignored.
+struct TileView {
+  const float* data;
+  int64_t channel, tile;
+};
+
+// Floats of scratch that grid_encode_backward needs (0 samples: 0).
+int64_t grid_backward_scratch(const GridArgs& args, int64_t samples, int planes, bool table_gradient);  // _ffi.cc
+
+}  // namespace tkjax
+
+// Whole op. points [N,P,D], tables [P,T,F], out and dout [N,P,L*F] float32 or bfloat16.
+TKJAX_DECLARE_KERNEL(void, grid_encode_forward,
+                     (const GridArgs& args, int64_t samples, int planes, const float* points, const float* tables,
+                      void* out, bool bfloat16, Pool& pool))
+// dtables or dpoints may be null: not asked for. tables may be null where dpoints is. Outputs are overwritten.
+// Every table entry sums its samples in an order that depends on the sizes alone, never on threads.
+TKJAX_DECLARE_KERNEL(void, grid_encode_backward,
+                     (const GridArgs& args, int64_t samples, int planes, const float* points, const float* tables,
+                      const void* dout, bool bfloat16, float* dtables, float* dpoints, float* scratch, Pool& pool))
+
+// One tile of 64 samples of one plane. coords_unit: D pointers to 64 floats; out [L*F][64]. Outside [0,1], NaN
+// included, gives zeros. Lanes that are no samples may hold anything: they influence no other lane.
+TKJAX_DECLARE_KERNEL(void, grid_encode_tile,
+                     (const GridArgs& args, const float* table, const float* const* coords_unit, float* out))
+// dcoords: D pointers to 64 floats, overwritten with the gradient to coords_unit for dout [L*F][64].
+TKJAX_DECLARE_KERNEL(void, grid_encode_tile_points_grad,
+                     (const GridArgs& args, const float* table, const float* const* coords_unit, const float* dout,
+                      float* const* dcoords))
+// dtable [T*F] += gradient of levels [level_begin, level_end) from all samples, in their order. coords: D pointers to
+// sample 0 of each coordinate; the coordinate of sample n is coords[d][(n / 64) * coords_tile + n % 64].
+// Different levels write different entries, so levels may run on different threads.
+TKJAX_DECLARE_KERNEL(void, grid_table_grad,
+                     (const GridArgs& args, int64_t samples, const float* const* coords, int64_t coords_tile,
+                      const TileView& dout, float* dtable, int level_begin, int level_end))
