@@ -1,0 +1,188 @@
+"""Device functions for Triton kernels: Morton codes, encodings, grid indices, march and composite steps.
+
+All work on tensors of any (broadcastable) shapes, in Triton's interpreter as well. Where cells or lattice points are
+decided (slab, march), the kernel must be compiled with `enable_fp_fusion=False` (`launch.call(..., fp_fusion=False)`):
+then products and sums are rounded one by one, as in the C++ kernels, and every path marches the same cells.
+Divisions there are `div_rn`, because `/` is an approximation of two units in the last place on the GPU.
+"""
+
+import triton
+import triton.language as tl
+
+# -- Morton codes
+
+
+@triton.jit
+def spread3(v):
+    """Bits of a 10-bit int32 moved to every third place."""
+    v = v & 0x3FF
+    v = (v | (v << 16)) & 0x030000FF
+    v = (v | (v << 8)) & 0x0300F00F
+    v = (v | (v << 4)) & 0x030C30C3
+    return (v | (v << 2)) & 0x09249249
+
+
+@triton.jit
+def morton3(x, y, z):
+    """Z-order code (int32) of int32 cell coordinates, x lowest."""
+    return spread3(x) | (spread3(y) << 1) | (spread3(z) << 2)
+
+
+# -- encodings of directions and coordinates
+
+
+@triton.jit
+def sh4(x, y, z):
+    """The 16 real spherical harmonics of degree 4, as a tuple of tensors (constants of ops/reference/sh_encode.py)."""
+    xx, yy, zz = x * x, y * y, z * z
+    return (
+        tl.full(x.shape, 0.28209479177387814, tl.float32),
+        -0.48860251190291987 * y,
+        0.48860251190291987 * z,
+        -0.48860251190291987 * x,
+        1.0925484305920792 * x * y,
+        -1.0925484305920792 * y * z,
+        0.94617469575755997 * zz - 0.31539156525251999,
+        -1.0925484305920792 * x * z,
+        0.54627421529603959 * (xx - yy),
+        0.59004358992664352 * y * (yy - 3.0 * xx),
+        2.8906114426405538 * x * y * z,
+        0.45704579946446572 * y * (1.0 - 5.0 * zz),
+        0.3731763325901154 * z * (5.0 * zz - 3.0),
+        0.45704579946446572 * x * (1.0 - 5.0 * zz),
+        1.4453057213202769 * z * (xx - yy),
+        0.59004358992664352 * x * (3.0 * yy - xx),
+    )
+
+
+@triton.jit
+def sh4_tile(x, y, z, column):
+    """Harmonic number `column`: x, y, z [B,1] and column [1,C] give [B,C]; zero where column is not 0…15."""
+    values = sh4(x, y, z)
+    out = tl.where(column == 0, values[0], 0.0)
+    for i in tl.static_range(1, 16):
+        out = tl.where(column == i, values[i], out)
+    return out
+
+
+@triton.jit
+def frequency(x, group):
+    """Part `group` of the frequency encoding of x: 0 is x, 2k+1 is sin(2**k x), 2k+2 is cos(2**k x).
+
+    Column c of an encoding of D coordinates is coordinate c % D in group c // D.
+    """
+    octave = tl.maximum(group - 1, 0) >> 1
+    angle = x * (1 << octave).to(tl.float32)
+    return tl.where(group == 0, x, tl.where((group & 1) == 1, tl.sin(angle), tl.cos(angle)))
+
+
+# -- multi-resolution grids (ops/grid_encode.py has the formulas)
+
+
+@triton.jit
+def grid_cell(x, scale):
+    """(cell as uint32, fraction in it) of a coordinate in [0,1] on a level with this scale."""
+    position = x * scale + 0.5
+    cell = tl.floor(position)
+    return cell.to(tl.int32).to(tl.uint32), position - cell
+
+
+@triton.jit
+def grid_weight(fraction, bit: tl.constexpr, smooth: tl.constexpr):
+    """Weight of a cell's upper (bit 1) or lower corner along one axis."""
+    if smooth:
+        fraction = fraction * fraction * (3.0 - 2.0 * fraction)
+    if bit == 0:
+        fraction = 1.0 - fraction
+    return fraction
+
+
+@triton.jit
+def grid_slope(fraction, bit: tl.constexpr, smooth: tl.constexpr):
+    """Derivative of `grid_weight` by the fraction."""
+    slope = tl.full(fraction.shape, 1.0, tl.float32)
+    if smooth:
+        slope = 6.0 * fraction * (1.0 - fraction)
+    if bit == 0:
+        slope = -slope
+    return slope
+
+
+@triton.jit
+def grid_index(
+    i, j, k, stride_i, stride_j, stride_k, hashed, entries,
+    DIMS: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr,
+):  # fmt: skip
+    """Entry (int32, within its level) of cell (i, j, k), all uint32; k and its stride are ignored for DIMS == 2.
+
+    hashed: nonzero on levels that hash. entries: what indices are taken modulo: with MODULO the number of entries, else
+    that number less one, which is a mask on levels whose size is a power of two, and all ones on those that never wrap.
+    """
+    index = i * stride_i + j * stride_j
+    if DIMS == 3:
+        index += k * stride_k
+    if ANY_HASHED:
+        code = i ^ (j * 2654435761)
+        if DIMS == 3:
+            code ^= k * 805459861
+        index = tl.where(hashed != 0, code, index)
+    if MODULO:
+        index = index % entries
+    else:
+        index = index & entries
+    return index.to(tl.int32)
+
+
+# -- rays
+
+
+@triton.jit
+def slab_axis(o, d, low, high):
+    """(first, last) distance at which a ray is between two planes; (-inf, inf) or (inf, -inf) where it is parallel."""
+    infinity = float("inf")
+    parallel = d == 0.0
+    inverse = tl.div_rn(tl.full(d.shape, 1.0, tl.float32), tl.where(parallel, 1.0, d))
+    a = (low - o) * inverse
+    b = (high - o) * inverse
+    within = (o >= low) & (o <= high)
+    first = tl.where(parallel, tl.where(within, -infinity, infinity), tl.where((a < b) | (a != a), a, b))
+    last = tl.where(parallel, tl.where(within, infinity, -infinity), tl.where((a > b) | (a != a), a, b))
+    return first, last
+
+
+@triton.jit
+def slab(ox, oy, oz, dx, dy, dz, x0, y0, z0, x1, y1, z1, t_min):
+    """(near, far) of a box, near at least t_min; both 0 where the ray misses or is not finite."""
+    first_x, last_x = slab_axis(ox, dx, x0, x1)
+    first_y, last_y = slab_axis(oy, dy, y0, y1)
+    first_z, last_z = slab_axis(oz, dz, z0, z1)
+    near = tl.maximum(tl.maximum(first_x, first_y), tl.maximum(first_z, t_min))
+    far = tl.minimum(tl.minimum(last_x, last_y), last_z)
+    # tl.maximum may drop a NaN, so each distance is asked.
+    number = (first_x == first_x) & (first_y == first_y) & (first_z == first_z)
+    number &= (last_x == last_x) & (last_y == last_y) & (last_z == last_z)
+    hit = number & (near < far) & (far < float("inf"))
+    return tl.where(hit, near, 0.0), tl.where(hit, far, 0.0)
+
+
+@triton.jit
+def alpha(optical):
+    """1 - exp(-optical) for optical >= 0, accurate for small values too."""
+    series = 1.0 - optical * (1.0 / 6.0) * (1.0 - optical * (1.0 / 7.0))
+    series = 1.0 - optical * 0.25 * (1.0 - optical * 0.2 * series)
+    series = 1.0 - optical * 0.5 * (1.0 - optical * (1.0 / 3.0) * series)
+    return tl.where(optical < 0.25, optical * series, 1.0 - tl.exp(-optical))
+
+
+@triton.jit
+def composite_step(before, optical, valid, stop):
+    """One sample of a ray: (its weight, whether it counts, the transmittance before it, optical depth after it).
+
+    before: optical depth of the samples in front; optical: sigma * dt of this one; a sample counts while it is valid
+    and the transmittance in front of it is at least `stop`.
+    """
+    optical = tl.where(valid, optical, 0.0)
+    transmittance = tl.exp(-before)
+    live = valid & (transmittance >= stop)
+    weight = tl.where(live, alpha(optical) * transmittance, 0.0)
+    return weight, live, transmittance, before + optical
