@@ -4,19 +4,26 @@ Nothing in this package imports the rest of tkjax, so it can be lifted out alone
 """
 
 from tkjax.ops.composite import Composited, composite
+from tkjax.ops.field import field
+from tkjax.ops.field_mlp import field_mlp
 from tkjax.ops.freq_encode import freq_encode
 from tkjax.ops.grid_encode import GridSpec, grid_encode
 from tkjax.ops.march import Marched, march
 from tkjax.ops.morton import morton_decode, morton_encode
 from tkjax.ops.packbits import dilate_morton, packbits
+from tkjax.ops.program import Program, ProgramBuilder
 from tkjax.ops.sh_encode import sh_encode
 
 __all__ = [
     "Composited",
     "GridSpec",
     "Marched",
+    "Program",
+    "ProgramBuilder",
     "composite",
     "dilate_morton",
+    "field",
+    "field_mlp",
     "freq_encode",
     "grid_encode",
     "march",
