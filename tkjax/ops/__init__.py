@@ -3,12 +3,12 @@
 Nothing in this package imports the rest of tkjax, so it can be lifted out alone.
 """
 
-from tkjax.ops.composite import Composited, composite
+from tkjax.ops.composite import Composited, composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
 from tkjax.ops.freq_encode import freq_encode
 from tkjax.ops.grid_encode import GridSpec, grid_encode
-from tkjax.ops.march import Marched, march
+from tkjax.ops.march import Marched, MarchedPacked, march, march_packed
 from tkjax.ops.morton import morton_decode, morton_encode
 from tkjax.ops.packbits import dilate_morton, packbits
 from tkjax.ops.program import Program, ProgramBuilder
@@ -18,15 +18,18 @@ __all__ = [
     "Composited",
     "GridSpec",
     "Marched",
+    "MarchedPacked",
     "Program",
     "ProgramBuilder",
     "composite",
+    "composite_packed",
     "dilate_morton",
     "field",
     "field_mlp",
     "freq_encode",
     "grid_encode",
     "march",
+    "march_packed",
     "morton_decode",
     "morton_encode",
     "packbits",
