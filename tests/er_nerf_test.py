@@ -10,8 +10,8 @@ from tests import oracle
 from tkjax import losses
 from tkjax.cameras import pixel_rays
 from tkjax.models.base import load
-from tkjax.models.er_nerf import Model
-from tkjax.ops import march, sh_encode
+from tkjax.models.er_nerf import EXTRAS, Model
+from tkjax.ops import GridSpec, field, march, sh_encode
 from tkjax.render.image import picture, render_image
 from tkjax.types import Batch, Clock, SubjectInfo, Variables
 
@@ -99,6 +99,7 @@ def draw(model):
     return jax.jit(lambda v, data: model.render(v, data, None, CLOCK, False).replace(aux={}))
 
 
+SPEC = GridSpec(2, 4, 1, 64, 512, 8)  # of `tiny`
 CLOCK = Clock(jnp.int32(16), jnp.float32(0.5))  # a step with a perturbation term
 KEY = jax.random.key(7)
 
@@ -214,11 +215,11 @@ def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
     params = model.init(jax.random.key(2)).params
     audio = np.random.default_rng(0).normal(size=(1, W, steps, A)).astype(np.float32)
-    got = model.field.apply({"params": params}, jnp.asarray(audio), method="audio_code")[0]
+    got = model.params.apply({"params": params}, jnp.asarray(audio), method="audio_code")[0]
     np.testing.assert_allclose(got, audio_code(params, audio[0]), atol=1e-5)
 
 
-def field(spec, params, x, d, audio, eye, code):
+def literal(spec, params, x, d, audio, eye, code):
     """sigma, rgb, u, |v|, w at one point in the originals' axes, literally."""
     planes = np.array([[(x[[0, 1]] + 1) / 2, (x[[1, 2]] + 1) / 2, (x[[0, 2]] + 1) / 2]])
     f = oracle.grid_encode(
@@ -246,8 +247,7 @@ def test_render_equals_the_literal_field_marched_and_composited(model, variables
     for r in range(0, RAYS, 4):
         n = int(marched.count[r])
         rows = [
-            field(model.field.spec, variables.params, o[r] + float(t) * d[r], d[r], audio, 0.3, code)
-            for t in marched.t[r, :n]
+            literal(SPEC, variables.params, o[r] + float(t) * d[r], d[r], audio, 0.3, code) for t in marched.t[r, :n]
         ]
         sigma = np.array([row[0] for row in rows])
         rgb = np.array([row[1] for row in rows]).reshape(n, 3)
@@ -348,7 +348,7 @@ def test_perturbation_is_the_change_of_the_field_nearby(model, variables, run):
             points += [(o[ray] + t[ray, s] * d[ray], shift[r, s]) for s in range(evaluated[ray])]
         here, offset = (np.array(v, np.float32) for v in zip(*points))
         near, far = (
-            np.asarray(model.field.apply({"params": variables.params}, jnp.asarray(x), method="extras"))
+            np.asarray(field(model.program.select(*EXTRAS), jnp.asarray(x), {}, variables.params))
             for x in (here, here + offset)
         )
         means.append(np.sum((near - far) ** 2, -1).mean())

@@ -13,9 +13,14 @@ CELLS = SIDE**3
 CODES = np.array([oracle.morton(*cell) for cell in np.ndindex(SIDE, SIDE, SIDE)])  # raster order -> Morton
 
 
-def bump(params, _, xyz):
-    """A density that depends on where in the cell it is asked."""
-    return params * jnp.exp(-3.0 * jnp.sum(jnp.square(xyz - 0.2), -1))
+def bump(height):
+    """A density that depends on where in the cell it is asked, and not a number where it should not be asked."""
+
+    def sigma(xyz, total):
+        value = height * jnp.exp(-3.0 * jnp.sum(jnp.square(xyz - 0.2), -1))
+        return jnp.where(jnp.arange(xyz.shape[0]) < total, value, jnp.nan)
+
+    return sigma
 
 
 def peak(xyz, height):
@@ -28,7 +33,7 @@ def raster(grid):
 
 @pytest.fixture(scope="module")
 def refresh():
-    return jax.jit(lambda state, height, key: occupancy.refresh(state, bump, height, key, 64))
+    return jax.jit(lambda state, height, key: occupancy.refresh(state, bump(height), key))
 
 
 def test_cells_span_the_cube_as_in_the_originals():

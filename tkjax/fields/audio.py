@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tkjax.fields.mlp import uniform_init
+from tkjax.fields.program import uniform_init
 
 SLOPE = 0.02  # of every LeakyReLU
 

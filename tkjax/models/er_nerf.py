@@ -15,20 +15,21 @@ from jaxtyping import Array, Float
 from tkjax import losses
 from tkjax.cameras import camera_z, pixel_rays, to_ngp_axes, to_ngp_pose
 from tkjax.fields.audio import AudioAttention, AudioNet
-from tkjax.fields.mlp import MLP
-from tkjax.fields.triplane import TriPlane
+from tkjax.fields.program import groups
 from tkjax.models.base import Ema, Rate, Stage
 from tkjax.models.base import Model as BaseModel
-from tkjax.ops import GridSpec, composite, march, sh_encode
+from tkjax.ops import GridSpec, Program, ProgramBuilder, composite, field, march, sh_encode
 from tkjax.render import occupancy
 from tkjax.render.image import picture
-from tkjax.render.march import pack, packed_map, unpack
+from tkjax.render.march import pack, unpack
 from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 
 GEOMETRY = 64  # features that density passes on to colour
 SH_DEGREE = 4
 MAX_LOG_DENSITY = 40.0  # exp is cut here so that it cannot overflow; alpha is 1 in float32 from 6.5 on
-SAMPLE_PARTS = ("audio_channel_attention", "eye_attention", "density", "colour", "uncertainty")  # MLPs after the planes
+PAIRS = ((0, 1), (1, 2), (0, 2))  # the planes xy, yz, xz
+PICTURE = ("sigma", "rgb")  # outputs of the field that a picture needs
+EXTRAS = ("uncertainty", "audio_norm", "eye_weight")  # and those of the losses; they depend on the position alone
 STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this
 PERTURB_EVERY = 16  # steps between perturbation terms
 PERTURB_SIZE = 1e-3
@@ -37,10 +38,34 @@ ENTROPY = 1e-4  # weight of term 5
 PERTURB = 1e-5  # weight of term 8
 
 
-class HeadField(nn.Module):
-    """All trained parts of the head. Shapes: N samples, B frames."""
+def head_program(spec: GridSpec, audio_dim: int, code_dim: int) -> Program:
+    """The field at one sample (dossier §3, head 1 to 6).
 
-    spec: GridSpec
+    Rows: `sh` of the ray; `audio`, `eye` (blink) and `code` (appearance) of the frame. Outputs: sigma, rgb and, for
+    training, uncertainty u, audio_norm = |v| and eye_weight = w.
+    """
+    features, sh = len(PAIRS) * spec.channels, SH_DEGREE**2
+    p = ProgramBuilder("er_nerf_head")
+    f = p.grid("planes", spec, p.points, subsets=PAIRS)
+    v = p.mlp("audio_channel_attention", [f], (features, 64, audio_dim))
+    w = p.act(p.mlp("eye_attention", [f], (features, 16, 1)), "sigmoid")
+    regions = [p.mul(v, p.row("audio", audio_dim)), p.mul(w, p.row("eye", 1))]
+    h = p.mlp("density", [f, *regions], (features + audio_dim + 1, 64, 64, 1 + GEOMETRY))
+    colour = [p.row("sh", sh), h[1:], p.row("code", code_dim)]
+    colour = p.act(p.mlp("colour", colour, (sh + GEOMETRY + code_dim, 64, 3)), "sigmoid")
+    return p.build(
+        sigma=p.act(p.clip_max(h[:1], MAX_LOG_DENSITY), "exp"),
+        rgb=p.affine(colour, 1.002, -0.001),
+        uncertainty=p.act(p.mlp("uncertainty", [p.stop_gradient(f)], (features, 32, 1)), "softplus"),
+        audio_norm=p.norm(v),
+        eye_weight=w,
+    )
+
+
+class HeadParams(nn.Module):
+    """All trained parts of the head: the parameters of `program`, the audio networks and the frame codes."""
+
+    program: Program
     audio_channels: int
     audio_windows: int
     audio_dim: int
@@ -48,15 +73,10 @@ class HeadField(nn.Module):
     code_rows: int
 
     def setup(self):
-        features = 3 * self.spec.channels
-        self.planes = TriPlane(self.spec)
+        for name, group in groups(self.program).items():
+            setattr(self, name, group)
         self.audio_net = AudioNet(self.audio_channels, self.audio_dim)
         self.audio_attention = AudioAttention(self.audio_windows, self.audio_dim)
-        self.audio_channel_attention = MLP((features, 64, self.audio_dim))
-        self.eye_attention = MLP((features, 16, 1))
-        self.density = MLP((features + self.audio_dim + 1, 64, 64, 1 + GEOMETRY))
-        self.colour = MLP((SH_DEGREE**2 + GEOMETRY + self.code_dim, 64, 3))
-        self.uncertainty = MLP((features, 32, 1))
         self.codes = nn.Embed(self.code_rows, self.code_dim, embedding_init=nn.initializers.normal(0.1))
 
     def audio_code(self, audio: Float[Array, "B W T A"]) -> Float[Array, "B C"]:
@@ -67,48 +87,9 @@ class HeadField(nn.Module):
     def frame_code(self, frame) -> Float[Array, "B E"]:
         return self.codes(frame)
 
-    def regions(self, f):
-        """Features -> (v [N,32] channel weights of the audio code, w [N,1] weight of the blink)."""
-        return self.audio_channel_attention(f), jax.nn.sigmoid(self.eye_attention(f))
-
-    def encode(self, xyz):
-        return self.planes(xyz)
-
-    def shape(self, f, audio, eye):
-        """Features, audio codes [N or 1, 32], blinks [N or 1, 1] -> log density [N], geometry, v, w."""
-        v, w = self.regions(f)
-        h = self.density(f, v * audio, w * eye)
-        return jnp.minimum(h[:, 0], MAX_LOG_DENSITY), h[:, 1:], v, w
-
-    def sigma(self, xyz, audio, eye) -> Float[Array, " N"]:
-        return jnp.exp(self.shape(self.planes(xyz), audio, eye)[0])
-
-    def sample(self, f, sh, audio, eye, code, extras: bool) -> Float[Array, "N C"]:
-        """sigma, r, g, b and, with `extras`, uncertainty, ||v||, w."""
-        log_density, geometry, v, w = self.shape(f, audio, eye)
-        rgb = jax.nn.sigmoid(self.colour(sh, geometry, code)) * 1.002 - 0.001
-        out = [jnp.exp(log_density)[:, None], rgb]
-        return jnp.concatenate([*out, self._extras(f, v, w)] if extras else out, -1)
-
-    def extras(self, xyz) -> Float[Array, "N 3"]:
-        """uncertainty, ||v||, w at positions (none of them depends on audio, blink or frame code)."""
-        f = self.planes(xyz)
-        return self._extras(f, *self.regions(f))
-
-    def _extras(self, f, v, w):
-        u = jax.nn.softplus(self.uncertainty(jax.lax.stop_gradient(f)))
-        return jnp.concatenate([u, losses.safe_norm(v)[:, None], w], -1)
-
-    def __call__(self, xyz, sh, audio, frame, eye):
+    def __call__(self, audio, frame):
         """Touches every parameter; for initialisation."""
-        return self.sample(self.planes(xyz), sh, self.audio_code(audio), eye, self.frame_code(frame), True)
-
-
-def _of_frame(values: Float[Array, "B C"], frame):
-    """Rows of `values` for samples with frame slots `frame`; one row for all where there is one frame."""
-    if values.shape[0] == 1:
-        return values
-    return jax.nn.one_hot(frame, values.shape[0], dtype=values.dtype) @ values
+        return [getattr(self, name)() for name in self.program.params], self.audio_code(audio), self.frame_code(frame)
 
 
 class Model(BaseModel):
@@ -118,8 +99,9 @@ class Model(BaseModel):
         super().__init__(config, info)
         m = config.model
         spec = GridSpec(2, m.grid_levels, 1, m.grid_base, m.grid_finest, m.grid_log2_entries)
-        self.field = HeadField(
-            spec=spec,
+        self.program = head_program(spec, m.audio_dim, m.code_dim)
+        self.params = HeadParams(
+            program=self.program,
             audio_channels=info.audio_channels,
             audio_windows=info.audio_windows,
             audio_dim=m.audio_dim,
@@ -132,9 +114,7 @@ class Model(BaseModel):
 
     def init(self, key: jax.Array) -> Variables:
         audio = jnp.zeros((1, self.info.audio_windows, self.info.audio_steps, self.info.audio_channels))
-        sh = jnp.zeros((1, SH_DEGREE**2))
-        init = jax.jit(self.field.init)  # eager initialisation takes seconds
-        params = init(key, jnp.zeros((1, 3)), sh, audio, jnp.zeros(1, jnp.int32), jnp.zeros((1, 1)))
+        params = jax.jit(self.params.init)(key, audio, jnp.zeros(1, jnp.int32))  # eager initialisation takes seconds
         return Variables(params=params["params"], state=occupancy.init(self.config.model.occupancy_side))
 
     def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
@@ -146,7 +126,7 @@ class Model(BaseModel):
         return variables.replace(state=state)
 
     def _apply(self, params, method, *args):
-        return self.field.apply({"params": params}, *args, method=method)
+        return self.params.apply({"params": params}, *args, method=method)
 
     def _frame_values(self, params, batch: Batch, key, train: bool) -> dict[str, Array]:
         """What is constant over a frame: audio code, blink, appearance code; [B,C] each."""
@@ -214,9 +194,9 @@ class Model(BaseModel):
         """
         m = self.config.model
         rays, size = rays_o.shape[0], m.samples // m.waves
-        per_frame = rays // values["audio"].shape[0]
+        frames = values["audio"].shape[0]
+        program = self.program if train else self.program.select(*PICTURE)
         sh = sh_encode(rays_d, SH_DEGREE)
-        weights = {"field": {k: params[k] for k in SAMPLE_PARTS}, "values": values}
 
         def wave(carry, t):
             optical, left = carry
@@ -224,10 +204,9 @@ class Model(BaseModel):
             packing = pack(count, size)
             along = t[packing.ray, packing.slot][:, None]
             xyz = rays_o[packing.ray] + along * rays_d[packing.ray]
-            rows = {"sh": sh[packing.ray], "frame": packing.ray // per_frame}
-            f = packed_map(self._encode_rows, m.chunk, params["planes"], None, xyz, packing.total)
-            fn = self._train_rows if train else self._test_rows
-            packed = packed_map(fn, m.chunk, weights, f, rows, packing.total)
+            frame = None if frames == 1 else packing.ray // (rays // frames)
+            rows = {"sh": (sh, packing.ray), **{name: (v, frame) for name, v in values.items()}}
+            packed = field(program, xyz, rows, params, total=packing.total, chunk=m.chunk)
             dense = unpack(packed, packing, jnp.arange(size) < count[:, None])
             optical = optical + jax.lax.stop_gradient(jnp.sum(dense[..., 0], -1) * m.dt)
             return (optical, left - size), (dense, count)
@@ -239,27 +218,6 @@ class Model(BaseModel):
             return dense, count
         _, (dense, count) = jax.lax.scan(wave, start, parts)
         return dense.transpose(1, 0, 2, 3).reshape(rays, m.samples, -1), jnp.sum(count, 0)
-
-    def _encode_rows(self, planes, _, xyz):
-        return self._apply({"planes": planes}, "encode", xyz)
-
-    def _sample_rows(self, extras: bool, weights, f, rows):
-        values = {name: _of_frame(v, rows["frame"]) for name, v in weights["values"].items()}
-        args = (f, rows["sh"], values["audio"], values["eye"], values["code"], extras)
-        return self._apply(weights["field"], "sample", *args)
-
-    def _train_rows(self, weights, f, rows):
-        return self._sample_rows(True, weights, f, rows)
-
-    def _test_rows(self, weights, f, rows):
-        return self._sample_rows(False, weights, f, rows)
-
-    def _density_rows(self, weights, _, xyz):
-        values = weights["values"]
-        return self._apply(weights["field"], "sigma", xyz, values["audio"], values["eye"])
-
-    def _extras_rows(self, params, _, xyz):
-        return self._apply(params, "extras", xyz)
 
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
@@ -297,7 +255,7 @@ class Model(BaseModel):
         packing = pack(evaluated, m.samples)
         along = t[packing.ray, packing.slot][:, None]
         xyz = rays_o[packing.ray] + along * rays_d[packing.ray] + shift[packing.ray, packing.slot]
-        moved = packed_map(self._extras_rows, m.chunk, params, None, xyz, packing.total)
+        moved = field(self.program.select(*EXTRAS), xyz, {}, params, total=packing.total, chunk=m.chunk)
         square = jnp.sum(jnp.square(moved - render.aux["extras"][packing.ray, packing.slot]), -1)
         square = jnp.where(jnp.arange(square.shape[0]) < packing.total, square, 0.0)
         per_frame = jax.ops.segment_sum(square, packing.ray // r, b)
@@ -308,10 +266,13 @@ class Model(BaseModel):
         del clock
         first = batch.replace(frame=batch.frame[:1], audio=batch.audio[:1], eye_closed=batch.eye_closed[:1])
         m = self.config.model
-        params = {"field": variables.params, "values": self._frame_values(variables.params, first, None, False)}
-        return variables.replace(
-            state=occupancy.refresh(variables.state, self._density_rows, params, key, m.chunk, m.occupancy_decay)
-        )
+        rows = {name: (v, None) for name, v in self._frame_values(variables.params, first, None, False).items()}
+        program = self.program.select("sigma")
+
+        def sigma(xyz, total):
+            return field(program, xyz, rows, variables.params, total=total, chunk=m.chunk)[:, 0]
+
+        return variables.replace(state=occupancy.refresh(variables.state, sigma, key, m.occupancy_decay))
 
     def labels(self, params: PyTree) -> PyTree:
         """`tables`, `audio_attention`, and `net` for all else."""

@@ -11,8 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tkjax.ops import dilate_morton, morton_decode, packbits
-from tkjax.render.march import packed_map
-from tkjax.types import PyTree
 
 MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this)
 
@@ -66,9 +64,9 @@ def mark_unseen(
     return {"density": density, "bits": bits}
 
 
-def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, chunk: int, decay: float = 0.95) -> dict:
-    """One update: density_fn(params, None, [chunk,3]) -> [chunk] at a random point of every cell, 6-neighbour
-    maximum, running maximum with `decay`, new bits at threshold min(mean of max(density, 0), 10).
+def refresh(state: dict, sigma: Callable, key: jax.Array, decay: float = 0.95) -> dict:
+    """One update: sigma(xyz [N,3], total) -> [N], for the first `total` rows, at a random point of every cell;
+    6-neighbour maximum, running maximum with `decay`, new bits at threshold min(mean of max(density, 0), 10).
 
     Cells that are -1 stay so; they are evaluated only where they touch a cell that is not, for its maximum.
     """
@@ -79,7 +77,7 @@ def refresh(state: dict, density_fn: Callable, params: PyTree, key: jax.Array, c
     codes = jnp.zeros(cells, jnp.int32).at[jnp.where(wanted, rank, cells)].set(jnp.arange(cells), mode="drop")
     noise = jax.random.uniform(key, (cells, 3), minval=-1.0, maxval=1.0)
     xyz = cell_centres(codes, side) + noise / side
-    values = packed_map(density_fn, chunk, params, None, xyz, rank[-1] + 1)
+    values = sigma(xyz, rank[-1] + 1)
     fresh = dilate_morton(jnp.where(wanted, values[rank], 0.0))
     density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(decay * density, fresh), density)
     threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
