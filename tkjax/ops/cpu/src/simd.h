@@ -117,4 +117,19 @@ TKJAX_INLINE F exp(F x) {
   return x != x ? x : scaled;
 }
 
+// Bit i is set where lane i of the mask is.
+TKJAX_INLINE uint32_t lane_bits(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < W; ++i) out |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return out;
+#endif
+}
+
 }  // namespace tkjax::TKJAX_ISA
