@@ -18,7 +18,7 @@ from tkjax.fields.audio import AudioAttention, AudioNet
 from tkjax.fields.program import groups
 from tkjax.models.base import Ema, Rate, Stage
 from tkjax.models.base import Model as BaseModel
-from tkjax.ops import GridSpec, Program, ProgramBuilder, composite, field, march, sh_encode
+from tkjax.ops import GridSpec, Program, ProgramBuilder, composite, field, march, render_fused, sh_encode
 from tkjax.render import occupancy
 from tkjax.render.image import picture
 from tkjax.render.march import pack, unpack
@@ -142,51 +142,60 @@ class Model(BaseModel):
             "code": self._apply(params, "frame_code", frame),
         }
 
+    def _rays(self, batch: Batch):
+        """Origins and directions [B*R,3] in the originals' axes, and directions [B,R,3] in the contract's."""
+        o, d = pixel_rays(batch.cam_to_world, batch.intrinsics, batch.pixels_px)
+        return to_ngp_axes(o).reshape(-1, 3), to_ngp_axes(d).reshape(-1, 3), d
+
+    def _marching(self) -> dict[str, Any]:
+        m = self.config.model
+        return {"side": m.occupancy_side, "box": self.box, "dt": m.dt, "t_min": m.t_min, "samples": m.samples}
+
     def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
         del clock
+        if not train:
+            return self._draw(variables, batch)
         m, params = self.config.model, variables.params
         b, r = batch.pixels_px.shape[:2]
-        o, d = pixel_rays(batch.cam_to_world, batch.intrinsics, batch.pixels_px)
-        o_grid, d_grid = to_ngp_axes(o).reshape(-1, 3), to_ngp_axes(d).reshape(-1, 3)
+        rays_o, rays_d, d = self._rays(batch)
         noise = jnp.zeros((b, r))
-        if train and key is not None:
+        if key is not None:
             noise = jax.vmap(lambda k: jax.random.uniform(k, (r,)))(_frame_keys(key, batch, 0))
-        marched = march(
-            o_grid, d_grid, variables.state["bits"], noise.reshape(-1),
-            side=m.occupancy_side, box=self.box, dt=m.dt, t_min=m.t_min, samples=m.samples,
-        )  # fmt: skip
+        marched = march(rays_o, rays_d, variables.state["bits"], noise.reshape(-1), **self._marching())
         values = self._frame_values(params, batch, key, train)
-        dense, evaluated = self._evaluate(params, values, o_grid, d_grid, marched, train)
+        dense, evaluated = self._evaluate(params, values, rays_o, rays_d, marched)
         valid = jnp.arange(m.samples) < evaluated[:, None]
-        channels = 5 if train else 4
-        sums = composite(
-            dense[..., 0], valid, marched.t + m.dt, dense[..., 1:channels], dense[..., channels:], dt=m.dt, stop=STOP,
-        )  # fmt: skip
-        alpha = sums.weight_sum.reshape(b, r, 1)
-        # The originals' depth averages the ends of the steps; the samples stand at their beginnings.
-        t_mean = (sums.depth / jnp.maximum(sums.weight_sum, 1e-6) - m.dt).reshape(b, r)
-        z = camera_z(batch.cam_to_world, d, t_mean)[..., None]
-        aux = {}
-        if train:
-            aux = {
-                "uncertainty": sums.weighted[:, 3].reshape(b, r),
-                "ambient_audio": sums.plain[:, 0].reshape(b, r),
-                "ambient_eye": sums.plain[:, 1].reshape(b, r),
-                "rays": (o_grid, d_grid, marched.t, evaluated),
-                "extras": jax.lax.stop_gradient(dense[..., 4:]),
-                "metrics": {
-                    "samples_per_ray": jnp.mean(evaluated.astype(jnp.float32)),
-                    "occupied": occupancy.occupied_share(variables.state["bits"]),
-                },
-            }
-        return Render(
-            rgb=sums.weighted[:, :3].reshape(b, r, 3),
-            alpha=alpha,
-            depth=jax.lax.stop_gradient(jnp.where(alpha < 0.5, jnp.nan, z)),
-            aux=aux,
-        )
+        sums = composite(dense[..., 0], valid, marched.t, dense[..., 1:5], dense[..., 5:], dt=m.dt, stop=STOP)
+        aux = {
+            "uncertainty": sums.weighted[:, 3].reshape(b, r),
+            "ambient_audio": sums.plain[:, 0].reshape(b, r),
+            "ambient_eye": sums.plain[:, 1].reshape(b, r),
+            "rays": (rays_o, rays_d, marched.t, evaluated),
+            "extras": jax.lax.stop_gradient(dense[..., 4:]),
+            "metrics": {
+                "samples_per_ray": jnp.mean(evaluated.astype(jnp.float32)),
+                "occupied": occupancy.occupied_share(variables.state["bits"]),
+            },
+        }
+        return _render(batch, d, sums, aux)
 
-    def _evaluate(self, params, values, rays_o, rays_d, marched, train: bool):
+    def _draw(self, variables: Variables, batch: Batch) -> Render:
+        """Pictures only: marched, evaluated and composited in one call, frame by frame."""
+        m, params = self.config.model, variables.params
+        values = self._frame_values(params, batch, None, False)
+        rays_o, rays_d, d = self._rays(batch)
+        r = batch.pixels_px.shape[1]
+        parts = []
+        for i in range(batch.frame.shape[0]):
+            o_i, d_i = rays_o[i * r : (i + 1) * r], rays_d[i * r : (i + 1) * r]
+            rows = {"sh": sh_encode(d_i, SH_DEGREE), **{name: v[i : i + 1] for name, v in values.items()}}
+            program, bits = self.program.select(*PICTURE), variables.state["bits"]
+            parts.append(
+                render_fused(program, o_i, d_i, bits, rows, params, **self._marching(), stop=STOP, chunk=m.chunk)
+            )
+        return _render(batch, d, jax.tree.map(lambda *v: jnp.concatenate(v), *parts), {})
+
+    def _evaluate(self, params, values, rays_o, rays_d, marched):
         """The field at the marched samples: [R,S,C] and how many samples of each ray [R] were evaluated.
 
         Samples are taken in waves from front to back; rays whose transmittance has fallen below the compositor's stop
@@ -195,7 +204,6 @@ class Model(BaseModel):
         m = self.config.model
         rays, size = rays_o.shape[0], m.samples // m.waves
         frames = values["audio"].shape[0]
-        program = self.program if train else self.program.select(*PICTURE)
         sh = sh_encode(rays_d, SH_DEGREE)
 
         def wave(carry, t):
@@ -206,7 +214,7 @@ class Model(BaseModel):
             xyz = rays_o[packing.ray] + along * rays_d[packing.ray]
             frame = None if frames == 1 else packing.ray // (rays // frames)
             rows = {"sh": (sh, packing.ray), **{name: (v, frame) for name, v in values.items()}}
-            packed = field(program, xyz, rows, params, total=packing.total, chunk=m.chunk)
+            packed = field(self.program, xyz, rows, params, total=packing.total, chunk=m.chunk)
             dense = unpack(packed, packing, jnp.arange(size) < count[:, None])
             optical = optical + jax.lax.stop_gradient(jnp.sum(dense[..., 0], -1) * m.dt)
             return (optical, left - size), (dense, count)
@@ -310,3 +318,13 @@ class Model(BaseModel):
 def _frame_keys(key: jax.Array, batch: Batch, use: int):
     """One key per frame and use, from the frame's number: any split of frames over devices draws the same."""
     return jax.vmap(lambda frame: jax.random.fold_in(jax.random.fold_in(key, use), frame))(batch.frame)
+
+
+def _render(batch: Batch, d, sums, aux: dict) -> Render:
+    """Sums over the B*R rays with directions d [B,R,3] as a Render."""
+    b, r = batch.pixels_px.shape[:2]
+    alpha = sums.weight_sum.reshape(b, r, 1)
+    t_mean = (sums.depth / jnp.maximum(sums.weight_sum, 1e-6)).reshape(b, r)
+    z = camera_z(batch.cam_to_world, d, t_mean)[..., None]
+    depth = jax.lax.stop_gradient(jnp.where(alpha < 0.5, jnp.nan, z))
+    return Render(rgb=sums.weighted[:, :3].reshape(b, r, 3), alpha=alpha, depth=depth, aux=aux)

@@ -12,6 +12,7 @@ from tkjax.ops.march import Marched, MarchedPacked, march, march_packed
 from tkjax.ops.morton import morton_decode, morton_encode
 from tkjax.ops.packbits import dilate_morton, packbits
 from tkjax.ops.program import Program, ProgramBuilder
+from tkjax.ops.render_fused import render_fused
 from tkjax.ops.sh_encode import sh_encode
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "morton_decode",
     "morton_encode",
     "packbits",
+    "render_fused",
     "sh_encode",
 ]

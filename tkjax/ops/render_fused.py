@@ -1,0 +1,91 @@
+"""Rays to pixels in one call, for inference: march, field and compositing, nothing per sample in memory where fused.
+
+The same as `march` without jitter, `field` at o + t d of every kept sample, and `composite` of its outputs: the first
+is sigma (one channel), the others are weighted sums, rgb first. What is fused keeps exactly the samples that `march` of
+the same back end keeps; colours differ by rounding.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jaxtyping import Array, Float, UInt8
+
+from tkjax.ops import dispatch
+from tkjax.ops.composite import Composited
+from tkjax.ops.field import _params as check_params
+from tkjax.ops.march import _check as march_spec
+from tkjax.ops.program import Program
+
+
+def render_fused(
+    program: Program,
+    rays_o: Float[Array, "R 3"],
+    rays_d: Float[Array, "R 3"],
+    occupancy: UInt8[Array, " bytes"],
+    rows: Mapping[str, Float[Array, "_ _"]],
+    params: Mapping,
+    *,
+    side: int,
+    box: tuple[float, float, float, float, float, float],
+    dt: float,
+    t_min: float,
+    samples: int,
+    bound: float = 1.0,
+    dt_gamma: float = 0.0,
+    dt_max: float | None = None,
+    cascades: int = 1,
+    cell: str = "trunc",
+    stop: float = 1e-4,
+    chunk: int = 2048,
+    backend: str | None = None,
+) -> Composited:
+    """`Composited` sums of R rays; `weighted` [R, channels - 1] holds rgb first, `plain` is empty.
+
+    rows: name -> [R,C], one row per ray, or [1,C], one for all. What the other arguments mean: `march`, `field`,
+    `composite`. Not differentiable (use the three ops); memory of the reference grows with R.
+    """
+    first = program.outputs[0][0]
+    if program.slices[first].stop != 1 or program.channels < 2:
+        raise ValueError(
+            f"render_fused: the first output of {program.name} must be sigma, one channel, and others follow"
+        )
+    if program.dims != 3:
+        raise ValueError(f"render_fused: {program.name} takes points of {program.dims} dimensions, rays give 3")
+    if not 0 <= stop < 1:
+        raise ValueError(f"render_fused: needs 0 <= stop < 1, got {stop}")
+    spec = march_spec(
+        rays_o, rays_d, occupancy, rays_o[:, 0], side=side, box=box, dt=dt, t_min=t_min, samples=samples, bound=bound,
+        dt_gamma=dt_gamma, dt_max=dt_max, cascades=cascades, cell=cell,
+    )  # fmt: skip
+    values = {name: rows[name] for name in program.rows if name in rows}
+    for name, channels in program.rows.items():
+        if name not in values or values[name].shape not in ((1, channels), (rays_o.shape[0], channels)):
+            found = values[name].shape if name in values else "none"
+            raise ValueError(
+                f"render_fused: row {name!r} of {program.name} must be [1 or {rays_o.shape[0]}, {channels}], "
+                f"got {found}"
+            )
+    floats = {"rays_o": rays_o, "rays_d": rays_d, **values}
+    for name, array in floats.items():
+        if array.dtype != "float32":
+            raise ValueError(f"render_fused: {name} must be float32, got {array.dtype}")
+    params = check_params(program, params)
+
+    def supports(module):
+        if hasattr(module, "supports"):
+            module.supports(program, spec)
+
+    module = dispatch.resolve("render_fused", backend, supports)
+
+    @jax.custom_jvp
+    def run(rays_o, rays_d, occupancy, values, params):
+        with jax.named_scope(f"render_fused.{module.__name__.split('.')[-2]}"):
+            return module.forward(
+                program, spec, rays_o, rays_d, occupancy, values, params, stop=float(stop), chunk=chunk
+            )
+
+    @run.defjvp
+    def refuse(primals, tangents):
+        raise NotImplementedError("render_fused is for inference; differentiate march, field and composite instead")
+
+    return run(rays_o, rays_d, occupancy, values, params)
