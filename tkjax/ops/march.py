@@ -129,6 +129,10 @@ def _check(rays_o, rays_d, occupancy, noise, **settings) -> MarchSpec:
         )
     if rays_d.shape != rays_o.shape or noise.shape != rays_o.shape[:1]:
         raise ValueError(f"march: origins {rays_o.shape}, directions {rays_d.shape}, noise {noise.shape} do not agree")
+    if rays_o.shape[0] * spec.samples >= 2**31:
+        raise ValueError(
+            f"march: {rays_o.shape[0]} rays of {spec.samples} samples are 2^31 or more; march fewer at once"
+        )
     return spec
 
 
