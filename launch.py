@@ -39,6 +39,7 @@ def parse(argv: list[str]) -> options.Options:
 def main(opts: options.Options) -> None:
     environment.prepare()
     logging.set_verbosity(logging.WARNING)  # libraries that log every file they write
+    environment.show_kernels()
     try:
         from tkjax import cli  # only now: it brings jax
 

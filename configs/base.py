@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     c.system = ""  # module under tkjax/models
     c.variant = ""  # filled in by the system's file
     c.seed = 0
+    c.ops_backend = ""  # kernels: triton, cpu or reference, an error where it does not work; empty: the best
 
     c.data = ConfigDict()
     c.data.size = 0  # longer side of the training picture in pixels; 0 keeps the dataset's

@@ -27,6 +27,7 @@ from tkjax.types import PyTree, Variables
 # Settings that may differ between two starts in one workdir: they do not change what is computed.
 EXEMPT = (
     "variant",
+    "ops_backend",
     "data.preload",
     "train.log_every",
     "train.preview_every",

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, lock, report, stream, train
 from tkjax.errors import UserError
 from tkjax.models import base
+from tkjax.ops import dispatch
 from tkjax.options import Options
 
 DATASET = "dataset"
@@ -103,7 +104,18 @@ def resolve(opts: Options, workdir: Path) -> ConfigDict:
         base.load(resolved.system)
     except ValueError as error:
         raise UserError(f"--config: {error}") from error
+    use_backend(resolved.ops_backend)
     return resolved
+
+
+def use_backend(name: str) -> None:
+    """Kernels of this process: the config's, else those of TKJAX_OPS_BACKEND, else the best. An avatar that was trained
+    elsewhere is drawn with what is here, so `render` and `eval` give none."""
+    try:
+        dispatch.set_default(name or None)
+        dispatch.preferred()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
@@ -283,6 +295,7 @@ def train_only(opts: Options) -> None:
 
 def evaluate_only(opts: Options) -> None:
     workdir = existing_workdir(opts)
+    use_backend("")
     subject = avatar.load(workdir / "avatar")
     dataset = dataset_of(opts, workdir)
     with lock.alone(workdir):
@@ -299,6 +312,7 @@ def render(opts: Options) -> None:
     stream.check_out(out)
     if out.exists() and out.samefile(sound):
         raise UserError(f"--out={out} is the sound to speak; name another file, so that it stays")
+    use_backend("")
     subject = avatar.load(workdir / "avatar")
     window = opts.smooth_path_window or drive.SMOOTH_WINDOW
     plan = drive.plan(

@@ -72,7 +72,7 @@ def report(models: str | None = None) -> list[str]:
     )
     if plugins := environment.cuda_plugins():
         lines.append("GPU plug-ins: " + ", ".join(plugins))
-    lines.append(f"kernel back ends: {', '.join(dispatch.BACKENDS)}")
+    lines += [f"kernel back ends: {line}" for line in dispatch.table()]
     path, reason = models_dir.find_model(models)
     lines.append(f"face tracker: {path if path else reason}")
     lines.append(f"face tracker: {_tracker()}")

@@ -1,7 +1,9 @@
 """What JAX reads when it starts. Called by launch.py, never when the library is imported."""
 
 import importlib.metadata
+import logging
 import os
+import sys
 from pathlib import Path
 
 # Releases whose GPU scatter-add became a compare-and-swap loop, up to 2000 times slower under contention
@@ -33,3 +35,12 @@ def prepare() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tkjax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def show_kernels() -> None:
+    """Print which kernel back end each op uses, when it is first used, and why a better one is not."""
+    log = logging.getLogger("tkjax.ops")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("kernels: %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)

@@ -35,6 +35,7 @@ from tkjax.checkpoint import Checkpoints, load_variables
 from tkjax.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
 from tkjax.errors import UserError
 from tkjax.models.base import Model, Stage, load
+from tkjax.ops import dispatch
 from tkjax.optim import optimiser
 from tkjax.progress import check_finite, due, means, memory_estimate, open_board, preview, psnr, write_row
 from tkjax.step import TrainState, check_terms, make_step
@@ -194,7 +195,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     state = replicate(state, run.replicated)
     seconds = 0.0
     if start:
-        state, seconds = restore(checkpoints, start, state, run.record["threads"])
+        state, seconds = restore(checkpoints, start, state, run.record)
         run.say(f"stage {stage.name}: continues after step {start} of {stage.steps}")
 
     # -- compile: one executable for each sampler
@@ -296,6 +297,7 @@ def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:
             {"digest": clip.digest, "info": clip.info.to_json(), "train_range": list(map(int, clip.train_range))}
         ),
         "threads": checkpoint.n_threads(),
+        "kernels": dispatch.preferred(),
         "devices": [d.device_kind for d in jax.devices()],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
@@ -319,16 +321,18 @@ def rest_of(state: TrainState) -> dict[str, PyTree]:
     return {"step": state.step, "key": state.key, "opt": state.opt, "sums": state.sums}
 
 
-def restore(checkpoints: Checkpoints, step: int, like: TrainState, threads: int) -> tuple[TrainState, float]:
+def restore(checkpoints: Checkpoints, step: int, like: TrainState, record: Mapping) -> tuple[TrainState, float]:
     """The state of a checkpoint, and the seconds of training that led to it."""
     meta = checkpoints.meta(step)
     items = {"params": like.params, "state": like.state, "ema": like.ema, "rest": rest_of(like)}
     got = jax.tree.map(jnp.copy, checkpoints.restore(step, items))
-    if meta["threads"] != threads:
-        logging.warning(
-            "%s was written with %d threads and goes on with %d; the last bits of the results may differ",
-            checkpoints.path / str(step), meta["threads"], threads,
-        )  # fmt: skip
+    for what in ("threads", "kernels"):
+        before = meta.get(what, "other")
+        if before != record[what]:
+            logging.warning(
+                "%s was written with %s %s and goes on with %s; the last bits of the results may differ",
+                checkpoints.path / str(step), before, what, record[what],
+            )  # fmt: skip
     state = TrainState(params=got["params"], state=got["state"], ema=got["ema"], **got["rest"])
     return state, meta["seconds"]
 

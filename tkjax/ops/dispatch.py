@@ -109,7 +109,7 @@ def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType]
                 reason = str(error)
         if reason is None:
             _ran.setdefault(op, set()).add(name)
-            _say(op, "->", name)
+            _say(op, "->", describe(name))
             return module
         if name == wanted and (explicit or unavailable(name)):
             raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
@@ -123,9 +123,25 @@ def ran() -> dict[str, set[str]]:
     return {op: set(names) for op, names in _ran.items()}
 
 
+def describe(name: str) -> str:
+    """A back end that works here with what else decides its results, such as `cpu (avx512)`."""
+    module = importlib.import_module(f"tkjax.ops.{name}")
+    return f"{name} ({module.variant()})" if hasattr(module, "variant") else name
+
+
+def preferred() -> str:
+    """`describe` of the back end that ops use where they have it: the chosen one, else the best that works here."""
+    name = chosen() or next(name for name in BACKENDS if unavailable(name) is None)
+    if reason := unavailable(name):
+        raise ValueError(f"ops back end {name!r} does not work here: {reason}")
+    return describe(name)
+
+
 def table() -> list[str]:
     """One line per back end: works, or why not."""
-    return [f"{name}: {unavailable(name) or 'works'}" for name in BACKENDS]
+    return [
+        f"{describe(name)} works" if unavailable(name) is None else f"{name}: {unavailable(name)}" for name in BACKENDS
+    ]
 
 
 def once_differentiable(op: str) -> Callable:
