@@ -4,7 +4,10 @@ All work on tensors of any (broadcastable) shapes, in Triton's interpreter as we
 decided (slab, march), the kernel must be compiled with `enable_fp_fusion=False` (`launch.call(..., fp_fusion=False)`):
 then products and sums are rounded one by one, as in the C++ kernels, and every path marches the same cells.
 Divisions there are `div_rn`, because `/` is an approximation of two units in the last place on the GPU.
+`no_type_check` under `triton.jit` keeps jaxtyping's import hook off: Triton needs the function itself, not a wrapper.
 """
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
@@ -13,6 +16,7 @@ import triton.language as tl
 
 
 @triton.jit
+@no_type_check
 def spread3(v):
     """Bits of a 10-bit int32 moved to every third place."""
     v = v & 0x3FF
@@ -23,6 +27,7 @@ def spread3(v):
 
 
 @triton.jit
+@no_type_check
 def morton3(x, y, z):
     """Z-order code (int32) of int32 cell coordinates, x lowest."""
     return spread3(x) | (spread3(y) << 1) | (spread3(z) << 2)
@@ -32,6 +37,7 @@ def morton3(x, y, z):
 
 
 @triton.jit
+@no_type_check
 def sh4(x, y, z):
     """The 16 real spherical harmonics of degree 4, as a tuple of tensors (constants of ops/reference/sh_encode.py)."""
     xx, yy, zz = x * x, y * y, z * z
@@ -56,6 +62,7 @@ def sh4(x, y, z):
 
 
 @triton.jit
+@no_type_check
 def sh4_tile(x, y, z, column):
     """Harmonic number `column`: x, y, z [B,1] and column [1,C] give [B,C]; zero where column is not 0…15."""
     values = sh4(x, y, z)
@@ -66,6 +73,7 @@ def sh4_tile(x, y, z, column):
 
 
 @triton.jit
+@no_type_check
 def frequency(x, group):
     """Part `group` of the frequency encoding of x: 0 is x, 2k+1 is sin(2**k x), 2k+2 is cos(2**k x).
 
@@ -80,6 +88,7 @@ def frequency(x, group):
 
 
 @triton.jit
+@no_type_check
 def grid_cell(x, scale):
     """(cell as uint32, fraction in it) of a coordinate in [0,1] on a level with this scale."""
     position = x * scale + 0.5
@@ -88,6 +97,7 @@ def grid_cell(x, scale):
 
 
 @triton.jit
+@no_type_check
 def grid_weight(fraction, bit: tl.constexpr, smooth: tl.constexpr):
     """Weight of a cell's upper (bit 1) or lower corner along one axis."""
     if smooth:
@@ -98,6 +108,7 @@ def grid_weight(fraction, bit: tl.constexpr, smooth: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def grid_slope(fraction, bit: tl.constexpr, smooth: tl.constexpr):
     """Derivative of `grid_weight` by the fraction."""
     slope = tl.full(fraction.shape, 1.0, tl.float32)
@@ -109,6 +120,7 @@ def grid_slope(fraction, bit: tl.constexpr, smooth: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def grid_index(
     i, j, k, stride_i, stride_j, stride_k, hashed, entries,
     DIMS: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr,
@@ -137,6 +149,7 @@ def grid_index(
 
 
 @triton.jit
+@no_type_check
 def slab_axis(o, d, low, high):
     """(first, last) distance at which a ray is between two planes; (-inf, inf) or (inf, -inf) where it is parallel."""
     infinity = float("inf")
@@ -151,6 +164,7 @@ def slab_axis(o, d, low, high):
 
 
 @triton.jit
+@no_type_check
 def slab(ox, oy, oz, dx, dy, dz, x0, y0, z0, x1, y1, z1, t_min):
     """(near, far) of a box, near at least t_min; both 0 where the ray misses or is not finite."""
     first_x, last_x = slab_axis(ox, dx, x0, x1)
@@ -166,6 +180,7 @@ def slab(ox, oy, oz, dx, dy, dz, x0, y0, z0, x1, y1, z1, t_min):
 
 
 @triton.jit
+@no_type_check
 def alpha(optical):
     """1 - exp(-optical) for optical >= 0, accurate for small values too."""
     series = 1.0 - optical * (1.0 / 6.0) * (1.0 - optical * (1.0 / 7.0))
@@ -175,6 +190,7 @@ def alpha(optical):
 
 
 @triton.jit
+@no_type_check
 def composite_step(before, optical, valid, stop):
     """One sample of a ray: (its weight, whether it counts, the transmittance before it, optical depth after it).
 

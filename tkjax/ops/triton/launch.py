@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _capability: int | None = None  # compute capability to compile for; None: that of the GPU at hand
 _through: Callable | None = None
@@ -66,7 +67,7 @@ def _launch(kernel, args, out_shape, grid, zeroed, num_warps, fp_fusion, meta):
 
 def call(
     kernel,
-    *args: jax.Array | int,
+    *args: jax.Array | np.ndarray | int,
     out_shape: Sequence[jax.ShapeDtypeStruct],
     grid: tuple[int, ...],
     zeroed: Sequence[int] = (),
