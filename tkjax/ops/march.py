@@ -79,7 +79,7 @@ class Marched(NamedTuple):
 
 
 class MarchedPacked(NamedTuple):
-    """Samples ray by ray: those of ray r are offset[r] … offset[r] + count[r] - 1; t, dt and ray are 0 behind the last.
+    """Samples ray by ray: ray r has offset[r] … offset[r] + count[r] - 1; t, dt and ray are 0 behind the last.
     `overflow` samples did not fit: they are missing at the end, `count` is what is there."""
 
     t: Float[Array, " M"]
