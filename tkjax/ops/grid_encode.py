@@ -17,7 +17,9 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpy.typing
 from jaxtyping import Array, Float
 
 from tkjax.ops import dispatch
@@ -99,16 +101,27 @@ class GridSpec:
         return self.levels * self.features
 
 
+def _check_supported(module, spec: GridSpec, dtype) -> None:
+    """NotImplementedError where a kernel does not have the case; the reference has them all."""
+    if hasattr(module, "supports"):
+        if dtype != np.float32:
+            raise NotImplementedError(f"tables of {dtype} (float32 is there)")
+        module.supports(spec)
+
+
 def grid_encode(
     points_unit: Float[Array, "N P D"],
     tables: Float[Array, "P T F"],
     spec: GridSpec,
     *,
+    out_dtype: np.typing.DTypeLike | None = None,
     backend: str | None = None,
 ) -> Float[Array, "N P LF"]:
     """Features of N points in each of P planes (or volumes); plane p reads `points_unit[:, p]` and `tables[p]`.
 
-    Output dtype is that of the tables; positions and weights are float32.
+    out_dtype: float32 or bfloat16, that of the tables if None. Positions, weights and sums are float32 (sums are of
+    the tables' dtype where that is not float32: reference only). Where a kernel runs, gradients cannot be
+    differentiated again; the reference can.
     """
     _, planes, dims = points_unit.shape
     if dims != spec.dims or tables.shape != (planes, spec.entries, spec.features):
@@ -116,5 +129,9 @@ def grid_encode(
             f"grid_encode: points {points_unit.shape} and tables {tables.shape} do not fit the grid; expected points "
             f"[N,P,{spec.dims}] and tables [P,{spec.entries},{spec.features}] with the same P"
         )
-    with jax.named_scope("grid_encode"):
-        return dispatch.resolve("grid_encode", backend).forward(points_unit, tables, spec)
+    dtype = jnp.dtype(tables.dtype if out_dtype is None else out_dtype)
+    if out_dtype is not None and dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"grid_encode: out_dtype must be float32 or bfloat16, got {dtype}")
+    module = dispatch.resolve("grid_encode", backend, lambda module: _check_supported(module, spec, tables.dtype))
+    with jax.named_scope(f"grid_encode.{module.__name__.split('.')[-2]}"):
+        return module.forward(points_unit, tables, spec, dtype)

@@ -8,8 +8,11 @@ import numpy as np
 from tkjax.ops.grid_encode import PRIMES, GridSpec, Level
 
 
-def forward(points_unit, tables, spec: GridSpec):
-    """[N,P,D], [P,T,F] -> [N,P,L*F]. Consecutive levels with the same index rule are handled together."""
+def forward(points_unit, tables, spec: GridSpec, out_dtype=None):
+    """[N,P,D], [P,T,F] -> [N,P,L*F] in `out_dtype`, None: that of the tables.
+
+    Consecutive levels with the same index rule are handled together.
+    """
     n, planes, _ = points_unit.shape
     flat = tables.reshape(-1, spec.features)
     x = points_unit.astype(jnp.float32).transpose(2, 1, 0)  # [D,P,N], samples innermost
@@ -21,7 +24,7 @@ def forward(points_unit, tables, spec: GridSpec):
         parts.append(_encode_levels(x, flat, list(group), plane_offset, spec))
     out = jnp.concatenate(parts, axis=1)  # [P,L,N,F]
     out = jnp.where(inside[:, None, :, None], out, jnp.zeros((), out.dtype))
-    return out.transpose(2, 0, 1, 3).reshape(n, planes, spec.channels)
+    return out.transpose(2, 0, 1, 3).reshape(n, planes, spec.channels).astype(out_dtype or out.dtype)
 
 
 def _wrap(level: Level, dims: int) -> tuple[bool, bool]:

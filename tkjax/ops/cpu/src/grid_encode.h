@@ -27,7 +27,7 @@ struct GridArgs {
   uint32_t entries;  // of all levels together
   GridLevel level[GRID_MAX_LEVELS];
 
-  int channels() const { return levels * features; }
+  __attribute__((always_inline)) int channels() const { return levels * features; }
 };
 
 // Words as tkjax.ops.cpu.grid_encode.words(spec) writes them: dims, levels, features, smoothstep, then per level
@@ -43,8 +43,24 @@ struct TileView {
   int64_t channel, tile;
 };
 
-// Floats of scratch that grid_encode_backward needs (0 samples: 0).
+// Floats of scratch that grid_encode_backward needs.
 int64_t grid_backward_scratch(const GridArgs& args, int64_t samples, int planes, bool table_gradient);  // _ffi.cc
+
+// The backward goes through the samples in slabs that stay in cache once they are transposed.
+static inline int64_t grid_slab(const GridArgs& args, int64_t samples, int planes) {
+  int64_t fit = (int64_t{2} << 20) / (planes * (args.channels() + args.dims)) / 64 * 64, all = (samples + 63) / 64 * 64;
+  int64_t slab = fit < 4096 ? 4096 : fit;
+  return slab < all ? slab : all;
+}
+
+// Samples of a slab are split into this many parts with a table of their own, summed in order at the end: as many as
+// cost little beside the work itself, where there are few levels to share among threads. Depends on sizes alone.
+static inline int grid_parts(const GridArgs& args, int level, int64_t samples, int planes) {
+  int64_t updates = samples << args.dims, most = 64 / (planes * args.levels);
+  int64_t parts = updates / (8 * static_cast<int64_t>(args.level[level].entries));
+  parts = parts < most ? parts : most;
+  return parts < 1 ? 1 : static_cast<int>(parts);
+}
 
 }  // namespace tkjax
 
