@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +226,16 @@ def lowered(fn: Callable, *args, capability: int = 90) -> str:
 def kernel_calls(text: str) -> int:
     """How many kernels a lowered program launches (those of a vmapped op count once)."""
     return len(re.findall(r"custom_call @triton_kernel_call", text))
+
+
+def lowered_kernels(text: str) -> list[str]:
+    """What jax-triton put into a lowered program: one description of each kernel, its PTX within."""
+    configs = re.findall(r'(?:backend_config|opaque) = "(x\\9C[^"]*)"', text)
+    found = []
+    for config in configs:
+        raw = re.sub(rb"\\([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), config.encode().replace(rb"\\", rb"\5C"))
+        found.append(zlib.decompress(raw).decode("latin-1"))
+    return found
 
 
 def shape(dtype, *dims) -> jax.ShapeDtypeStruct:

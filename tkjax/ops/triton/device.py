@@ -150,16 +150,21 @@ def grid_index(
 
 @triton.jit
 @no_type_check
+def is_finite(x):
+    return tl.abs(x) < float("inf")  # false for NaN
+
+
+@triton.jit
+@no_type_check
 def slab_axis(o, d, low, high):
-    """(first, last) distance at which a ray is between two planes; (-inf, inf) or (inf, -inf) where it is parallel."""
-    infinity = float("inf")
-    parallel = d == 0.0
+    """(first, last) distance of a ray between two planes; (-inf, inf) or (inf, -inf) where it is parallel to them."""
+    parallel = tl.abs(d) < 1.1754943508222875e-38  # smaller ones count as zero, as in the reference
     inverse = tl.div_rn(tl.full(d.shape, 1.0, tl.float32), tl.where(parallel, 1.0, d))
     a = (low - o) * inverse
     b = (high - o) * inverse
     within = (o >= low) & (o <= high)
-    first = tl.where(parallel, tl.where(within, -infinity, infinity), tl.where((a < b) | (a != a), a, b))
-    last = tl.where(parallel, tl.where(within, infinity, -infinity), tl.where((a > b) | (a != a), a, b))
+    first = tl.where(parallel, tl.where(within, float("-inf"), float("inf")), tl.minimum(a, b))
+    last = tl.where(parallel, tl.where(within, float("inf"), float("-inf")), tl.maximum(a, b))
     return first, last
 
 
@@ -170,13 +175,67 @@ def slab(ox, oy, oz, dx, dy, dz, x0, y0, z0, x1, y1, z1, t_min):
     first_x, last_x = slab_axis(ox, dx, x0, x1)
     first_y, last_y = slab_axis(oy, dy, y0, y1)
     first_z, last_z = slab_axis(oz, dz, z0, z1)
-    near = tl.maximum(tl.maximum(first_x, first_y), tl.maximum(first_z, t_min))
+    near = tl.maximum(tl.maximum(tl.maximum(first_x, first_y), first_z), t_min)
     far = tl.minimum(tl.minimum(last_x, last_y), last_z)
-    # tl.maximum may drop a NaN, so each distance is asked.
-    number = (first_x == first_x) & (first_y == first_y) & (first_z == first_z)
-    number &= (last_x == last_x) & (last_y == last_y) & (last_z == last_z)
-    hit = number & (near < far) & (far < float("inf"))
+    finite = is_finite(ox) & is_finite(oy) & is_finite(oz) & is_finite(dx) & is_finite(dy) & is_finite(dz)
+    hit = finite & (near < far) & is_finite(far)
     return tl.where(hit, near, 0.0), tl.where(hit, far, 0.0)
+
+
+@triton.jit
+@no_type_check
+def march_step(t, dt, dt_gamma, dt_max, CONSTANT: tl.constexpr):
+    """Length of the step at distance t."""
+    if CONSTANT:
+        step = tl.zeros(t.shape, tl.float32) + dt
+    else:
+        step = tl.minimum(tl.maximum(t * dt_gamma, dt), dt_max)
+    return step
+
+
+@triton.jit
+@no_type_check
+def march_cell(v, inverse_span, SIDE: tl.constexpr, VERTEX: tl.constexpr):
+    """Cell number (int32) along one axis of a coordinate within ±bound."""
+    scaled = (v * inverse_span + 1.0) * (0.5 * SIDE)
+    if VERTEX:
+        cell = tl.minimum(tl.maximum(tl.floor(scaled + 0.5), 0.0), SIDE * 1.0)
+    else:
+        cell = tl.minimum(tl.maximum(scaled, 0.0), SIDE - 1.0)
+    return cell.to(tl.int32)
+
+
+@triton.jit
+@no_type_check
+def march_occupied(
+    ox, oy, oz, dx, dy, dz, t, step, bound, inverse_spans, occupancy, mask,
+    SIDE: tl.constexpr, CASCADES: tl.constexpr, VERTEX: tl.constexpr,
+):  # fmt: skip
+    """1 where the occupancy bit of the cell of o + t d is set, else 0; 0 where mask is not set.
+
+    step: length of the step at t, asked for with several cascades only. inverse_spans: pointer to 1/span of each.
+    """
+    x = tl.minimum(tl.maximum(ox + t * dx, -bound), bound)
+    y = tl.minimum(tl.maximum(oy + t * dy, -bound), bound)
+    z = tl.minimum(tl.maximum(oz + t * dz, -bound), bound)
+    inverse = tl.load(inverse_spans)
+    if CASCADES > 1:
+        reach = tl.maximum(tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.abs(z)), step * (0.5 * SIDE))
+        level = (reach >= 1.0).to(tl.int32)
+        for cascade in tl.static_range(1, CASCADES - 1):
+            level += (reach >= 1.0 * (1 << cascade)).to(tl.int32)
+        inverse = tl.load(inverse_spans + level)
+    i = march_cell(x, inverse, SIDE, VERTEX)
+    j = march_cell(y, inverse, SIDE, VERTEX)
+    k = march_cell(z, inverse, SIDE, VERTEX)
+    if VERTEX:
+        bit = (i * (SIDE + 1) + j) * (SIDE + 1) + k
+    else:
+        bit = morton3(i, j, k)
+        if CASCADES > 1:
+            bit += level * (SIDE * SIDE * SIDE)
+    byte = tl.load(occupancy + (bit >> 3), mask=mask, other=0).to(tl.int32)
+    return (byte >> (bit & 7)) & 1
 
 
 @triton.jit
@@ -194,10 +253,9 @@ def alpha(optical):
 def composite_step(before, optical, valid, stop):
     """One sample of a ray: (its weight, whether it counts, the transmittance before it, optical depth after it).
 
-    before: optical depth of the samples in front; optical: sigma * dt of this one; a sample counts while it is valid
-    and the transmittance in front of it is at least `stop`.
+    before: optical depth of the samples in front; optical: sigma * dt of this one, 0 where it is not valid; a sample
+    counts while it is valid and the transmittance in front of it is at least `stop` (never once that is NaN).
     """
-    optical = tl.where(valid, optical, 0.0)
     transmittance = tl.exp(-before)
     live = valid & (transmittance >= stop)
     weight = tl.where(live, alpha(optical) * transmittance, 0.0)
