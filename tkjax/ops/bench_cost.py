@@ -10,7 +10,6 @@ Backward is the work of the VJP with residuals given; forward+backward is the su
 import itertools
 from typing import NamedTuple
 
-
 Number = int | float
 
 
