@@ -10,12 +10,13 @@ from tkjax.ops.reference.chunks import packed_map, pad_rows
 
 
 def _chunk(program: Program, weights, points, rows):
-    """The field of one chunk; what is not `live` is computed at the origin and masked."""
+    """The field of one chunk, whose first sample is live. What is not `live` repeats the first sample and is masked:
+    it may hold anything, and brings no NaN into gradients that the first sample does not bring."""
     live, values = rows["live"][:, None], dict(weights["values"])
     for name, index in rows["index"].items():
-        table = values[name]
-        values[name] = jnp.where(live, table[jnp.clip(index, 0, table.shape[0] - 1)], 0.0)
-    out = program.evaluate(jnp.where(live, points, 0.0), values, weights["params"])
+        index = jnp.where(rows["live"], index, index[:1])
+        values[name] = values[name][jnp.clip(index, 0, values[name].shape[0] - 1)]
+    out = program.evaluate(jnp.where(live, points, points[:1]), values, weights["params"])
     return jnp.where(live, out, 0.0)
 
 

@@ -22,7 +22,7 @@ constexpr int FIELD_MAX_GRIDS = 6;
 constexpr int FIELD_MAX_ROWS = 16;
 constexpr int FIELD_MAX_PARAMS = 128;
 constexpr int FIELD_MAX_OUTPUTS = 32;
-constexpr int FIELD_MAX_DIMS = 8;
+constexpr int FIELD_MAX_DIMS = MLP_MAX_WIDTH;
 
 enum FieldOp : int32_t {
   F_POINTS, F_ROW, F_GRID, F_MLP, F_ACT, F_ADD, F_MUL, F_AFFINE, F_CLIP, F_SLICE, F_CONCAT, F_STOP, F_NORM, F_SUM_ABS,
@@ -56,7 +56,9 @@ struct Field {
   bool row_indexed[FIELD_MAX_ROWS];
   int64_t param_size[FIELD_MAX_PARAMS];  // floats
   bool backward;                         // packs the transposed weights as well
-  int64_t memory, scratch, kept;         // floats: field_bind's memory, scratch of field_tile and of the backward pass
+  int64_t constants;               // floats at the start of the memory: values that are the same for all samples, [C][64]
+  int64_t memory, scratch;         // floats: field_bind's memory, scratch of field_tile
+  int64_t hidden, kept, kept_hidden;  // floats: hidden layers of one MLP; in the backward pass, values and hidden layers
   const float* param[FIELD_MAX_PARAMS];
   float* base;  // packed weights and constants, set by field_bind
 };
@@ -67,9 +69,9 @@ struct RowTile {
 };
 
 // Bytes of scratch of field_tile, which must be aligned to 64.
-inline size_t field_scratch_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.scratch); }
+static inline size_t field_scratch_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.scratch); }
 // Bytes of the memory that field_bind fills and that must live as long as the field is used.
-inline size_t field_memory_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.memory); }
+static inline size_t field_memory_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.memory); }
 
 // Rows as the op gets them: values [count][C], index [N] or null (count 1).
 struct FieldRow {
@@ -99,10 +101,11 @@ TKJAX_DECLARE_KERNEL(void, field_tile,
                      (const Field& field, const float* xyz, const RowTile* rows, float* out, void* scratch))
 
 // The op. points [N,dims], out [N,channels]; samples at and beyond total get zero. The field is bound.
-TKJAX_DECLARE_KERNEL(void, field_forward,
+// False: out of memory.
+TKJAX_DECLARE_KERNEL(bool, field_forward,
                      (const Field& field, int64_t samples, int64_t total, const float* points, const FieldRow* rows,
                       float* out, Pool& pool))
-// dout [N,channels]. Sums over samples are made in an order that depends on sizes alone. False: out of memory.
+// dout [N,channels]. Sums over samples are made in an order that depends on sizes alone.
 TKJAX_DECLARE_KERNEL(bool, field_backward,
                      (const Field& field, int64_t samples, int64_t total, const float* points, const FieldRow* rows,
                       const float* dout, const FieldGradients& gradients, Pool& pool))

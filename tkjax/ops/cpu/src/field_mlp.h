@@ -8,8 +8,6 @@
 
 #include <cstddef>
 
-#include "isa.h"
-#include "pool.h"
 #include "simd.h"
 
 namespace tkjax {
@@ -27,16 +25,6 @@ struct MlpShape {
 };
 
 }  // namespace tkjax
-
-// The whole op. x [N,K0], kernels[i] [K_i,K_{i+1}], biases null or one [K_{i+1}] per layer, y [N,K_last].
-TKJAX_DECLARE_KERNEL(void, field_mlp_forward,
-                     (const MlpShape& shape, int64_t samples, const float* x, const float* const* kernels,
-                      const float* const* biases, float* y, Pool& pool))
-// Gradients, overwritten; dx may be null, and so may single kernels and biases: not asked for.
-TKJAX_DECLARE_KERNEL(void, field_mlp_backward,
-                     (const MlpShape& shape, int64_t samples, const float* x, const float* const* kernels,
-                      const float* const* biases, const float* dy, float* dx, float* const* dkernels,
-                      float* const* dbiases, Pool& pool))
 
 namespace tkjax::TKJAX_ISA {
 
@@ -165,12 +153,21 @@ struct Segment {
   int k;
 };
 
-// w [K][ld] -> panels over M outputs: out[panel][k][r]. With transposed, w is [M][ld]: out gets w[m][k].
-static void pack_weights(const float* w, int ld, bool transposed, int k_count, int m_count, float* out) {
+// w [*][ld], of which the rows `rows` [K] take part -> panels over M outputs: out[panel][k][r].
+static void pack_weights(const float* w, int ld, const int32_t* rows, int k_count, int m_count, float* out) {
   for (int m = 0; m < m_count; m += R) {
     int width = m_count - m < R ? m_count - m : R;
     for (int k = 0; k < k_count; ++k)
-      for (int r = 0; r < width; ++r) *out++ = transposed ? w[(m + r) * ld + k] : w[k * ld + m + r];
+      for (int r = 0; r < width; ++r) *out++ = w[rows[k] * ld + m + r];
+  }
+}
+
+// The transpose, for gradients of inputs: panels over the rows, out[panel][m][r].
+static void pack_transposed(const float* w, int ld, const int32_t* rows, int k_count, int m_count, float* out) {
+  for (int k = 0; k < k_count; k += R) {
+    int width = k_count - k < R ? k_count - k : R;
+    for (int m = 0; m < m_count; ++m)
+      for (int r = 0; r < width; ++r) *out++ = w[rows[k + r] * ld + m];
   }
 }
 
