@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tkjax.ops import bench, bench_cases, bench_cost, bench_measure, bench_scaling, dispatch
+from tkjax.ops import bench, bench_cases, bench_cost, bench_measure, bench_roofline, bench_scaling, dispatch
 from tkjax.ops import bench_inputs as inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,3 +273,16 @@ def test_the_scatter_repair_keeps_what_the_user_set(monkeypatch):
     assert bench_measure.scatter_state()["repaired"]
     monkeypatch.setenv("XLA_FLAGS", "")
     assert "do not repair" in bench_measure.scatter_state()["text"]
+
+
+def test_roofline_by_hand():
+    rows = bench_roofline.bounds(100.0, 10.0)
+    field, frame, step, refreshed = rows
+    assert field["compute_ms"] == pytest.approx(463.68) and field["bandwidth_ms"] == pytest.approx(60.4)
+    each = bench_roofline.samples_per_ray()
+    assert 3 < each < 5  # a trained head: 4.0
+    assert frame["gflop"] == pytest.approx(each * 65536 * 46_368e-9)
+    assert step["per_second"] == pytest.approx(1.0 / (each * 4096 * 146_208 / 100e9))
+    assert refreshed["gflop"] - step["gflop"] == pytest.approx(131_072 * 35_232 / 16 / 1e9)
+    assert bench_roofline.DENSITY_FLOP == 2 * (4352 + 592 + 12672)
+    assert len(bench_roofline.lines(rows)) == 4

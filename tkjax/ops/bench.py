@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tkjax.ops import bench_measure as measure
-from tkjax.ops import dispatch
+from tkjax.ops import bench_roofline, dispatch
 from tkjax.ops.bench_cases import CASES, MODES, Case, Problem
 
 PEERS_FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "peers_torch.py"
@@ -234,6 +234,7 @@ def print_table(header: dict, rows: list[dict], missing: list[dict]) -> None:
     print(line([(name, width) for name, width, _ in COLUMNS]))
     for row in rows:
         print(line([(text(row), width) for _, width, text in COLUMNS]))
+    print("\n".join(bench_roofline.lines(header["roofline"])))
     reasons = collections.Counter((m["op"], m["case"], m["backend"], m["reason"]) for m in missing)
     for op, case, backend, reason in reasons:
         print(f"not run: {op} {case} on {backend}: {reason}")
@@ -275,6 +276,7 @@ def run(cases, backends, modes, peer_names, quick: bool) -> dict:
     for cost, row in rows:
         row["ceiling_share"], row["bound"] = ceilings.share(cost, row["median_ms"] / 1e3)
     header["ceilings"] = ceilings.describe()
+    header["roofline"] = bench_roofline.bounds(max(ceilings.matmul_gflops), max(ceilings.copy_gbytes))
     header["ops_ran"] = {op: sorted(names) for op, names in dispatch.ran().items()}
     return {"header": header, "rows": [row for _, row in rows], "not_run": missing}
 

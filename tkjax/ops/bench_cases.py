@@ -109,7 +109,7 @@ def _march(total: int, side: int, packed: bool, quick: bool) -> Problem:
 def _composited(n: int, quick: bool):
     """count [R], and per packed sample sigma, t, weighted [M,4], plain [M,2], as a training step composites them."""
     size = 16 if quick else round(math.sqrt(n))
-    t, count = inputs._marched(size, 0.0, 64)
+    t, count = inputs.marched(size, 0.0, 64)
     total, rng = int(count.sum()), np.random.default_rng(5)
     row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
     sigma = np.exp(rng.normal(0.9, inputs.LOG_DENSITY_SPREAD, total)).astype(np.float32)
@@ -194,7 +194,7 @@ def field_problem(some: inputs.Samples, train: bool) -> Problem:
 
 def _live_samples(size: int, side: int, program, params) -> int:
     """Samples of a picture that an early stop leaves, by the reference."""
-    t, count = inputs._marched(size, 0.0, side)
+    t, count = inputs.marched(size, 0.0, side)
     r = inputs.rays(size)
     row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
     points = jnp.asarray(r.origin[row] + t[row, slot][:, None] * r.direction[row])

@@ -54,9 +54,9 @@ def occupied(xyz: np.ndarray) -> np.ndarray:
     """[N,3] -> bool: an ellipsoid for the head, a cylinder for the neck, and sparse cells elsewhere, as trained
     grids have them."""
     up, front, side = xyz.T
-    head = ((up - 0.1) / 0.53) ** 2 + (front / 0.42) ** 2 + (side / 0.36) ** 2 < 1.0
-    neck = (up > -0.7) & (up < -0.2) & ((front + 0.05) ** 2 + side**2 < 0.2**2)
-    floaters = np.random.default_rng(0).random(len(xyz)) < 0.005
+    head = ((up - 0.1) / 0.5) ** 2 + (front / 0.42) ** 2 + (side / 0.33) ** 2 < 1.0
+    neck = (up > -0.7) & (up < -0.2) & ((front + 0.05) ** 2 + side**2 < 0.17**2)
+    floaters = np.random.default_rng(0).random(len(xyz)) < 0.003
     return head | neck | (floaters & (np.abs(front) < 0.5))
 
 
@@ -93,7 +93,8 @@ def noise(count: int) -> np.ndarray:
 
 
 @functools.cache
-def _marched(size: int, yaw_deg: float, side: int):
+def marched(size: int, yaw_deg: float, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """t [R,S] and count [R] of a picture's rays, without jitter."""
     r = rays(size, yaw_deg)
     out = march(
         jnp.asarray(r.origin), jnp.asarray(r.direction), jnp.asarray(occupancy(side)), jnp.zeros(len(r.origin)),
@@ -108,7 +109,7 @@ def samples(total: int, size: int = 256, side: int = 64) -> Samples:
     points, ray, count, origin, direction, found, first = [], [], [], [], [], 0, 0
     for view in range(10_000):
         r = rays(size, 25.0 * math.sin(view))
-        t, kept = _marched(size, 25.0 * math.sin(view), side)
+        t, kept = marched(size, 25.0 * math.sin(view), side)
         kept = np.minimum(kept, np.maximum(total - found - (np.cumsum(kept) - kept), 0))
         row, slot = np.nonzero(np.arange(SAMPLES) < kept[:, None])
         points.append(r.origin[row] + t[row, slot][:, None] * r.direction[row])
