@@ -66,8 +66,28 @@ def morton(x, y, z):
     return code
 
 
-def march(o, d, bits, noise, *, side, box, dt, t_min, samples):
-    """The originals' while loop for one ray, in float64: (t of kept samples, whether rounding could change them)."""
+def march_cell(x, step, *, side, bound, cascades, cell):
+    """(cascade, cell of three integers, bit number, distance of the scaled position from where the cell changes)."""
+    reach = max(*(abs(v) for v in x), step * side / 2)
+    level = next((c for c in range(cascades - 1) if reach < 2**c), cascades - 1)
+    span = bound if level == cascades - 1 else 2.0**level
+    scaled = 0.5 * (x / span + 1) * side + (0.5 if cell == "vertex" else 0.0)
+    n = np.clip(np.floor(scaled), 0, side if cell == "vertex" else side - 1).astype(int)
+    gap = np.abs(scaled - np.round(scaled))[(scaled > 0.5) & (scaled < side - 0.5)].min(initial=1.0)
+    gap = min([gap, *(abs(reach - 2.0**c) for c in range(cascades - 1))])
+    x, y, z = map(int, n)
+    bit = (x * (side + 1) + y) * (side + 1) + z if cell == "vertex" else level * side**3 + morton(x, y, z)
+    return level, n, bit, gap
+
+
+def march(
+    o, d, bits, noise, *, side, box, dt, t_min, samples, bound=1.0, dt_gamma=0.0, dt_max=None, cascades=1,
+    cell="trunc", leap=False,
+):  # fmt: skip
+    """One ray in float64: ([(t, dt)] of kept samples, whether rounding could change them).
+
+    With `leap` an empty cell is left as in the originals' loop: on to the first lattice point past its far face.
+    """
     near, far = -math.inf, math.inf
     for axis in range(3):
         with np.errstate(divide="ignore", invalid="ignore"):  # parallel: both infinite, of one sign outside
@@ -76,34 +96,39 @@ def march(o, d, bits, noise, *, side, box, dt, t_min, samples):
     near = max(near, t_min)
     if near >= far:
         return [], abs(near - far) < 1e-5
-    kept, close, t = [], False, near + dt * noise
+    rule = dict(side=side, bound=bound, cascades=cascades, cell=cell)
+
+    def step(t):
+        return dt if dt_gamma == 0 else min(max(t * dt_gamma, dt), dt_max)
+
+    kept, close, t = [], False, near + step(near) * noise
     while t < far and len(kept) < samples:
-        x = np.clip(o + t * d, -1, 1)
-        scaled = np.clip(0.5 * (x + 1) * side, 0, side - 1)
-        close |= bool(np.any(np.abs(scaled - np.round(scaled)) < 1e-4)) or far - t < 1e-5
-        n = scaled.astype(int)
-        code = morton(*map(int, n))
-        if bits[code // 8] >> (code % 8) & 1:
-            kept.append(t)
-            t += dt
-        else:
-            leaps = [(((n[i] + 0.5 + 0.5 * np.sign(d[i])) / side) * 2 - 1 - x[i]) / d[i] for i in range(3) if d[i] != 0]
+        x = np.clip(o + t * d, -bound, bound)
+        level, n, bit, gap = march_cell(x, step(t), **rule)
+        close |= gap < 1e-4 or far - t < 1e-5
+        if bits[bit // 8] >> (bit % 8) & 1:
+            kept.append((t, step(t)))
+        elif leap:
+            span = bound if level == cascades - 1 else 2.0**level
+            edge = n + (0.0 if cell == "vertex" else 0.5) + 0.5 * np.sign(d)
+            leaps = [((edge[i] / side * 2 - 1) * span - x[i]) / d[i] for i in range(3) if d[i] != 0]
             target = t + max(0.0, min(leaps))
-            while True:
-                t += dt
-                if t >= target:
-                    break
+            while (t := t + step(t)) < target:
+                pass
+            continue
+        t += step(t)
     return kept, close
 
 
 def composite(sigma, valid, t, weighted, plain, dt, stop=1e-4):
-    """One ray: (weighted sums, plain sums, weight sum, depth)."""
+    """One ray: (weighted sums, plain sums, weight sum, depth). dt is one number or one per sample."""
+    dt = np.broadcast_to(np.asarray(dt, np.float64), np.shape(sigma))
     transmittance, ws, depth = 1.0, 0.0, 0.0
     sums, plains = np.zeros(weighted.shape[-1]), np.zeros(plain.shape[-1])
     for i in range(len(sigma)):
         if not valid[i]:
             continue
-        alpha = 1 - math.exp(-sigma[i] * dt)
+        alpha = -math.expm1(-sigma[i] * dt[i])
         w = alpha * transmittance
         sums += w * weighted[i]
         plains += plain[i]
