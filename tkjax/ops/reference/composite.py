@@ -59,7 +59,7 @@ def packed(sigma, t, dt, offset, count, weighted, plain, *, stop):
     weights, live = _weights(optical, before, valid, stop)
 
     def add(values):
-        return jax.ops.segment_sum(values, ray, rays, indices_are_sorted=True)
+        return jax.ops.segment_sum(values, ray, max(rays, 1), indices_are_sorted=True)[:rays]
 
     return Composited(
         weighted=add(weights[:, None] * jnp.where(live[:, None], weighted, 0.0)),
