@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import oracle
-from tkjax.ops import dilate_morton, freq_encode, morton_decode, morton_encode, packbits, sh_encode
+from tkjax.ops import freq_encode, morton_decode, morton_encode, sh_encode
 
 
 @pytest.mark.parametrize(
@@ -68,34 +68,11 @@ def test_encodings_have_finite_gradients():
     assert np.isfinite(jax.grad(lambda d: freq_encode(d, 3).sum())(jnp.zeros((2, 3)))).all()
 
 
-@given(st.integers(0, 2**31), st.floats(-1, 1, width=32))
-def test_packed_bits_are_the_comparison(seed, threshold):
-    density = np.random.default_rng(seed).uniform(-1, 1, 64).astype(np.float32)
-    density[0] = np.nan
-    bits = packbits(jnp.asarray(density), threshold)
-    np.testing.assert_array_equal(np.unpackbits(np.asarray(bits), bitorder="little"), density > np.float32(threshold))
-
-
-@given(st.integers(0, 2**31))
-def test_dilation_is_the_maximum_over_face_neighbours(seed):
-    side = 4
-    raster = np.random.default_rng(seed).normal(size=(side,) * 3).astype(np.float32)
-    order = [oracle.morton(x, y, z) for x in range(side) for y in range(side) for z in range(side)]
-    grid = np.zeros(side**3, np.float32)
-    grid[order] = raster.reshape(-1)
-    np.testing.assert_array_equal(
-        np.asarray(dilate_morton(jnp.asarray(grid)))[order], oracle.dilate(raster).reshape(-1)
-    )
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda: sh_encode(jnp.zeros((1, 3)), 5), "degree"),
         (lambda: freq_encode(jnp.zeros((1, 3)), -1), "octaves"),
-        (lambda: packbits(jnp.zeros(9), 0.0), "multiple of 8"),
-        (lambda: dilate_morton(jnp.zeros(27)), "power of two"),
-        (lambda: dilate_morton(jnp.zeros(16)), "no cube"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

@@ -1,4 +1,7 @@
-"""Occupancy grids in Morton order: thresholding into bits, and the 6-neighbour maximum. Not differentiable."""
+"""Occupancy grids in Morton order: thresholding into bits, and the 6-neighbour maximum. Not differentiable.
+
+Subnormal numbers may count as zero.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -34,11 +34,11 @@ struct Ray {
   int64_t base, samples;
 
   Ray(const CompositeIn& i, int64_t r) : in(i) {
-    base = in.offset ? in.offset[r] : r * in.slots;
-    samples = in.offset ? in.count[r] : in.slots;
+    base = in.packed ? in.offset[r] : r * in.slots;
+    samples = in.packed ? in.count[r] : in.slots;
   }
 
-  bool valid(int64_t i) const { return !in.valid || in.valid[base + i]; }
+  bool valid(int64_t i) const { return in.packed || in.valid[base + i]; }
   float dt(int64_t i) const { return in.dt_each ? in.dt[base + i] : *in.dt; }
 
   // alpha and keep of the block that starts at sample i; false where it holds no valid sample.
@@ -144,7 +144,7 @@ void composite_forward(const CompositeIn& in, const CompositeOut& out, Pool& poo
 }
 
 void composite_backward(const CompositeIn& in, const CompositeGrad& grad, Pool& pool) {
-  if (in.offset && in.rays == 0) {
+  if (in.packed && in.rays == 0) {
     std::memset(grad.d_sigma, 0, sizeof(float) * in.slots);
     std::memset(grad.d_t, 0, sizeof(float) * in.slots);
     std::memset(grad.d_weighted, 0, sizeof(float) * in.channels * in.slots);
@@ -154,7 +154,7 @@ void composite_backward(const CompositeIn& in, const CompositeGrad& grad, Pool& 
     const int64_t stop = (task + 1) * RAYS_PER_TASK < in.rays ? (task + 1) * RAYS_PER_TASK : in.rays;
     for (int64_t r = task * RAYS_PER_TASK; r < stop; ++r) {
       int64_t begin = r * in.slots, end = begin + in.slots;
-      if (in.offset) {  // the gap up to the next ray belongs to this one
+      if (in.packed) {  // the gap up to the next ray belongs to this one
         begin = r ? in.offset[r] : 0;
         end = r + 1 < in.rays ? in.offset[r + 1] : in.slots;
       }

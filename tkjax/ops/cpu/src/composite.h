@@ -10,11 +10,12 @@
 namespace tkjax {
 
 struct CompositeIn {
+  int32_t packed;                   // else dense
   int64_t rays, slots;              // dense: slots of each ray; packed: of all rays
-  const int32_t *offset, *count;    // packed: samples of each ray, in order and without overlap; dense: null
+  const int32_t *offset, *count;    // packed: samples of each ray, in order and without overlap
   const float *sigma, *t, *dt;      // one number a slot
   int32_t dt_each;                  // 0: dt is one number for all
-  const uint8_t* valid;             // dense: one byte a slot; packed: null
+  const uint8_t* valid;             // dense: one byte a slot
   const float *weighted, *plain;    // [slots, channels], [slots, plains]
   int32_t channels, plains;
   float stop;

@@ -52,7 +52,7 @@ const char* packed_in(Floats sigma, Floats t, Floats dt, Ints offset, Ints count
   const int64_t slots = sigma.dimensions()[0], rays = offset.dimensions()[0];
   if (!shaped(count.dimensions(), {rays})) return "composite_packed: offset and count must be [R]";
   *in = CompositeIn{};
-  in->rays = rays, in->slots = slots;
+  in->packed = 1, in->rays = rays, in->slots = slots;
   in->offset = offset.typed_data(), in->count = count.typed_data();
   int64_t end = 0;
   for (int64_t r = 0; r < rays; ++r) {
@@ -80,7 +80,7 @@ ffi::Error run_backward(ffi::ThreadPool threads, const CompositeIn& in, Floats w
   if (!shaped(weighted.dimensions(), {in.rays, in.channels}) || !shaped(plain.dimensions(), {in.rays, in.plains}) ||
       !shaped(weight_sum.dimensions(), {in.rays}) || !shaped(depth.dimensions(), {in.rays}))
     return bad("composite: cotangents must be weighted [R,C], plain [R,Q], weight_sum and depth [R]");
-  const size_t slots = in.offset ? in.slots : in.rays * in.slots;
+  const size_t slots = in.packed ? in.slots : in.rays * in.slots;
   if (d_sigma->element_count() != slots || d_t->element_count() != slots ||
       d_weighted->element_count() != slots * in.channels || d_plain->element_count() != slots * in.plains)
     return bad("composite: gradients must have the shapes of sigma, t, weighted and plain");
