@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     "op", "case", "backend", "mode", "median_ms", "gflop", "gbyte", "ceiling_share", "ratio_to_reference",
     "ratio_to_torch", "ratio_to_torch_compiled", "spread_ms", "compile_ms", "repetitions", "bound", "isa",
+    "share_beside", "bound_beside",
 }  # fmt: skip
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -44,7 +45,8 @@ def test_every_row_has_the_keys_and_sane_numbers(result):
         assert set(row) >= KEYS
         assert row["median_ms"] > 0 and row["spread_ms"] >= 0 and row["compile_ms"] >= 0 and row["repetitions"] >= 3
         assert row["gbyte"] > 0 and row["gflop"] > 0 and row["ceiling_share"] > 0
-        assert row["bound"] in ("matmul", "copy")
+        assert row["bound"] in ("matmul", "copy") and row["bound_beside"] in ("matmul", "copy")
+        assert row["share_beside"] > 0
         assert row["ratio_to_torch"] is None and row["ratio_to_torch_compiled"] is None
 
 
@@ -102,6 +104,13 @@ def test_shares_are_those_of_the_ceilings(result):
         bandwidth = row["gbyte"] / seconds / ceilings["copy_gbyte_s"]
         assert row["ceiling_share"] == pytest.approx(max(compute, bandwidth))
         assert row["bound"] == ("matmul" if compute >= bandwidth else "copy")
+
+
+def test_the_share_beside_is_that_of_the_same_rounds():
+    ceilings = bench_measure.Ceilings(quick=True)
+    cost = bench_cost.Cost(flop=2.0 * 256**3, bytes=2.0 * 2**20)
+    assert ceilings.beside(cost, "matmul", 0.5, 1.0) == pytest.approx(0.5)
+    assert ceilings.beside(cost, "copy", 0.25, 1.0) == pytest.approx(0.25)
 
 
 def test_all_back_ends_computed_the_same(result):

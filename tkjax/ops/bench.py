@@ -6,7 +6,9 @@ python -m tkjax.ops.bench --scaling [--json OUT]
 Modes: `forward`; `backward`, the VJP with residuals given, compiled on its own; `forward+backward`. Where PyTorch is
 installed and the repository's benchmarks/ is at hand, the same op in eager and compiled PyTorch is timed in the same
 rounds (back ends `torch` and `torch_compiled`). Ratios are how many times faster a row is: median of the other divided
-by its own. Work is counted by the formulas of bench_cost.py; ceilings are measured in the same run.
+by its own. Work is counted by the formulas of bench_cost.py. Shares of the ceilings (a large product, a large copy):
+`ceiling_share` of the best that was measured in the run, `share_beside` of what the nearer of the two gave in the same
+rounds as the row.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from tkjax.ops import bench_roofline, dispatch
 from tkjax.ops.bench_cases import CASES, MODES, Case, Problem
 
 PEERS_FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "peers_torch.py"
+CEILING = "ceiling"  # the contender that is a large product or a large copy
 NOT_A_NUMBER = 1e30  # as a difference; JSON has no infinity
 PEER_NAMES = ("torch", "torch_compiled")
 
@@ -172,9 +175,11 @@ def isa_of(backend: str) -> str | None:
 
 
 def rows_of(case: Case, problem: Problem, mode: str, runs: dict[str, Run], ceilings, quick: bool) -> list[dict]:
-    seconds = measure.interleave({name: run.call for name, run in runs.items()}, quick, PEER_NAMES)
-    medians = {name: statistics.median(v) for name, v in seconds.items()}
     cost, rows = problem.costs[mode], []
+    _, nearer = ceilings.share(cost, 1.0)
+    calls = {name: run.call for name, run in runs.items()} | {CEILING: ceilings.calls()[nearer]}
+    seconds = measure.interleave(calls, quick, PEER_NAMES)
+    medians = {name: statistics.median(v) for name, v in seconds.items()}
     for name, run in runs.items():
         own = medians[name]
         rows.append(
@@ -185,6 +190,7 @@ def rows_of(case: Case, problem: Problem, mode: str, runs: dict[str, Run], ceili
                 "gflop": cost.flop / 1e9, "gbyte": cost.bytes / 1e9, "ggather": cost.gathers / 1e9,
                 "gflop_s": cost.flop / own / 1e9, "gbyte_s": cost.bytes / own / 1e9,
                 "ceiling_share": None, "bound": None,  # known when the ceilings have been measured for the last time
+                "share_beside": ceilings.beside(cost, nearer, medians[CEILING], own), "bound_beside": nearer,
                 "ratio_to_reference": ratio(medians, "reference", own),
                 "ratio_to_torch": ratio(medians, "torch", own),
                 "ratio_to_torch_compiled": ratio(medians, "torch_compiled", own),
@@ -209,6 +215,7 @@ COLUMNS = (
     ("GFLOP", 8, lambda r: f"{r['gflop']:.3f}"),
     ("GB", 7, lambda r: f"{r['gbyte']:.3f}"),
     ("share", 6, lambda r: "-" if r["ceiling_share"] is None else f"{100 * r['ceiling_share']:.1f}%"),
+    ("beside", 6, lambda r: f"{100 * r['share_beside']:.1f}%"),
     ("of", 6, lambda r: r["bound"] or "-"),
     ("x ref", 7, lambda r: times(r["ratio_to_reference"])),
     ("x torch", 7, lambda r: times(r["ratio_to_torch"])),

@@ -81,16 +81,25 @@ class Ceilings:
         self._product = jax.jit(lambda a, b: a @ b)
         self._copy = jax.jit(lambda a: a + 1.0)
 
-    def measure(self) -> None:
+    def calls(self) -> dict[str, Callable]:
         n = self.matmul_size
         a = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)).astype(np.float32))
         x = jnp.zeros(self.copy_bytes // 4, jnp.float32)
         calls = {"matmul": lambda: self._product(a, a), "copy": lambda: self._copy(x)}
         for call in calls.values():
             jax.block_until_ready(call())
-        seconds = interleave(calls)
-        self.matmul_gflops.append(2.0 * n**3 / statistics.median(seconds["matmul"]) / 1e9)
+        return calls
+
+    def measure(self) -> None:
+        seconds = interleave(self.calls())
+        self.matmul_gflops.append(2.0 * self.matmul_size**3 / statistics.median(seconds["matmul"]) / 1e9)
         self.copy_gbytes.append(2.0 * self.copy_bytes / statistics.median(seconds["copy"]) / 1e9)
+
+    def beside(self, cost, which: str, seconds_of_it: float, seconds: float) -> float:
+        """Share of ceiling `which` as it was in the same rounds: load from elsewhere has hit both."""
+        if which == "matmul":
+            return cost.flop / seconds / (2.0 * self.matmul_size**3 / seconds_of_it)
+        return cost.bytes / seconds / (2.0 * self.copy_bytes / seconds_of_it)
 
     def share(self, cost, seconds: float) -> tuple[float, str]:
         """(share of the ceiling that is nearer, its name)."""
