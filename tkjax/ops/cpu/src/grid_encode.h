@@ -32,7 +32,7 @@ struct GridArgs {
 
 // Words as tkjax.ops.cpu.grid_encode.words(spec) writes them: dims, levels, features, smoothstep, then per level
 // scale (bits of the float), resolution, entries, offset, hashed, stride of each of the three axes.
-// Returns nullptr, or a sentence where they describe no grid that these kernels do. In grid_encode_ffi.cc.
+// Returns nullptr, or a sentence where they describe no grid that these kernels do.
 const char* grid_parse(const int32_t* words, size_t count, GridArgs* out);
 
 // A matrix of samples stored tile by tile: channel c of sample n is data[c * channel + (n / 64) * tile + n % 64].
@@ -44,7 +44,7 @@ struct TileView {
 };
 
 // Floats of scratch that grid_encode_backward needs.
-int64_t grid_backward_scratch(const GridArgs& args, int64_t samples, int planes, bool table_gradient);  // _ffi.cc
+int64_t grid_backward_scratch(const GridArgs& args, int64_t samples, int planes, bool table_gradient);
 
 // The backward goes through the samples in slabs that stay in cache once they are transposed.
 static inline int64_t grid_slab(const GridArgs& args, int64_t samples, int planes) {
