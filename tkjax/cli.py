@@ -104,7 +104,7 @@ def resolve(opts: Options, workdir: Path) -> ConfigDict:
         base.load(resolved.system)
     except ValueError as error:
         raise UserError(f"--config: {error}") from error
-    use_backend(resolved.ops_backend)
+    use_backend(resolved.get("ops_backend", ""))  # a config.json of an older run has none
     return resolved
 
 

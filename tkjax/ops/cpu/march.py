@@ -8,15 +8,24 @@ from tkjax.ops import cpu
 from tkjax.ops.march import Marched, MarchedPacked, MarchSpec
 
 
+def whole_words(occupancy):
+    """The kernel reads 32 bits at a time."""
+    return jnp.pad(occupancy, (0, -occupancy.shape[0] % 4))
+
+
+def attributes(spec: MarchSpec) -> dict[str, np.generic | np.ndarray]:
+    """The settings as the handlers take them."""
+    return {
+        **{k: np.int32(getattr(spec, k)) for k in ("side", "cascades", "samples")},
+        **{k: np.float32(getattr(spec, k)) for k in ("dt", "t_min", "bound", "dt_gamma", "dt_max")},
+        "vertex": np.int32(spec.cell == "vertex"),
+        "box": np.asarray(spec.box, np.float32),
+    }
+
+
 def _call(target: str, rays: tuple, spec: MarchSpec, out):
     o, d, occupancy, noise = rays
-    occupancy = jnp.pad(occupancy, (0, -occupancy.shape[0] % 4))  # the kernel reads whole words
-    floats = {k: np.float32(getattr(spec, k)) for k in ("dt", "t_min", "bound", "dt_gamma", "dt_max")}
-    return cpu.call(
-        target, out, o, d, occupancy, noise,
-        side=np.int32(spec.side), cascades=np.int32(spec.cascades), vertex=np.int32(spec.cell == "vertex"),
-        samples=np.int32(spec.samples), box=np.asarray(spec.box, np.float32), **floats,
-    )  # fmt: skip
+    return cpu.call(target, out, o, d, whole_words(occupancy), noise, **attributes(spec))
 
 
 def _floats(*shape):
