@@ -65,3 +65,57 @@ def make(program, n, seed=0, per_ray=("sh", "direction"), rays=7, scale=1.0, spr
             size = 1.0 if leaf == "tables" else scale * np.sqrt(2.0 / shape[0]) if leaf.startswith("kernel") else 0.3
             params.setdefault(name, {})[leaf] = (size * rng.normal(size=shape)).astype(np.float32)
     return points, rows, params
+
+
+OPS = ("mlp", "mlp", "act", "exp", "pair", "affine", "clip", "slice", "concat", "stop", "sum", "freq", "grid")
+KINDS = ("none", "relu", "leaky_relu", "sigmoid", "tanh", "softplus")  # those that cannot overflow
+WIDTHS = (1, 3, 5, 16, 17, 33)
+TINY = GridSpec(2, 2, 2, 3, 9, 6, "hash")
+TINY_3D = GridSpec(3, 2, 1, 3, 7, 7, "tiled", "smoothstep")
+
+
+def random_program(seed):
+    """Any instructions in any order over points, a row per ray, rows for all, and grids."""
+    rng = np.random.default_rng(seed)
+    p = ProgramBuilder(f"random_{seed}")
+    pick = lambda items: items[int(rng.integers(len(items)))]  # noqa: E731
+    values = [p.points, p.row("sh", 5), p.row("audio", 4), p.row("eye", 1), p.grid("planes", TINY, p.points, PAIRS)]
+    values.append(p.grid("space", TINY_3D, p.points))
+    for k in range(int(rng.integers(3, 9))):
+        x, y = pick(values), pick(values)
+        op = pick(
+            ("mlp", "mlp", "act", "exp", "pair", "affine", "clip", "slice", "concat", "stop", "sum", "freq", "grid")
+        )
+        if op == "mlp":
+            parts = [pick(values) for _ in range(int(rng.integers(1, 4)))]
+            widths = [sum(v.channels for v in parts), *(pick(WIDTHS) for _ in range(int(rng.integers(1, 4))))]
+            v = p.mlp(f"mlp_{k}", parts, widths, bias=bool(rng.integers(2)), hidden=pick(KINDS), output=pick(KINDS))
+        elif op == "act":
+            v = p.act(x, pick(KINDS))
+        elif op == "exp":
+            v = p.act(p.clip(x, -2.0, 1.5), pick(("exp", "trunc_exp")))
+        elif op == "pair":
+            pair = pick((p.add, p.mul))
+            v = pair(x, y if y.channels in (1, x.channels) else y[0:1])
+        elif op == "affine":
+            v = p.affine(x, float(rng.normal()), float(rng.normal()))
+        elif op == "clip":
+            v = p.clip(x, -0.7, 0.9)
+        elif op == "slice":
+            start = int(rng.integers(x.channels))
+            v = x[start : start + int(rng.integers(1, 9))]
+        elif op == "concat":
+            v = p.concat([x, y]) if x.channels + y.channels < 100 else x
+        elif op == "stop":
+            v = p.stop_gradient(x)
+        elif op == "sum":
+            v = pick((p.norm, p.sum_abs))(x)
+        elif op == "freq":
+            v = p.freq(x[0:3], int(rng.integers(0, 4)))
+        else:
+            v = p.grid(
+                f"grid_{k}", TINY, p.act(x if x.channels == 2 else p.concat([x[0:1], y[0:1]]), "tanh"), bound=1.5
+            )
+        values.append(v)
+    outputs = {f"out_{k}": pick(values) for k in range(int(rng.integers(0, 3)))}
+    return p.build(**outputs, last=values[-1])

@@ -124,7 +124,8 @@ def _field_fwd(program: Program, points, values, indices, params, total):
     asked = jax.tree.map(
         lambda v: () if v.perturbed else None, (points, values, params), is_leaf=lambda v: hasattr(v, "perturbed")
     )
-    return _forward(program, *arrays), (arrays, asked)
+    once = dispatch.once_differentiable("field")(functools.partial(_forward, program))
+    return once(*arrays), (arrays, asked)
 
 
 def _field_bwd(program: Program, residuals, dout):
