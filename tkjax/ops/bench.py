@@ -278,7 +278,6 @@ def run(cases, backends, modes, peer_names, quick: bool) -> dict:
             if of_mode:
                 rows += [(problem.costs[mode], row) for row in rows_of(case, problem, mode, of_mode, ceilings, quick)]
         del problem, runs
-        jax.clear_caches()
     ceilings.measure()
     for cost, row in rows:
         row["ceiling_share"], row["bound"] = ceilings.share(cost, row["median_ms"] / 1e3)

@@ -91,7 +91,7 @@ def _march(total: int, side: int, packed: bool, quick: bool) -> Problem:
     bits, noise = jnp.asarray(inputs.occupancy(side)), jnp.asarray(inputs.noise(n))
     constant = (jnp.asarray(r.origin), jnp.asarray(r.direction), bits, noise)
     dense = functools.partial(march, side=side, samples=SAMPLES, **MARCHING)
-    found = dense(*constant, backend="reference")
+    found = jax.jit(functools.partial(dense, backend="reference"))(*constant)
     kept = int(np.sum(found.count))
     points = _lattice_points(*(np.asarray(v) for v in (found.t, found.count, found.near, found.far)))
     capacity = -(-kept // 1024) * 1024
@@ -192,17 +192,14 @@ def field_problem(some: inputs.Samples, train: bool) -> Problem:
     return Problem(run, (params, rows), (sh, ray, points), costs, n, "samples", peer)
 
 
-def _live_samples(size: int, side: int, program, params) -> int:
+def _live_samples(size: int, side: int, params) -> int:
     """Samples of a picture that an early stop leaves, by the reference."""
     t, count = inputs.marched(size, 0.0, side)
     r = inputs.rays(size)
     row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
-    points = jnp.asarray(r.origin[row] + t[row, slot][:, None] * r.direction[row])
-    rows = inputs.er_nerf_rows(r.direction)
-    indexed = {name: (v, jnp.asarray(row.astype(np.int32)) if name == "sh" else None) for name, v in rows.items()}
-    sigma = np.asarray(field(program, points, indexed, params, backend="reference"))[:, 0]
+    points = r.origin[row] + t[row, slot][:, None] * r.direction[row]
     optical = np.zeros((len(count), SAMPLES))
-    optical[row, slot] = sigma * DT
+    optical[row, slot] = inputs.densities(params, points) * DT
     before = np.cumsum(optical, 1) - optical
     return int(np.sum((np.exp(-before) >= STOP)[row, slot]))
 
@@ -220,7 +217,7 @@ def _render(size: int, quick: bool) -> Problem:
         return render_fused(program, origin, direction, bits, values, params, **options, backend=backend)
 
     constant = (params, values, jnp.asarray(r.origin), jnp.asarray(r.direction), bits)
-    live, weights = _live_samples(size, side, program, params), sum(v.size for v in jax.tree.leaves(params))
+    live, weights = _live_samples(size, side, whole), sum(v.size for v in jax.tree.leaves(params))
     costs = cost.render_fused(live, size * size, FIELD_MLPS, bits.size, 4 * weights)
     return Problem(run, (), constant, costs, live, "samples")
 

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tkjax.ops.field import field
 from tkjax.ops.grid_encode import GridSpec
 from tkjax.ops.march import march
 from tkjax.ops.morton import morton_decode
+from tkjax.ops.program import ProgramBuilder
 from tkjax.ops.sh_encode import sh_encode
 
 BOX = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)
@@ -63,7 +65,7 @@ def occupied(xyz: np.ndarray) -> np.ndarray:
 @functools.cache
 def occupancy(side: int) -> np.ndarray:
     """Bits [side^3 / 8] uint8 in Morton order; the sparse cells are eight times as many at twice the side."""
-    cell = np.asarray(morton_decode(jnp.arange(side**3)))
+    cell = np.asarray(jax.jit(morton_decode)(jnp.arange(side**3)))
     return np.packbits(occupied((cell + 0.5) / side * 2.0 - 1.0), bitorder="little")
 
 
@@ -96,10 +98,10 @@ def noise(count: int) -> np.ndarray:
 def marched(size: int, yaw_deg: float, side: int) -> tuple[np.ndarray, np.ndarray]:
     """t [R,S] and count [R] of a picture's rays, without jitter."""
     r = rays(size, yaw_deg)
-    out = march(
-        jnp.asarray(r.origin), jnp.asarray(r.direction), jnp.asarray(occupancy(side)), jnp.zeros(len(r.origin)),
-        side=side, box=BOX, dt=DT, t_min=T_MIN, samples=SAMPLES, backend="reference",
-    )  # fmt: skip
+    options = {"side": side, "box": BOX, "dt": DT, "t_min": T_MIN, "samples": SAMPLES, "backend": "reference"}
+    out = jax.jit(functools.partial(march, **options))(
+        jnp.asarray(r.origin), jnp.asarray(r.direction), jnp.asarray(occupancy(side)), jnp.zeros(len(r.origin))
+    )
     return np.asarray(out.t), np.asarray(out.count)
 
 
@@ -155,8 +157,6 @@ ER_MLPS = {
 @functools.cache
 def er_nerf_program():
     """The whole ER-NeRF head field (er-nerf dossier §3); outputs sigma, rgb and three more for training."""
-    from tkjax.ops.program import ProgramBuilder
-
     p = ProgramBuilder("er_nerf_head")
     f = p.grid("planes", ER_PLANES, p.points, subsets=((0, 1), (1, 2), (0, 2)), bound=1.0)
     v = p.mlp("audio_channel_attention", [f], ER_MLPS["audio_channel_attention"])
@@ -174,28 +174,34 @@ def er_nerf_rows(directions: np.ndarray) -> dict[str, jax.Array]:
     """Values of the rows: `sh` per ray, the others one for all."""
     rng = np.random.default_rng(4)
     return {
-        "sh": sh_encode(jnp.asarray(directions), 4),
+        "sh": jax.jit(sh_encode, static_argnums=1)(jnp.asarray(directions), 4),
         "audio": jnp.asarray(rng.normal(0.0, 0.5, (1, 32)).astype(np.float32)),
         "eye": jnp.full((1, 1), 0.2, jnp.float32),
         "code": jnp.asarray(rng.normal(0.0, 0.1, (1, 4)).astype(np.float32)),
     }
 
 
+def densities(params: dict, points: np.ndarray) -> np.ndarray:
+    """Sigma [N] of the head field by the reference."""
+    program = er_nerf_program().select("sigma")
+    rows = {name: v for name, v in er_nerf_rows(np.zeros((1, 3), np.float32)).items() if name in program.rows}
+
+    def run(params, rows, points):
+        indexed = {name: (v, None) for name, v in rows.items()}
+        return field(program, points, indexed, params, backend="reference")[:, 0]
+
+    return np.asarray(jax.jit(run)(params, rows, jnp.asarray(points)))
+
+
 @functools.cache
 def er_nerf_params() -> dict:
     """Tables and matrices of trained-like size; the density's are scaled so that log densities spread as trained
     ones do, which decides how early rays end."""
-    from tkjax.ops.field import field
-
     params: dict = {"planes": {"tables": table(ER_PLANES, 3)}}
     for i, (name, widths) in enumerate(ER_MLPS.items()):
         params[name] = {f"kernel_{k}": v for k, v in enumerate(kernels(widths, 10 + i))}
-    some = samples(4096, size=48)
-    rows = er_nerf_rows(some.rays.direction)
-    indexed = {name: (v, jnp.asarray(some.ray) if name == "sh" else None) for name, v in rows.items()}
-    program = er_nerf_program().select("sigma", "rgb")
-    log_density = jnp.log(field(program, jnp.asarray(some.points), indexed, params, backend="reference")[:, 0])
-    gain = LOG_DENSITY_SPREAD / jnp.std(log_density) * jnp.sign(jnp.mean(log_density))
+    log_density = np.log(densities(params, samples(4096, size=48).points))
+    gain = LOG_DENSITY_SPREAD / np.std(log_density) * np.sign(np.mean(log_density))
     last = params["density"]["kernel_2"]
     params["density"]["kernel_2"] = last.at[:, 0].multiply(gain)
     return params

@@ -97,7 +97,6 @@ def sweep(sizes, quick: bool = False) -> list[dict]:
                 row |= measure.summary(seconds) | {"ns_per_sample": per_sample * 1e9}
                 print(f"{op} {case} {mode} {backend} {n}: {median * 1e3:.3f} ms", file=sys.stderr, flush=True)
                 del call
-                jax.clear_caches()
     return rows
 
 
