@@ -110,7 +110,7 @@ def march(
             kept.append((t, step(t)))
         elif leap:
             span = bound if level == cascades - 1 else 2.0**level
-            edge = n + (0.0 if cell == "vertex" else 0.5) + 0.5 * np.sign(d)
+            edge = n + 0.5 + 0.5 * np.sign(d)  # of vertices as well: half a cell too far, or not far enough
             leaps = [((edge[i] / side * 2 - 1) * span - x[i]) / d[i] for i in range(3) if d[i] != 0]
             target = t + max(0.0, min(leaps))
             while (t := t + step(t)) < target:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.rays import BOX, CASES, COMMON, DT, ISAS, VARIANTS, needs_kernels, occupancy, rays, spoiled, variant
-from tkjax.ops import cpu, dispatch, march, march_packed
+from tkjax.ops import cpu, dispatch, march, march_packed, morton_decode
 
 FULL = np.full(16**3 // 8, 255, np.uint8)
 SHARES = [0.0, 0.002, 0.3, 0.9, 1.0]
@@ -74,6 +74,19 @@ def test_leaping_over_empty_cells_keeps_the_same_samples(case):
     assert agreed > 20
 
 
+@pytest.mark.parametrize("case", ["cascades", "vertex"])
+def test_elsewhere_the_originals_leap_over_a_few_samples_that_are_kept_here(case):
+    """Leaps stay on the lattice, so what they keep is a part of what is kept here (as long as no ray is full)."""
+    rng, how, counts = np.random.default_rng(8), CASES[case] | {"samples": 10_000}, np.zeros(2, int)
+    bits = occupancy(rng, how, 0.2)
+    for o, d in zip(*rays(rng, 60, how["bound"])):
+        args = o.astype(np.float64), d.astype(np.float64), bits, rng.random()
+        walked, leapt = ({t for t, _ in oracle.march(*args, **how, leap=leap)[0]} for leap in (False, True))
+        assert leapt <= walked
+        counts += len(leapt), len(walked)
+    assert 0.75 < counts[0] / counts[1] < 1  # cells at random: the worst case
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", sorted(CASES))
 @settings(max_examples=12)
@@ -90,6 +103,21 @@ def test_kernels_keep_what_the_reference_keeps_to_the_bit(isa, case, seed, share
     equal(got, want)
     assert all(np.isfinite(v).all() for v in got)
     equal(run(f"cpu-{isa}", functools.partial(dense, case), *args), got)  # once more
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_many_rays_on_a_large_grid(isa):
+    """A ball in 128^3 cells, as a picture sees it: most rays miss it, and their lattices are skipped."""
+    rng, side, n = np.random.default_rng(5), 128, 20_003
+    cell = np.asarray(morton_decode(jnp.arange(side**3)))
+    bits = np.packbits((((2 * cell + 1) / side - 1 - [0.1, 0.0, -0.2]) ** 2).sum(-1) < 0.1, bitorder="little")
+    o = np.broadcast_to(np.float32([0.3, 0.2, -3.3]), (n, 3))
+    d = rng.normal(size=(n, 3)) * [0.15, 0.1, 0.0] + [-0.1, -0.05, 1.0]
+    d = (d / np.linalg.norm(d, axis=-1, keepdims=True)).astype(np.float32)
+    args = o, d, bits, rng.random(n).astype(np.float32)
+    want = dense("constant", "reference", side=side)(*args)
+    equal(run(f"cpu-{isa}", lambda backend: dense("constant", backend, side=side), *args), want)
+    assert 0.1 < np.mean(np.asarray(want.count) > 0) < 0.9
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -4,8 +4,8 @@ A ray o + t d meets the box in [near, far] (slab test), near = max(near, t_min).
 t_0 = near + noise dt(near) and goes on with t_{k+1} = t_k + dt(t_k), dt(t) = clamp(t dt_gamma, dt, dt_max),
 while t_k < far. A lattice point is kept if the bit of its cell is set, until S are kept. The originals leap over
 an empty cell to the next lattice point outside of it; as the leap stays on the lattice and only passes points of
-one empty cell, the kept points are the same. (With several cascades a leap of theirs can also pass points
-that belong to another cascade; here no point is passed unseen.)
+one empty cell, the kept points are the same. (With several cascades a leap of theirs can also pass points that
+belong to another cascade, and with "vertex" cells it can end half a cell too late; here no point is passed unseen.)
 
 Cells. Cascade c spans ±2^c, the last one ±bound; a point belongs to the smallest cascade with max |x_i| < 2^c and
 dt(t) side / 2 < 2^c, or to the last. In a cube of ±b
@@ -97,7 +97,7 @@ class MarchedPacked(NamedTuple):
         return jnp.sum(self.count)
 
 
-def _check(rays_o, rays_d, occupancy, noise, **settings) -> MarchSpec:
+def march_spec(rays_o, rays_d, occupancy, noise, **settings) -> MarchSpec:
     """Arguments as a MarchSpec with its numbers rounded to float32, or a ValueError that says what is wrong."""
     dt, dt_max = settings["dt"], settings["dt_max"]
     settings["dt_max"] = max(dt, 2 * math.sqrt(3) * settings["bound"] / settings["side"]) if dt_max is None else dt_max
@@ -163,7 +163,7 @@ def march(
     box is (x0,y0,z0,x1,y1,z1), within ±bound. dt is the shortest step, dt_max the longest (2 √3 bound / side if
     None). A ray that is not finite or misses the box keeps nothing. noise is clamped to [0,1]; 0 where not finite.
     """
-    spec = _check(
+    spec = march_spec(
         rays_o, rays_d, occupancy, noise, side=side, box=box, dt=dt, t_min=t_min, samples=samples, bound=bound,
         dt_gamma=dt_gamma, dt_max=dt_max, cascades=cascades, cell=cell,
     )  # fmt: skip
@@ -197,7 +197,7 @@ def march_packed(
     Samples with a number at or beyond capacity are dropped and counted in `overflow`: the first rays are whole, one ray
     may lose its last samples, the rays after it have none.
     """
-    spec = _check(
+    spec = march_spec(
         rays_o, rays_d, occupancy, noise, side=side, box=box, dt=dt, t_min=t_min, samples=samples, bound=bound,
         dt_gamma=dt_gamma, dt_max=dt_max, cascades=cascades, cell=cell,
     )  # fmt: skip
