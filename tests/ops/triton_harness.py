@@ -188,8 +188,12 @@ def _usage(cubin: bytes) -> tuple[int, int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"], found["SHARED"]
 
 
-def check_resources(title: str, launches: list[Launch], registers: int = 255, shared: int = 100_000) -> None:
-    """Compile each launch for each architecture, print the table, and assert that nothing spills."""
+def check_resources(title, launches: list[Launch], registers=255, shared=100_000, full_house=0) -> None:
+    """Compile each launch for each architecture, print the table, and assert that nothing spills.
+
+    full_house: bytes that may spill where a kernel then takes 32 registers: some releases of ptxas give up a register
+    or two to fit as many threads on a processor as it can hold.
+    """
     lines, bad = [], []
     for launch in dict.fromkeys(launches):
         for capability in CAPABILITIES:
@@ -199,7 +203,8 @@ def check_resources(title: str, launches: list[Launch], registers: int = 255, sh
                 f"{r.registers} registers, {r.stack} bytes spilled, {r.shared} bytes shared"
             )
             lines.append(line)
-            if r.stack or r.registers > registers or r.shared >= shared:
+            spilled = r.stack > (full_house if r.registers == 32 else 0)
+            if spilled or r.registers > registers or r.shared >= shared:
                 bad.append(line)
     print("\n".join(["", *lines]))
     assert lines and not bad, "\n".join(bad)

@@ -52,7 +52,7 @@ def _tile(
     sigma, dt, valid, start, count, first, carried, stop,
     PACKED: tl.constexpr, DT_ARRAY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Samples first … first + AHEAD - 1 of each ray: (index, weight, live, transmittance behind, step, carried).
+    """Samples first … first + AHEAD - 1 of each ray: (index, weight, live, T behind, step, carried).
 
     carried: optical depth of all samples in front of the tile; that behind it is given back.
     """
@@ -67,9 +67,9 @@ def _tile(
     shifted, _step = _optical(sigma, dt, at - 1, ahead, DT_ARRAY)
     optical, step = _optical(sigma, dt, at, mask, DT_ARRAY)
     before = carried + tl.cumsum(shifted, 1)
-    weight, live, _front, after = composite_step(before, optical, mask, stop)
+    weight, live, front, _after = composite_step(before, optical, mask, stop)
     carried += tl.sum(optical, 1, keep_dims=True)
-    return at, weight, live, tl.exp(-after), step, carried
+    return at, weight, live, front - weight, step, carried
 
 
 @triton.jit
