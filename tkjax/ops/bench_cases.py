@@ -242,7 +242,7 @@ P, F = functools.partial, MODES[:1]
 CASES = (
     Case("grid_encode", "ngp3d", MODES, P(_grid, inputs.NGP3D, 131_072), compiled_peer=True),
     Case("grid_encode", "ngp3d_bfloat16", F, P(_grid, inputs.NGP3D, 131_072, dtype=jnp.bfloat16)),
-    Case("grid_encode", "er_planes", MODES, P(_grid, inputs.ER_PLANES, 131_072, planes=3), compiled_peer=True),
+    Case("grid_encode", "er_planes", MODES, P(_grid, inputs.ER_PLANES, 131_072, planes=3)),
     Case("grid_encode", "rad_tiled_3d", MODES, P(_grid, inputs.RAD_SPACE, 131_072)),
     Case("grid_encode", "rad_tiled_2d_points", MODES, P(_grid, inputs.RAD_AMBIENT, 131_072, to_points=True)),
     Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536)),
@@ -259,6 +259,6 @@ CASES = (
     Case("field_mlp", "er_colour", MODES, P(_mlp, inputs.ER_MLPS["colour"], False, "sigmoid")),
     Case("field_mlp", "width_128_biased", MODES, P(_mlp, (32, 128, 128, 16), True, "none")),
     Case("field", "field_er_nerf", F, P(_field, 524_288, False), compiled_peer=True),
-    Case("field", "field_er_nerf_train", MODES, P(_field, 49_152, True), compiled_peer=True),
+    Case("field", "field_er_nerf_train", MODES, P(_field, 49_152, True)),
     Case("render_fused", "er_nerf_256", F, P(_render, 256)),
 )

@@ -42,8 +42,9 @@ def interleave(calls: dict[str, Callable], quick: bool = False, foreign=()) -> d
     """Seconds of each repetition of each call; in every round each contender runs once, so that what else happens on
     the machine hits all of them. All have been called before (compiled, warm). After a `foreign` one its threads are
     given time to stop spinning."""
-    inner = {name: min(200, max(1, round(SHORTEST / max(timed(call), 1e-6)))) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    first = {name: timed(call) for name, call in calls.items()}
+    inner = {name: min(200, max(1, round(SHORTEST / max(v, 1e-6)))) for name, v in first.items()}
+    seconds: dict[str, list[float]] = {name: [v] if v > ENOUGH else [] for name, v in first.items()}
 
     def wanted(name):
         done, spent = len(seconds[name]), sum(seconds[name]) * inner[name]
