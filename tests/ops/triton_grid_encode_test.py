@@ -253,6 +253,7 @@ def test_grids_without_a_kernel_say_so():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_on_the_gpu(name):
+    harness.require_gpu()
     case = inputs(name, 130, 10)
     close(in_triton(name, *case), expected(name, *case))
     close(in_triton(name, *case, "float32", True), expected(name, *case))

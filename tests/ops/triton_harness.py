@@ -56,6 +56,12 @@ def _no_lowering() -> str:
 needs_lowering = pytest.mark.skipif(bool(_no_lowering()), reason=_no_lowering())
 
 
+def require_gpu() -> None:
+    """Skips a test where JAX has no GPU (JAX_PLATFORMS=cuda selects it; the default of the tests is cpu)."""
+    if reason := dispatch.unavailable("triton"):
+        pytest.skip(f"triton: {reason}")
+
+
 @contextlib.contextmanager
 def as_on_a_gpu():
     """The dispatcher takes the Triton back end for one that works, whatever the machine."""
@@ -189,7 +195,8 @@ def _usage(cubin: bytes) -> tuple[int, int, int]:
 
 
 def check_resources(title, launches: list[Launch], registers=255, shared=100_000, full_house=0) -> None:
-    """Compile each launch for each architecture, print the table, and assert that nothing spills.
+    """Compile each launch for each architecture, print the table, and assert that nothing spills. The table is added
+    to the file named by the environment variable TKJAX_TRITON_RESOURCES, if any.
 
     full_house: bytes that may spill where a kernel then takes 32 registers: some releases of ptxas give up a register
     or two to fit as many threads on a processor as it can hold.
@@ -207,6 +214,9 @@ def check_resources(title, launches: list[Launch], registers=255, shared=100_000
             if spilled or r.registers > registers or r.shared >= shared:
                 bad.append(line)
     print("\n".join(["", *lines]))
+    if path := os.environ.get("TKJAX_TRITON_RESOURCES"):
+        with open(path, "a") as file:
+            file.write("".join(line + "\n" for line in lines))
     assert lines and not bad, "\n".join(bad)
 
 

@@ -204,6 +204,7 @@ def test_the_public_ops_lower_for_cuda():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_on_the_gpu(name):
+    harness.require_gpu()
     args = tuple(map(jnp.asarray, inputs(name, 5)))
     same(in_triton(name, *args), reference(name)(*args))
     same(in_packed(name, 100, *args), reference_packed(name, 100)(*args))
