@@ -267,6 +267,7 @@ void march_packed(const MarchArgs& a, int64_t rays, int64_t capacity, const floa
   parallel_for(pool, tasks, [&](int64_t task) {
     const int64_t end = (task + 1) * RAYS_PER_TASK < rays ? (task + 1) * RAYS_PER_TASK : rays;
     for (int64_t r = task * RAYS_PER_TASK; r < end; ++r) {
+      if (!count[r]) continue;
       const int64_t at = offset[r];
       march_ray(a, o + 3 * r, d + 3 * r, noise[r], count[r], t + at, dt + at, near + r, far + r);
       for (int i = 0; i < count[r]; ++i) ray[at + i] = static_cast<int32_t>(r);
