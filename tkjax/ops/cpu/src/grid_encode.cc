@@ -64,9 +64,10 @@ int rest(int64_t samples, int64_t tile) {  // samples in tile number `tile`
   return samples - tile * TILE < TILE ? static_cast<int>(samples - tile * TILE) : TILE;
 }
 
-bool zero(const float* p, int count) {  // of one tile row after another
+bool zero(const float* rows, int64_t row, int count) {
   I some = I{};
-  for (int k = 0; k < count; k += W) some |= load(p + k) != 0.0f;  // true for NaN
+  for (int k = 0; k < count; ++k)
+    for (int lane = 0; lane < TILE; lane += W) some |= load(rows + k * row + lane) != 0.0f;  // true for NaN
   return !any(some);
 }
 
@@ -107,8 +108,8 @@ void grid_table_grad(const GridArgs& args, int64_t samples, const float* const* 
       Inside tile;
       tile.read(args.dims, source, rest(samples, t));
       for (int f = 0; f < args.features; ++f) tile.clear(rows + f * TILE);
-      if (zero(rows, args.features * TILE)) continue;
-      TKJAX_GRID_LEVEL(table_grad_level, args.level[l], args.smoothstep, tile.axis, rows, dtable)
+      if (zero(rows, TILE, args.features)) continue;
+      TKJAX_GRID_LEVEL(table_grad_level, args.level[l], args.smoothstep, tile.axis, rows, TILE, dtable)
     }
   }
 }
@@ -207,6 +208,30 @@ struct Backward {
       read_tile(static_cast<const float*>(dout) + row * channels, stride, count, channels, to, slab);
     }
     if (dpoints) points_gradient(tile, plane, count, dpoints + row * dims);
+    if (dtables) clean(tile, plane, count);
+  }
+
+  // Moves what is outside the grid to 0 and its cotangent with it, so that the levels need not look again.
+  void clean(int64_t tile, int plane, int count) const {
+    const float* source[3];
+    for (int d = 0; d < args.dims; ++d) source[d] = coord(plane, d) + tile * TILE;
+    Inside inside;
+    inside.read(args.dims, source, count);
+    if (inside.all) return;
+    for (int d = 0; d < args.dims; ++d)
+      std::memcpy(coord(plane, d) + tile * TILE, inside.coords[d], sizeof(float) * TILE);
+    for (int c = 0; c < args.channels(); ++c) inside.clear(channel(plane, c) + tile * TILE);
+  }
+
+  // Adds tiles [begin, end) of the slab to one level of `table`, an accumulator laid out like one plane's table.
+  void scatter(int plane, int l, int64_t begin, int64_t end, float* table) const {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* rows = channel(plane, l * args.features) + t * TILE;
+      if (zero(rows, slab, args.features)) continue;
+      const float* source[3];
+      for (int d = 0; d < args.dims; ++d) source[d] = coord(plane, d) + t * TILE;
+      TKJAX_GRID_LEVEL(table_grad_level, args.level[l], args.smoothstep, source, rows, slab, table)
+    }
   }
 
   void points_gradient(int64_t tile, int plane, int count, float* out) const {
@@ -224,7 +249,8 @@ struct Backward {
   float* sums(int plane, int level, int part, const int64_t* offset) const {
     const int64_t level_size = static_cast<int64_t>(args.level[level].entries) * args.features;
     if (part == 0) return dtables + plane * size() + static_cast<int64_t>(args.level[level].offset) * args.features;
-    return own + offset[level] + (static_cast<int64_t>(plane) * (grid_parts(args, level, samples, planes) - 1) + part - 1) * level_size;
+    const int64_t before = static_cast<int64_t>(plane) * (grid_parts(args, level, samples, planes) - 1) + part - 1;
+    return own + offset[level] + before * level_size;
   }
 };
 
@@ -261,12 +287,8 @@ void grid_encode_backward(const GridArgs& args, int64_t samples, int planes, con
       int l = args.levels - 1;  // the finest, largest levels first
       for (; task >= parts[l] * planes; --l) task -= parts[l] * planes;
       const int plane = static_cast<int>(task / parts[l]), part = static_cast<int>(task % parts[l]);
-      const int64_t begin = tiles * part / parts[l] * TILE, end = tiles * (part + 1) / parts[l] * TILE;
-      const float* coords[3];
-      for (int d = 0; d < args.dims; ++d) coords[d] = job.coord(plane, d) + begin;
-      const TileView view{job.channel(plane, 0) + begin, slab, TILE};
       float* table = job.sums(plane, l, part, offset) - static_cast<int64_t>(args.level[l].offset) * args.features;
-      grid_table_grad(args, (end < here ? end : here) - begin, coords, TILE, view, table, l, l + 1);
+      job.scatter(plane, l, tiles * part / parts[l], tiles * (part + 1) / parts[l], table);
     });
   }
   if (!dtables || !own) return;

@@ -57,7 +57,7 @@ static inline int64_t grid_slab(const GridArgs& args, int64_t samples, int plane
 // cost little beside the work itself, where there are few levels to share among threads. Depends on sizes alone.
 static inline int grid_parts(const GridArgs& args, int level, int64_t samples, int planes) {
   int64_t updates = samples << args.dims, most = 64 / (planes * args.levels);
-  int64_t parts = updates / (8 * static_cast<int64_t>(args.level[level].entries));
+  int64_t parts = updates / (16 * static_cast<int64_t>(args.level[level].entries));
   parts = parts < most ? parts : most;
   return parts < 1 ? 1 : static_cast<int>(parts);
 }

@@ -102,7 +102,7 @@ TKJAX_INLINE float from_bfloat16(uint16_t x) {
   return f;
 }
 
-// Keeps the compiler from adding a level's offset to every index again instead of once to the table.
+// Keeps the compiler from adding a level's offset to every index instead of once to the pointer.
 #define TKJAX_KEEP(pointer) asm("" : "+r"(pointer))
 
 // ---- one vector of samples in one level
@@ -168,11 +168,13 @@ TKJAX_INLINE void fetch(const Cell<D, HASHED>& cell, const float* table, U mask,
   }
 }
 
+#define TKJAX_APART __attribute__((noinline))  // 12 of each: inlined into a switch they would only be harder to profile
+
 // ---- one tile in one level. `coords` lie within [0,1]; out, dout: FEAT rows of TILE.
 
 template <int D, int FEAT, bool HASHED>
-__attribute__((noinline)) void encode_level(const GridLevel& level, bool smoothstep, const float* table, const float* const* coords,
-                  float* out) {
+TKJAX_APART void encode_level(const GridLevel& level, bool smoothstep, const float* table, const float* const* coords,
+                              float* out) {
   constexpr int CORNERS = 1 << D;
   const U mask = set1u(level.mask);
   const bool whole = level.mask == ~0u;
@@ -243,8 +245,8 @@ __attribute__((noinline)) void encode_level(const GridLevel& level, bool smooths
 
 // dcoords[d] += slope_d * sum over corners of +-(product of the other weights) * <dout, table row>.
 template <int D, int FEAT, bool HASHED>
-__attribute__((noinline)) void points_grad_level(const GridLevel& level, bool smoothstep, const float* table, const float* const* coords,
-                       const float* dout, float (*dcoords)[TILE]) {
+TKJAX_APART void points_grad_level(const GridLevel& level, bool smoothstep, const float* table,
+                                   const float* const* coords, const float* dout, float (*dcoords)[TILE]) {
   constexpr int CORNERS = 1 << D;
   const U mask = set1u(level.mask);
   const bool whole = level.mask == ~0u;
@@ -284,10 +286,10 @@ __attribute__((noinline)) void points_grad_level(const GridLevel& level, bool sm
   }
 }
 
-// dtable[row of each corner] += weight * dout. `dout` is zero in lanes that do not count.
+// dtable[row of each corner] += weight * dout, whose FEAT rows are `dout_row` apart; zero in lanes that do not count.
 template <int D, int FEAT, bool HASHED>
-__attribute__((noinline)) void table_grad_level(const GridLevel& level, bool smoothstep, const float* const* coords, const float* dout,
-                      float* dtable) {
+TKJAX_APART void table_grad_level(const GridLevel& level, bool smoothstep, const float* const* coords,
+                                  const float* dout, int64_t dout_row, float* dtable) {
   constexpr int CORNERS = 1 << D;
   alignas(64) int32_t index[CORNERS][TILE];
   alignas(64) float change[CORNERS][TILE * (FEAT == 2 ? 2 : 1)];  // weight * dout; for FEAT > 2 the weight alone
@@ -300,7 +302,7 @@ __attribute__((noinline)) void table_grad_level(const GridLevel& level, bool smo
       if constexpr (FEAT == 1) {
         store(change[c] + lane, weight * load(dout + lane));
       } else if constexpr (FEAT == 2) {
-        F a = weight * load(dout + lane), b = weight * load(dout + TILE + lane);
+        F a = weight * load(dout + lane), b = weight * load(dout + dout_row + lane);
         store(change[c] + 2 * lane, __builtin_shufflevector(a, b, TKJAX_LANES_LOW));
         store(change[c] + 2 * lane + W, __builtin_shufflevector(a, b, TKJAX_LANES_HIGH));
       } else {
@@ -309,7 +311,7 @@ __attribute__((noinline)) void table_grad_level(const GridLevel& level, bool smo
     }
   }
   alignas(64) float rows[FEAT > 2 ? TILE * FEAT : 1];
-  if constexpr (FEAT > 2) transpose(dout, TILE, FEAT, TILE, rows, FEAT);
+  if constexpr (FEAT > 2) transpose(dout, dout_row, FEAT, TILE, rows, FEAT);
   dtable += static_cast<size_t>(level.offset) * FEAT;
   TKJAX_KEEP(dtable);
   for (int s = 0; s < TILE; ++s) {
