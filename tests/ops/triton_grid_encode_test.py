@@ -103,7 +103,7 @@ interpreted = functools.partial(harness.interpreted, __name__)
 
 @harness.needs_interpreter
 @given(name=st.sampled_from(NAMES), n=st.sampled_from([0, 1, 63, 64, 65, 130]), seed=st.integers(0, 2**31))
-@settings(max_examples=24)
+@settings(max_examples=16)
 def test_values_and_gradients_equal_the_reference(name, n, seed):
     case = inputs(name, n, seed)
     close(interpreted("in_triton", name, *case), expected(name, *case))
@@ -117,7 +117,7 @@ def test_the_public_op_under_jit(name):
 
 
 @harness.needs_interpreter
-@pytest.mark.parametrize("name", ["planes", "tiled3d", "hash3d"])
+@pytest.mark.parametrize("name", ["planes", "hash3d"])
 def test_the_deterministic_gradient_equals_the_atomic_one(name):
     case = inputs(name, 65, 2)
     got = interpreted("in_triton", name, *case, "float32", True)
@@ -201,6 +201,9 @@ def test_kernels_compile_for_the_gpu_without_spills(name):
     assert names == ["forward_kernel", "table_gradient_kernel", "point_gradient_kernel"]
     assert launches[1].zeroed == (0,)
     harness.check_resources(name, launches, registers=128, shared=32_000)
+    table_gradient = harness.compiled(launches[1], 90)
+    assert "red.global" in table_gradient.ptx  # nobody waits for the sum
+    assert "bar.sync" not in table_gradient.ptx  # one layout for all: nothing goes through shared memory
 
 
 @harness.needs_triton

@@ -103,6 +103,7 @@ def table_gradient_kernel(
     column = tl.program_id(1) * GROUP * FEATURES + tl.arange(0, GROUP * FEATURES)[None, :]
     plane = tl.program_id(2)
     level = column // FEATURES
+    n = tl.broadcast_to(n, BLOCK, GROUP * FEATURES)
     x, y, z, inside = _point(points, n, plane, N, PLANES, DIMS)
     stride_i, stride_j, stride_k, hashed, entries, offset = _rule(rules, level, LEVELS)
     scale = tl.load(scales + tl.minimum(level, LEVELS - 1))
@@ -111,6 +112,9 @@ def table_gradient_kernel(
     k, w = grid_cell(z, scale)
     live = inside & (level < LEVELS)
     at = g + (n.to(tl.int64) * PLANES + plane) * (LEVELS * FEATURES) + column
+    # Whole tiles of points and loads of one value give the load of g, the weights and the sums one layout. Else every
+    # corner's addresses and values go through shared memory, from the threads that load to those that add.
+    at = tl.max_contiguous(at, [1, 1])
     value = tl.load(at, mask=live, other=0.0).to(tl.float32)
     live = live & (value != 0.0)  # samples behind an opaque one have none; NaN stays
     table = gradient + plane.to(tl.int64) * (ENTRIES * FEATURES) + column % FEATURES
@@ -122,7 +126,8 @@ def table_gradient_kernel(
             i + (corner & 1), j + ((corner >> 1) & 1), k + (corner >> 2),
             stride_i, stride_j, stride_k, hashed, entries, DIMS, ANY_HASHED, MODULO,
         )  # fmt: skip
-        tl.atomic_add(table + (offset + index) * FEATURES, weight * value, mask=live, sem="relaxed")
+        entry = tl.max_contiguous(table + (offset + index) * FEATURES, [1, 1])
+        tl.atomic_add(entry, weight * value, mask=live, sem="relaxed")
 
 
 @triton.jit
