@@ -28,12 +28,14 @@ def mlp(x, kernels, biases, hidden, output):
 
 def grid(i, x, tables):
     s, unit = i.spec, (x + i.numbers[0]) / (2 * i.numbers[0])
+    if not len(x):
+        return np.zeros((0, i.channels))
     planes = np.stack([unit[:, list(columns)] for columns in i.subsets], 1)
     out = oracle.grid_encode(
         planes, np.float64(tables), levels=s.levels, base=s.base, finest=s.finest, log2_entries=s.log2_entries,
         kind=s.kind, interpolation=s.interpolation, pad=s.pad,
     )  # fmt: skip
-    return out.reshape(len(x), -1)
+    return out.reshape(len(x), i.channels)
 
 
 def step(i, inputs, rows, params):

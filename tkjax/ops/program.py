@@ -302,4 +302,4 @@ def _grid(i: Instruction, source, tables, grid):
     bound = i.numbers[0]
     unit = (source + bound) / (2 * bound)
     planes = jnp.stack([unit[:, list(columns)] for columns in i.subsets], 1)
-    return grid(planes, tables, i.spec).reshape(source.shape[0], -1)
+    return grid(planes, tables, i.spec).reshape(source.shape[0], i.channels)
