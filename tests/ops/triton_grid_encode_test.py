@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from tests.ops import triton_harness as harness
 from tkjax.ops import GridSpec, dispatch, grid_encode
@@ -86,6 +87,23 @@ def in_vmap(name, points, tables, g):
 
     (_, out), by_tables = jax.value_and_grad(total, has_aux=True)(tables)
     return out, by_tables
+
+
+def over_devices(fn, devices):
+    """fn(points, tables) -> a sum over points, as a sum over what `devices` devices give for their share of them."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    local = jax.shard_map(
+        lambda x, t: jax.lax.psum(fn(x, t), "data"), mesh=mesh, in_specs=(P("data"), P()), out_specs=P(),
+        check_vma=False,
+    )  # fmt: skip
+    return jax.jit(local)
+
+
+def in_shard_map(name, points, tables, devices):
+    def total(t, x):
+        return jnp.sum(grid_encode(x, t, SPECS[name], backend="triton") ** 2)
+
+    return over_devices(lambda x, t: jax.value_and_grad(total)(t, x), int(devices))(points, tables)
 
 
 def in_second_derivative(name, points, tables):
@@ -168,6 +186,15 @@ def test_vmap_over_tables_equals_a_loop():
 
 
 @harness.needs_interpreter
+def test_eight_devices_give_what_one_gives():
+    points, tables, _ = inputs("planes", 128, 11)
+    one, eight = (interpreted("in_shard_map", "planes", points, tables, n) for n in (1, 8))
+    assert one[0] > 1.0
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@harness.needs_interpreter
 def test_second_derivatives_are_refused_with_a_sentence():
     points, tables, _ = inputs("planes", 1, 9)
     assert "second derivatives" in str(interpreted("in_second_derivative", "planes", points, tables))
@@ -243,6 +270,11 @@ def test_the_public_op_lowers_for_cuda():
     text = harness.lowered(frames, points, harness.shape("float32", 4, *tables.shape))
     assert harness.kernel_calls(text) == 1
     assert "stablehlo.while" in text  # frame by frame
+    text = harness.lowered(over_devices(lambda x, t: loss(x, t)[1][1], 1), points, tables)
+    assert harness.kernel_calls(text) == 1  # the tables' gradient needs no other
+    assert "grid_encode.triton" in harness.lowered(
+        frames, points, harness.shape("float32", 4, *tables.shape), debug=True
+    )
 
 
 @harness.needs_triton

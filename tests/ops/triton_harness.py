@@ -79,6 +79,7 @@ def as_on_a_gpu():
 @functools.cache
 def _child() -> subprocess.Popen:
     environment = dict(os.environ, TRITON_INTERPRET="1", JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1")
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.ops.triton_interpreter"],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -230,12 +231,12 @@ def contractions(ptx: str) -> list[str]:
 # -- lowering through jax-triton
 
 
-def lowered(fn: Callable, *args, capability: int = 90) -> str:
+def lowered(fn: Callable, *args, capability: int = 90, debug: bool = False) -> str:
     """The text of fn(*args) lowered for CUDA by jax-triton: kernels compiled, arguments and grids as on a GPU."""
     from tkjax.ops.triton import launch
 
     with as_on_a_gpu(), launch.target(capability):
-        return jax.jit(lambda *a: fn(*a)).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        return jax.jit(lambda *a: fn(*a)).trace(*args).lower(lowering_platforms=("cuda",)).as_text(debug_info=debug)
 
 
 def kernel_calls(text: str) -> int:

@@ -11,10 +11,13 @@ import importlib
 import os
 import pickle
 import sys
+import threading
 import traceback
 
 import jax
 import numpy as np
+
+_one_at_a_time = threading.Lock()  # the interpreter has global state, and callbacks of several devices come together
 
 
 def _to_torch(array):
@@ -50,7 +53,7 @@ def interpret(kernel, args, out_shape, grid, zeroed, num_warps, fp_fusion, meta)
         for slot, array in zip(slots, arrays):
             full[slot] = _to_torch(array)
         outputs = [_empty(s.shape, s.dtype, i in zeroed) for i, s in enumerate(out_shape)]
-        with np.errstate(all="ignore"):
+        with _one_at_a_time, np.errstate(all="ignore"):
             kernel[grid](*full, *outputs, num_warps=num_warps, enable_fp_fusion=fp_fusion, **meta)
         return tuple(_to_numpy(tensor, s.dtype) for tensor, s in zip(outputs, out_shape))
 
