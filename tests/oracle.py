@@ -86,6 +86,7 @@ def march(
 ):  # fmt: skip
     """One ray in float64: ([(t, dt)] of kept samples, whether rounding could change them).
 
+    noise is one number, the shift of the lattice, or many, of the steps behind the samples.
     With `leap` an empty cell is left as in the originals' loop: on to the first lattice point past its far face.
     """
     near, far = -math.inf, math.inf
@@ -101,14 +102,17 @@ def march(
     def step(t):
         return dt if dt_gamma == 0 else min(max(t * dt_gamma, dt), dt_max)
 
-    kept, close, t = [], False, near + step(near) * noise
+    kept, close, t = [], False, near + step(near) * (0.0 if np.ndim(noise) else noise)
     while t < far and len(kept) < samples:
         x = np.clip(o + t * d, -bound, bound)
         level, n, bit, gap = march_cell(x, step(t), **rule)
         close |= gap < 1e-4 or far - t < 1e-5
         if bits[bit // 8] >> (bit % 8) & 1:
-            kept.append((t, step(t)))
-        elif leap:
+            length = 2 * step(t) * noise[len(kept) % len(noise)] if np.ndim(noise) else step(t)
+            kept.append((t, length))
+            t += length
+            continue
+        if leap:
             span = bound if level == cascades - 1 else 2.0**level
             edge = n + 0.5 + 0.5 * np.sign(d)  # of vertices as well: half a cell too far, or not far enough
             leaps = [((edge[i] / side * 2 - 1) * span - x[i]) / d[i] for i in range(3) if d[i] != 0]

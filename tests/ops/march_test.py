@@ -60,6 +60,26 @@ def test_kept_samples_are_those_of_the_loop(seed, share, case):
     assert agreed > n // 5
 
 
+@given(seed=st.integers(0, 2**31), share=st.sampled_from([0.1, 0.9]), case=st.sampled_from(["few", "cone", "vertex"]))
+@settings(max_examples=12)
+def test_steps_that_are_drawn_for_every_sample(seed, share, case):
+    rng, n, how = np.random.default_rng(seed), 32, CASES[case]
+    (o, d), bits = rays(rng, n, how.get("bound", 1.0)), occupancy(rng, how, share)
+    noise = rng.random((n, 7)).astype(np.float32)
+    got = dense(case, "reference")(o, d, bits, noise)
+    agreed = 0
+    for i in range(n):
+        args = o[i].astype(np.float64), d[i].astype(np.float64), bits, noise[i].astype(np.float64)
+        kept, close = oracle.march(*args, **how)
+        if not close:
+            assert got.count[i] == len(kept)
+            want = np.reshape(kept, (-1, 2))
+            np.testing.assert_allclose(got.t[i, : len(kept)], want[:, 0], atol=1e-4)
+            np.testing.assert_allclose(got.dt[i, : len(kept)], want[:, 1], atol=1e-5)
+            agreed += 1
+    assert agreed > n // 5
+
+
 @pytest.mark.parametrize("case", ["constant", "few", "many", "cone", "wide"])
 def test_leaping_over_empty_cells_keeps_the_same_samples(case):
     """What the docstring claims of the originals' loop, in float64."""
@@ -90,11 +110,14 @@ def test_elsewhere_the_originals_leap_over_a_few_samples_that_are_kept_here(case
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", sorted(CASES))
 @settings(max_examples=12)
-@given(seed=st.integers(0, 2**31), share=st.sampled_from(SHARES), n=st.sampled_from([1, 300]), odd=st.booleans())
-def test_kernels_keep_what_the_reference_keeps_to_the_bit(isa, case, seed, share, n, odd):
+@given(
+    seed=st.integers(0, 2**31), share=st.sampled_from(SHARES), n=st.sampled_from([1, 300]), odd=st.booleans(),
+    each=st.booleans(),
+)  # fmt: skip
+def test_kernels_keep_what_the_reference_keeps_to_the_bit(isa, case, seed, share, n, odd, each):
     rng, how = np.random.default_rng(seed), CASES[case]
     (o, d), bits = rays(rng, n, how.get("bound", 1.0)), occupancy(rng, how, share)
-    noise = rng.random(n).astype(np.float32) * rng.integers(0, 2)
+    noise = rng.random((n, 5) if each else n).astype(np.float32) * rng.integers(0, 2)
     if odd:
         o, d, noise = (spoiled(rng, v) for v in (o, d, noise))
     args = o, d, bits, noise
@@ -121,11 +144,12 @@ def test_many_rays_on_a_large_grid(isa):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("case, capacity", [("constant", 0), ("constant", 130), ("few", 2000), ("cascades", 777)])
-def test_packed_samples_are_the_dense_ones_ray_by_ray(name, case, capacity):
+def test_packed_samples_are_the_dense_ones_ray_by_ray(name, case, capacity, each):
     rng, how, n = np.random.default_rng(3), CASES[case], 130
     (o, d), bits = rays(rng, n, how.get("bound", 1.0)), occupancy(rng, how, 0.3)
-    args = o, d, bits, rng.random(n).astype(np.float32)
+    args = o, d, bits, rng.random((n, 3) if each else n).astype(np.float32)
     want = dense(case, "reference")(*args)
     got = run(name, lambda backend: packed(case, backend, capacity), *args)
     valid = np.asarray(want.valid)
@@ -323,6 +347,7 @@ def test_cascades_must_fit_the_bound():
         ({"o": jnp.zeros((4, 2))}, "must be \\[R,3\\]"),
         ({"d": jnp.zeros((5, 3))}, "must be \\[R,3\\]"),
         ({"noise": jnp.zeros(3)}, "noise must be"),
+        ({"noise": jnp.zeros((4, 0))}, "noise must be"),
         ({"o": jnp.zeros((4, 3), jnp.int32)}, "dtype"),
         ({"bits": jnp.zeros(508, jnp.uint8)}, "hold all cells"),
         ({"bits": jnp.zeros(515, jnp.uint8)}, "whole 32-bit words"),

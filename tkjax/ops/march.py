@@ -7,6 +7,10 @@ an empty cell to the next lattice point outside of it; as the leap stays on the 
 one empty cell, the kept points are the same. (With several cascades a leap of theirs can also pass points that
 belong to another cascade, and with "vertex" cells it can end half a cell too late; here no point is passed unseen.)
 
+Jitter. noise [R] in [0,1] shifts the lattice of a ray, as above. noise [R,J] draws the step behind every kept sample
+anew (nerfblendshape dossier §4.2): t_0 = near, behind the sample in slot j follows t + 2 dt(t) noise[j mod J], and that
+step is its dt; points that are not kept are left by whole steps. Noise that is not finite counts as 0.
+
 Cells. Cascade c spans ±2^c, the last one ±bound; a point belongs to the smallest cascade with max |x_i| < 2^c and
 dt(t) side / 2 < 2^c, or to the last. In a cube of ±b
   "trunc":  trunc(clamp(side (x / b + 1) / 2, 0, side - 1)), side a power of two. Bit 8 n + i of the cascade, byte n,
@@ -127,7 +131,7 @@ def march_spec(rays_o, rays_d, occupancy, noise, **settings) -> MarchSpec:
             f"march: {spec.cascades} cascades do not go with bound {spec.bound} and the cell rule {spec.cell}; "
             f"at most 1 + ceil(log2 bound), and 1 for vertices"
         )
-    if rays_d.shape != rays_o.shape or noise.shape != rays_o.shape[:1]:
+    if rays_d.shape != rays_o.shape or noise.shape[:1] != rays_o.shape[:1] or 0 in noise.shape[1:] or noise.ndim > 2:
         raise ValueError(f"march: origins {rays_o.shape}, directions {rays_d.shape}, noise {noise.shape} do not agree")
     if rays_o.shape[0] * spec.samples >= 2**31:
         raise ValueError(
@@ -140,11 +144,19 @@ def _fixed(*arrays):
     return tuple(jax.lax.stop_gradient(jnp.asarray(v, jnp.float32)) for v in arrays)
 
 
+def _module(noise, backend: str | None):
+    def supports(module):
+        if noise.ndim > 1 and not getattr(module, "JITTERS_SAMPLES", False):
+            raise NotImplementedError("it has no noise for every sample")
+
+    return dispatch.resolve("march", backend, supports)
+
+
 def march(
     rays_o: Float[Array, "R 3"],
     rays_d: Float[Array, "R 3"],
     occupancy: UInt8[Array, " bytes"],
-    noise: Float[Array, " R"],
+    noise: Float[Array, " R"] | Float[Array, "R J"],
     *,
     side: int,
     box: tuple[float, float, float, float, float, float],
@@ -158,17 +170,17 @@ def march(
     cell: str = "trunc",
     backend: str | None = None,
 ) -> Marched:
-    """March R rays; `noise` in [0,1) jitters a ray's lattice by that share of a step. Not differentiable.
+    """March R rays; `noise` in [0,1] jitters the lattice, or every step. Not differentiable.
 
     box is (x0,y0,z0,x1,y1,z1), within ±bound. dt is the shortest step, dt_max the longest (2 √3 bound / side if
-    None). A ray that is not finite or misses the box keeps nothing. noise is clamped to [0,1]; 0 where not finite.
+    None). A ray that is not finite or misses the box keeps nothing.
     """
     spec = march_spec(
         rays_o, rays_d, occupancy, noise, side=side, box=box, dt=dt, t_min=t_min, samples=samples, bound=bound,
         dt_gamma=dt_gamma, dt_max=dt_max, cascades=cascades, cell=cell,
     )  # fmt: skip
     o, d, shift = _fixed(rays_o, rays_d, noise)
-    module = dispatch.resolve("march", backend)
+    module = _module(noise, backend)
     with jax.named_scope(f"march.{module.__name__.split('.')[-2]}"):
         return module.forward(o, d, jnp.asarray(occupancy), shift, spec)
 
@@ -177,7 +189,7 @@ def march_packed(
     rays_o: Float[Array, "R 3"],
     rays_d: Float[Array, "R 3"],
     occupancy: UInt8[Array, " bytes"],
-    noise: Float[Array, " R"],
+    noise: Float[Array, " R"] | Float[Array, "R J"],
     *,
     side: int,
     box: tuple[float, float, float, float, float, float],
@@ -204,6 +216,6 @@ def march_packed(
     if capacity < 0 or capacity >= 2**31:
         raise ValueError(f"march_packed: capacity must be 0 … 2^31 - 1, got {capacity}")
     o, d, shift = _fixed(rays_o, rays_d, noise)
-    module = dispatch.resolve("march", backend)
+    module = _module(noise, backend)
     with jax.named_scope(f"march_packed.{module.__name__.split('.')[-2]}"):
         return module.packed(o, d, jnp.asarray(occupancy), shift, spec, capacity)

@@ -36,14 +36,14 @@ struct Marched {
   }
 };
 
-bool check(bool cone, int rays) {
+bool check(bool cone, int jitters, int rays) {
   constexpr int side = 32, samples = 24;
   Numbers random(rays + cone);
   std::vector<float> density(side * side * side), wide(density.size());
   for (float& v : density) v = random.unit() < 0.1f;
-  std::vector<float> o(3 * rays), d(3 * rays), noise(rays);
+  std::vector<float> o(3 * rays), d(3 * rays), noise(rays * (jitters ? jitters : 1));
+  for (float& v : noise) v = random.unit();
   for (int r = 0; r < rays; ++r) {
-    noise[r] = random.unit();
     for (int i = 0; i < 3; ++i) {
       o[3 * r + i] = 4 * random.unit() - 2;
       d[3 * r + i] = random.unit() - 0.5f - o[3 * r + i];  // towards the middle
@@ -64,11 +64,11 @@ bool check(bool cone, int rays) {
     march_prepare(&args);
     const size_t capacity = static_cast<size_t>(rays) * samples / 4;
     Marched dense(rays, static_cast<size_t>(rays) * samples), packed(rays, capacity);
-    march_dense(args, rays, o.data(), d.data(), noise.data(), dense.t.data(), dense.dt.data(), dense.count.data(),
-                dense.near.data(), dense.far.data(), pool);
-    march_packed(args, rays, static_cast<int64_t>(capacity), o.data(), d.data(), noise.data(), packed.t.data(),
-                 packed.dt.data(), packed.ray.data(), packed.offset.data(), packed.count.data(), packed.near.data(),
-                 packed.far.data(), packed.overflow.data(), pool);
+    march_dense(args, rays, o.data(), d.data(), noise.data(), jitters, dense.t.data(), dense.dt.data(),
+                dense.count.data(), dense.near.data(), dense.far.data(), pool);
+    march_packed(args, rays, static_cast<int64_t>(capacity), o.data(), d.data(), noise.data(), jitters,
+                 packed.t.data(), packed.dt.data(), packed.ray.data(), packed.offset.data(), packed.count.data(),
+                 packed.near.data(), packed.far.data(), packed.overflow.data(), pool);
     if (threads == 1) {
       first_bits = bits, first = {dense, packed};
       int64_t kept = 0;
@@ -87,7 +87,8 @@ bool check(bool cone, int rays) {
 int main() {
   for (int rays : {0, 1, 129, 3000})
     for (bool cone : {false, true})
-      if (!check(cone, rays)) return 1;
+      for (int jitters : {0, 5})
+        if (!check(cone, jitters, rays)) return 1;
   std::puts("march: same bytes with 1, 2, 4 and 7 threads");
   return 0;
 }

@@ -9,6 +9,7 @@ from tkjax.ops.reference.morton import encode_xyz
 
 BLOCK = 16  # lattice points per iteration
 LONGEST = 2**24  # points of a lattice; up to here k is exact in float32
+JITTERS_SAMPLES = True
 SMALLEST = float(np.finfo(np.float32).tiny)  # directions below it count as zero
 
 
@@ -63,19 +64,32 @@ def bit_index(x, t, spec: MarchSpec):
     return level * spec.side**3 + encode_xyz(*cell)
 
 
+def _occupied(rays_o, rays_d, occupancy, t, spec: MarchSpec):
+    """Bits, 0 or 1, of the points at t [...,R] of finite rays."""
+    x = [jnp.clip(rays_o[:, a] + _rounded(t * rays_d[:, a]), -spec.bound, spec.bound) for a in range(3)]
+    bit = bit_index(x, t, spec)
+    byte = occupancy.at[bit >> 3].get(mode="promise_in_bounds").astype(jnp.int32)
+    return (byte >> (bit & 7)) & 1
+
+
 def forward(rays_o, rays_d, occupancy, noise, spec: MarchSpec):
     near, far = slab(rays_o, rays_d, spec.box, spec.t_min)
     noise = jnp.where(jnp.isfinite(noise), jnp.clip(noise, 0.0, 1.0), 0.0)
     hit = far > 0
     rays_o, rays_d = jnp.where(hit[:, None], rays_o, 0.0), jnp.where(hit[:, None], rays_d, 0.0)
-    slots = jnp.arange(spec.samples, dtype=jnp.int32)[:, None]
 
-    # Rays are the last axis throughout, so that every operation runs along them.
-    def occupied(t):  # [K,R] -> 0 or 1
-        x = [jnp.clip(rays_o[:, a] + _rounded(t * rays_d[:, a]), -spec.bound, spec.bound) for a in range(3)]
-        bit = bit_index(x, t, spec)
-        byte = occupancy.at[bit >> 3].get(mode="promise_in_bounds").astype(jnp.int32)
-        return (byte >> (bit & 7)) & 1
+    def occupied(t):
+        return _occupied(rays_o, rays_d, occupancy, t, spec)
+
+    walk = _shifted if noise.ndim == 1 else _jittered
+    t, dt, count = walk(near, far, noise, occupied, spec)
+    return Marched(t.T, dt.T, count, near, far)
+
+
+# Rays are the last axis throughout, so that every operation runs along them.
+def _shifted(near, far, noise, occupied, spec: MarchSpec):
+    """t, dt [S,R], count [R] with one shift [R] a ray."""
+    slots = jnp.arange(spec.samples, dtype=jnp.int32)[:, None]
 
     def lattice(k, t):  # the next BLOCK points [K,R], and the one after
         if spec.constant_step:
@@ -107,8 +121,32 @@ def forward(rays_o, rays_d, occupancy, noise, spec: MarchSpec):
     first = near + _rounded(step(near, spec) * noise)
     start = (jnp.int32(0), first, jnp.zeros_like(near, jnp.int32), jnp.zeros((spec.samples, *near.shape), jnp.float32))
     _, _, count, kept = jax.lax.while_loop(more, block, start)
-    dt = jnp.where(slots < count, step(kept, spec), 0.0)
-    return Marched(kept.T, dt.T, count, near, far)
+    return kept, jnp.where(slots < count, step(kept, spec), 0.0), count
+
+
+def _jittered(near, far, noise, occupied, spec: MarchSpec):
+    """t, dt [S,R], count [R] with noise [R,J] for the step behind every sample: one point of each ray at a time."""
+    slots = jnp.arange(spec.samples, dtype=jnp.int32)[:, None]
+
+    def on(t, count):
+        return (t < far) & (count < spec.samples)
+
+    def point(carry):
+        t, count, kept, steps = carry
+        seen = jnp.where(on(t, count), t, 0.0)
+        taken = on(t, count) & (occupied(seen) > 0)
+        drawn = jnp.take_along_axis(noise, count[:, None] % noise.shape[1], 1)[:, 0]
+        dt = _rounded(2.0 * step(seen, spec) * drawn)
+        here = taken & (count == slots)
+        after = seen + step(seen, spec)
+        after = jnp.where(after > seen, after, jnp.inf)
+        t = jnp.where(on(t, count), jnp.where(taken, seen + dt, after), t)
+        return t, count + taken.astype(jnp.int32), jnp.where(here, seen, kept), jnp.where(here, dt, steps)
+
+    none = jnp.zeros((spec.samples, *near.shape), jnp.float32)
+    start = (near, jnp.zeros_like(near, jnp.int32), none, none)
+    _, count, t, dt = jax.lax.while_loop(lambda carry: jnp.any(on(*carry[:2])), point, start)
+    return t, dt, count
 
 
 def packed(rays_o, rays_d, occupancy, noise, spec: MarchSpec, capacity: int):

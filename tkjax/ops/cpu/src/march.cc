@@ -159,6 +159,29 @@ TKJAX_INLINE I occupied(const MarchArgs& a, const float* o, const float* d, F t)
   return ((word >> (bit & 31u)) & 1u) != 0u;
 }
 
+// Where a ray is within the box, into near and far, and within the box around the occupied cells; false if nowhere.
+inline bool enter(const MarchArgs& a, const float* o, const float* d, int limit, float* near, float* far,
+                  Range* inside) {
+  Range box = slab(a.box, o, d);
+  box.near = box.near > a.t_min ? box.near : a.t_min;
+  const bool hit = box.near < box.far && box.far < INF;
+  *near = hit ? box.near : 0;
+  *far = hit ? box.far : 0;
+  if (!hit || !a.any || limit <= 0) return false;
+  *inside = tight_range(a, o, d);
+  return inside->near <= inside->far;
+}
+
+inline float unit(float noise) {  // NaN compares with nothing
+  return std::fabs(noise) < INF ? (noise > 0 ? (noise < 1 ? noise : 1) : 0) : 0;
+}
+
+inline int march_any(const MarchArgs& a, int64_t r, const float* o, const float* d, const float* noise, int jitters,
+                     int limit, float* t, float* dt, float* near, float* far) {
+  if (!jitters) return march_ray(a, o + 3 * r, d + 3 * r, noise[r], limit, t, dt, near + r, far + r);
+  return march_ray_jittered(a, o + 3 * r, d + 3 * r, noise + r * jitters, jitters, limit, t, dt, near + r, far + r);
+}
+
 }  // namespace
 
 void march_prepare(MarchArgs* args) {
@@ -198,21 +221,14 @@ void march_prepare(MarchArgs* args) {
 
 int march_ray(const MarchArgs& a, const float* o, const float* d, float noise, int limit, float* t, float* dt,
               float* near, float* far) {
-  Range box = slab(a.box, o, d);
-  box.near = box.near > a.t_min ? box.near : a.t_min;
-  const bool hit = box.near < box.far && box.far < INF;
-  *near = hit ? box.near : 0;
-  *far = hit ? box.far : 0;
-  if (!hit || !a.any || limit <= 0) return 0;
-  const Range inside = tight_range(a, o, d);
-  if (!(inside.near <= inside.far)) return 0;
-  noise = std::fabs(noise) < INF ? (noise > 0 ? (noise < 1 ? noise : 1) : 0) : 0;  // NaN compares with nothing
-  Lattice lattice(a, box.near, noise);
+  Range inside;
+  if (!enter(a, o, d, limit, near, far, &inside)) return 0;
+  Lattice lattice(a, *near, unit(noise));
   lattice.skip(inside.near);
   int count = 0;
-  while (lattice.t < box.far && lattice.t <= inside.far && lattice.k < LONGEST) {
+  while (lattice.t < *far && lattice.t <= inside.far && lattice.k < LONGEST) {
     const F points = lattice.next();
-    const I before = points < box.far;
+    const I before = points < *far;
     uint32_t kept = lane_bits(occupied(a, o, d, where(before, points, set1(0.0f))) & before);
     if (!t) {
       count += __builtin_popcount(kept);
@@ -232,13 +248,40 @@ int march_ray(const MarchArgs& a, const float* o, const float* d, float noise, i
   return count;
 }
 
-void march_dense(const MarchArgs& a, int64_t rays, const float* o, const float* d, const float* noise, float* t,
-                 float* dt, int32_t* count, float* near, float* far, Pool& pool) {
+int march_ray_jittered(const MarchArgs& a, const float* o, const float* d, const float* noise, int jitters, int limit,
+                       float* t, float* dt, float* near, float* far) {
+  Range inside;
+  if (!enter(a, o, d, limit, near, far, &inside)) return 0;
+  float at = *near;
+  const auto after = [&](float v) {
+    const float next = v + step_at(a, v);
+    return next > v ? next : INF;
+  };
+  while (at < inside.near && at < *far) at = after(at);
+  for (int count = 0;;) {
+    if (!(at < *far && at <= inside.far)) return count;
+    float values[W];
+    for (int i = 0; i < W; ++i) values[i] = at, at = after(at);
+    const F points = load(values);
+    const I before = points < *far;
+    const uint32_t kept = lane_bits(occupied(a, o, d, where(before, points, set1(0.0f))) & before);
+    if (!kept) continue;
+    const float value = values[__builtin_ctz(kept)];  // the points behind it will not be
+    const float step = 2.0f * step_at(a, value) * unit(noise[count % jitters]);
+    if (t) t[count] = value;
+    if (dt) dt[count] = step;
+    if (++count == limit) return count;
+    at = value + step;
+  }
+}
+
+void march_dense(const MarchArgs& a, int64_t rays, const float* o, const float* d, const float* noise, int jitters,
+                 float* t, float* dt, int32_t* count, float* near, float* far, Pool& pool) {
   parallel_for(pool, (rays + RAYS_PER_TASK - 1) / RAYS_PER_TASK, [&](int64_t task) {
     const int64_t end = (task + 1) * RAYS_PER_TASK < rays ? (task + 1) * RAYS_PER_TASK : rays;
     for (int64_t r = task * RAYS_PER_TASK; r < end; ++r) {
       float *t_r = t + r * a.samples, *dt_r = dt + r * a.samples;
-      const int n = march_ray(a, o + 3 * r, d + 3 * r, noise[r], a.samples, t_r, dt_r, near + r, far + r);
+      const int n = march_any(a, r, o, d, noise, jitters, a.samples, t_r, dt_r, near, far);
       count[r] = n;
       std::memset(t_r + n, 0, sizeof(float) * (a.samples - n));
       std::memset(dt_r + n, 0, sizeof(float) * (a.samples - n));
@@ -247,13 +290,13 @@ void march_dense(const MarchArgs& a, int64_t rays, const float* o, const float* 
 }
 
 void march_packed(const MarchArgs& a, int64_t rays, int64_t capacity, const float* o, const float* d,
-                  const float* noise, float* t, float* dt, int32_t* ray, int32_t* offset, int32_t* count, float* near,
-                  float* far, int32_t* overflow, Pool& pool) {
+                  const float* noise, int jitters, float* t, float* dt, int32_t* ray, int32_t* offset, int32_t* count,
+                  float* near, float* far, int32_t* overflow, Pool& pool) {
   const int64_t tasks = (rays + RAYS_PER_TASK - 1) / RAYS_PER_TASK;
   parallel_for(pool, tasks, [&](int64_t task) {
     const int64_t end = (task + 1) * RAYS_PER_TASK < rays ? (task + 1) * RAYS_PER_TASK : rays;
     for (int64_t r = task * RAYS_PER_TASK; r < end; ++r)
-      count[r] = march_ray(a, o + 3 * r, d + 3 * r, noise[r], a.samples, nullptr, nullptr, near + r, far + r);
+      count[r] = march_any(a, r, o, d, noise, jitters, a.samples, nullptr, nullptr, near, far);
   });
   int64_t total = 0, dropped = 0;
   for (int64_t r = 0; r < rays; ++r) {
@@ -269,7 +312,7 @@ void march_packed(const MarchArgs& a, int64_t rays, int64_t capacity, const floa
     for (int64_t r = task * RAYS_PER_TASK; r < end; ++r) {
       if (!count[r]) continue;
       const int64_t at = offset[r];
-      march_ray(a, o + 3 * r, d + 3 * r, noise[r], count[r], t + at, dt + at, near + r, far + r);
+      march_any(a, r, o, d, noise, jitters, count[r], t + at, dt + at, near, far);
       for (int i = 0; i < count[r]; ++i) ray[at + i] = static_cast<int32_t>(r);
     }
   });

@@ -35,13 +35,18 @@ TKJAX_DECLARE_KERNEL(int, march_ray,
                      (const MarchArgs& args, const float* o, const float* d, float noise, int limit, float* t,
                       float* dt, float* near, float* far))
 
-// o, d [R,3], noise [R] -> t, dt [R,samples], count, near, far [R].
+// The same with noise [jitters] for the step behind every sample.
+TKJAX_DECLARE_KERNEL(int, march_ray_jittered,
+                     (const MarchArgs& args, const float* o, const float* d, const float* noise, int jitters, int limit,
+                      float* t, float* dt, float* near, float* far))
+
+// o, d [R,3], noise [R], or [R,jitters] where jitters > 0 -> t, dt [R,samples], count, near, far [R].
 TKJAX_DECLARE_KERNEL(void, march_dense,
-                     (const MarchArgs& args, int64_t rays, const float* o, const float* d, const float* noise, float* t,
-                      float* dt, int32_t* count, float* near, float* far, Pool& pool))
+                     (const MarchArgs& args, int64_t rays, const float* o, const float* d, const float* noise,
+                      int jitters, float* t, float* dt, int32_t* count, float* near, float* far, Pool& pool))
 
 // -> t, dt, ray [capacity], offset, count, near, far [R], overflow [1].
 TKJAX_DECLARE_KERNEL(void, march_packed,
                      (const MarchArgs& args, int64_t rays, int64_t capacity, const float* o, const float* d,
-                      const float* noise, float* t, float* dt, int32_t* ray, int32_t* offset, int32_t* count,
-                      float* near, float* far, int32_t* overflow, Pool& pool))
+                      const float* noise, int jitters, float* t, float* dt, int32_t* ray, int32_t* offset,
+                      int32_t* count, float* near, float* far, int32_t* overflow, Pool& pool))
