@@ -31,7 +31,7 @@ def field(
     chunk: samples that the reference handles at once.
     """
     values, indices = _rows(program, points, rows)
-    params = _params(program, params)
+    params = check_params(program, params)
     if points.shape[1] != program.dims:
         raise ValueError(f"field {program.name}: points {points.shape} must be [N, {program.dims}]")
     for name, array in [("points", points), *values.items()]:
@@ -72,7 +72,7 @@ def _rows(program: Program, points, rows: Mapping):
     return values, indices
 
 
-def _params(program: Program, params: Mapping) -> dict[str, dict]:
+def check_params(program: Program, params: Mapping) -> dict[str, dict]:
     """The parameters that the program reads, and nothing else."""
     out: dict[str, dict] = {}
     for name, shapes in program.params.items():

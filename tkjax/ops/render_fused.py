@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, UInt8
 
 from tkjax.ops import dispatch
 from tkjax.ops.composite import Composited
-from tkjax.ops.field import _params as check_params
-from tkjax.ops.march import _check as march_spec
+from tkjax.ops.field import check_params
+from tkjax.ops.march import march_spec
 from tkjax.ops.program import Program
 
 
