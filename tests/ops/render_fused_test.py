@@ -1,6 +1,9 @@
 """render_fused: the three ops in one, on every back end; which samples it keeps, edges, refusals."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +189,7 @@ def test_vmap_over_frames_equals_a_loop(backend):
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=ISAS[0].marks), "reference"])
 def test_eight_devices_draw_what_one_draws(backend):
     if len(jax.devices()) < 8:
-        pytest.skip("this process has one device; tests/ops/devices_test.py starts one with eight")
+        pytest.skip("this process has one device; the next test starts one with eight")
     args, _ = scene(HEAD, 64)
     mesh, ray = Mesh(np.array(jax.devices()[:8]), ("data",)), PartitionSpec("data")
     rows = {name: ray if name == "sh" else PartitionSpec() for name in args[3]}
@@ -196,6 +199,14 @@ def test_eight_devices_draw_what_one_draws(backend):
         mesh=mesh, in_specs=(ray, ray, PartitionSpec(), rows, params), out_specs=ray, check_vma=False,
     )  # fmt: skip
     close(jax.jit(split)(*args), renderer(HEAD, backend)(*args), 1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS[:1])
+def test_eight_devices(isa):
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", __file__, "-k", "eight_devices_draw"]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert "2 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_it_is_not_differentiable_and_says_what_is():
