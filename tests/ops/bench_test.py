@@ -145,7 +145,7 @@ def test_peers_are_timed_in_the_same_run_and_agree(tmp_path):
 def test_without_torch_the_peers_are_reported_as_not_available(monkeypatch):
     monkeypatch.setattr(bench, "PEERS_FILE", ROOT / "nowhere.py")
     case = next(case for case in bench.CASES if case.name == "er_colour")
-    peers = bench.Peers(bench.PEER_NAMES)
+    peers = bench.Peers(None)
     _, runs, missing = bench.contenders(case, ("reference",), ("forward",), peers, True)
     assert set(runs["forward"]) == {"reference"}
     assert [m["backend"] for m in missing] == ["torch"] and "not available" in missing[0]["reason"]

@@ -48,10 +48,11 @@ class Run(NamedTuple):
 class Peers:
     """PyTorch, if it can be had; `reason` says why not."""
 
-    def __init__(self, wanted: tuple[str, ...], quick: bool = False):
-        self.wanted, self.module, self.reason = wanted, None, None
+    def __init__(self, wanted: tuple[str, ...] | None, quick: bool = False):
+        self.everywhere = wanted is not None  # asked for by name: in every case that has a peer
+        self.wanted, self.module, self.reason = PEER_NAMES if wanted is None else wanted, None, None
         self.device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-        if not wanted:
+        if not self.wanted:
             self.reason = "not asked for"
         elif not PEERS_FILE.is_file():
             self.reason = f"no {PEERS_FILE.parent.name}/{PEERS_FILE.name}: run from a checkout of the repository"
@@ -150,7 +151,7 @@ def contenders(case: Case, backends, modes, peers: Peers, quick: bool):
         except (ValueError, NotImplementedError) as error:
             note(name, one_line(error))
     for name in peers.wanted if problem.peer is not None else ():
-        if name == "torch_compiled" and not case.compiled_peer:
+        if not (peers.everywhere or name in case.peers):
             continue
         if peers.module is None:
             note(name, f"not available: {peers.reason}")
@@ -310,7 +311,7 @@ def parse(argv: list[str] | None):
     parser.add_argument("--cases", help="names of ops or cases, separated by commas; default: all")
     parser.add_argument("--backends", help=f"of {', '.join(dispatch.BACKENDS)}; default: all that work here")
     parser.add_argument("--modes", help=f"of {', '.join(MODES)}; default: all")
-    parser.add_argument("--peers", help=f"of {', '.join(PEER_NAMES)}, or none; default: all")
+    parser.add_argument("--peers", help=f"of {', '.join(PEER_NAMES)}, or none; default: those of each case")
     parser.add_argument("--quick", action="store_true", help="tiny inputs, three repetitions: does it run?")
     parser.add_argument("--scaling", action="store_true", help="cost against number of samples and against threads")
     options = parser.parse_args(argv)
@@ -322,7 +323,9 @@ def parse(argv: list[str] | None):
     wanted = chosen(parser, "cases", options.cases, names)
     cases = tuple(case for case in CASES if case.op in wanted or case.name in wanted)
     modes = chosen(parser, "modes", options.modes, MODES)
-    peers = () if options.peers == "none" else chosen(parser, "peers", options.peers, PEER_NAMES)
+    peers = None  # those of each case
+    if options.peers is not None:
+        peers = () if options.peers == "none" else chosen(parser, "peers", options.peers, PEER_NAMES)
     working = {name: dispatch.unavailable(name) for name in dispatch.BACKENDS}
     backends = chosen(parser, "backends", options.backends, dispatch.BACKENDS)
     for name in backends:

@@ -47,7 +47,7 @@ class Case(NamedTuple):
     modes: tuple[str, ...]
     build: Callable[[bool], Problem]
     resolves: str = ""  # the name by which dispatch knows the op, where it is another
-    compiled_peer: bool = False  # compiling the peer takes many seconds: one or two cases of an op are enough
+    peers: tuple[str, ...] = ("torch",)  # timed by default; they take long, so not every case has all
 
     @property
     def module(self) -> str:
@@ -238,27 +238,28 @@ def _density(side: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(8).exponential(0.5, side**3).astype(np.float32))
 
 
+BOTH = ("torch", "torch_compiled")
 P, F = functools.partial, MODES[:1]
 CASES = (
-    Case("grid_encode", "ngp3d", MODES, P(_grid, inputs.NGP3D, 131_072), compiled_peer=True),
+    Case("grid_encode", "ngp3d", MODES, P(_grid, inputs.NGP3D, 131_072), peers=BOTH),
     Case("grid_encode", "ngp3d_bfloat16", F, P(_grid, inputs.NGP3D, 131_072, dtype=jnp.bfloat16)),
     Case("grid_encode", "er_planes", MODES, P(_grid, inputs.ER_PLANES, 131_072, planes=3)),
-    Case("grid_encode", "rad_tiled_3d", MODES, P(_grid, inputs.RAD_SPACE, 131_072)),
-    Case("grid_encode", "rad_tiled_2d_points", MODES, P(_grid, inputs.RAD_AMBIENT, 131_072, to_points=True)),
-    Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536)),
+    Case("grid_encode", "rad_tiled_3d", MODES, P(_grid, inputs.RAD_SPACE, 131_072), peers=()),
+    Case("grid_encode", "rad_tiled_2d_points", MODES, P(_grid, inputs.RAD_AMBIENT, 131_072, to_points=True), peers=()),
+    Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536), peers=()),
     Case("march", "rays_4096_side_64", F, P(_march, 4096, 64, False)),
     Case("march", "rays_65536_side_128", F, P(_march, 65_536, 128, False)),
     Case("march_packed", "rays_4096_side_64", F, P(_march, 4096, 64, True), "march"),
     Case("march_packed", "rays_65536_side_128", F, P(_march, 65_536, 128, True), "march"),
-    Case("composite", "dense_65536", MODES, P(_composite, 65_536), compiled_peer=True),
+    Case("composite", "dense_65536", MODES, P(_composite, 65_536), peers=BOTH),
     Case("composite_packed", "packed_65536", MODES, P(_composite_packed, 65_536), "composite"),
     Case("packbits", "side_128", F, P(_packbits, 128)),
     Case("dilate_morton", "side_128", F, P(_dilate, 128), "packbits"),
-    Case("field_mlp", "width_64_layers_3", MODES, P(_mlp, (64, 64, 64, 64), False, "none"), compiled_peer=True),
+    Case("field_mlp", "width_64_layers_3", MODES, P(_mlp, (64, 64, 64, 64), False, "none"), peers=BOTH),
     Case("field_mlp", "er_density", MODES, P(_mlp, inputs.ER_MLPS["density"], False, "none")),
     Case("field_mlp", "er_colour", MODES, P(_mlp, inputs.ER_MLPS["colour"], False, "sigmoid")),
     Case("field_mlp", "width_128_biased", MODES, P(_mlp, (32, 128, 128, 16), True, "none")),
-    Case("field", "field_er_nerf", F, P(_field, 524_288, False), compiled_peer=True),
+    Case("field", "field_er_nerf", F, P(_field, 524_288, False), peers=BOTH),
     Case("field", "field_er_nerf_train", MODES, P(_field, 49_152, True)),
     Case("render_fused", "er_nerf_256", F, P(_render, 256)),
 )
