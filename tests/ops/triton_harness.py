@@ -32,6 +32,7 @@ from tkjax.ops import triton as backend
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90)
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / ".cache" / "triton"))  # compiled once, like the programs of JAX
 
 
 def _missing(*packages: str) -> str:

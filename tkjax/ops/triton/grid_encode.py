@@ -257,6 +257,8 @@ def supports(spec) -> None:
         raise NotImplementedError(f"grids of {spec.dims} dimensions (2 and 3 are there)")
     if spec.features not in (1, 2, 4, 8):
         raise NotImplementedError(f"{spec.features} features per level (1, 2, 4 and 8 are there)")
+    if spec.entries * spec.features >= 2**31:
+        raise NotImplementedError(f"tables of {spec.entries} x {spec.features} values (fewer than 2^31 are there)")
 
 
 def _static(spec, planes: int) -> dict:

@@ -138,7 +138,7 @@ def _dense(rays_o, rays_d, occupancy, noise, spec: MarchSpec, write: bool):
     return launch.call(
         dense_kernel, rays_o, rays_d, occupancy, noise, numbers(spec), rays, spec.samples,
         out_shape=[jax.ShapeDtypeStruct(*s) for s in shapes], zeroed=(0, 1), grid=(triton.cdiv(rays, RAYS),),
-        num_warps=2, fp_fusion=False, WRITE=write, **static(spec),
+        num_warps=4, fp_fusion=False, WRITE=write, **static(spec),
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def packed(rays_o, rays_d, occupancy, noise, spec: MarchSpec, capacity: int) -> 
     t, dt, ray = launch.call(
         write_kernel, rays_o, rays_d, occupancy, noise, numbers(spec), offset, count, rays,
         out_shape=[jax.ShapeDtypeStruct((capacity,), v) for v in (jnp.float32, jnp.float32, jnp.int32)],
-        zeroed=(0, 1, 2), grid=(triton.cdiv(rays, RAYS) if capacity else 0,), num_warps=2, fp_fusion=False,
+        zeroed=(0, 1, 2), grid=(triton.cdiv(rays, RAYS) if capacity else 0,), num_warps=4, fp_fusion=False,
         **static(spec),
     )  # fmt: skip
     return MarchedPacked(t, dt, ray, offset, count, near, far, jnp.sum(wanted) - jnp.sum(count))
