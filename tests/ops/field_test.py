@@ -202,6 +202,22 @@ def test_only_what_is_asked_for_is_computed():
 
 
 @needs_kernels
+def test_linear_layers_are_folded_only_where_no_gradient_is_taken():
+    program = SYSTEMS["er_nerf"].select("sigma", "rgb")
+    args, index = problem(program, 130)
+    plain = jitted(program, "cpu")(args, index)
+    again, _ = jax.vjp(lambda args: jitted(program, "cpu")(args, index), args)
+    close(plain, again, 1e-5)
+
+    def takes(fn, kernel):  # whether the C++ kernel gets the last layer of density as it is
+        text = jax.jit(fn).lower(args).as_text()
+        return kernel in next(line for line in text.splitlines() if "@tkjax_field_forward" in line)
+
+    assert not takes(lambda args: jitted(program, "cpu")(args, index), "tensor<64x65xf32>")
+    assert takes(lambda args: jax.vjp(lambda a: jitted(program, "cpu")(a, index), args)[0], "tensor<64x65xf32>")
+
+
+@needs_kernels
 def test_vmap_over_tables_and_rows_equals_a_loop():
     program = SYSTEMS["er_nerf"].select("sigma", "rgb")
     many = [problem(program, 65, seed)[0] for seed in range(3)]

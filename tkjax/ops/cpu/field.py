@@ -13,6 +13,7 @@ import numpy as np
 from tkjax.ops import cpu, dispatch
 from tkjax.ops.cpu import grid_encode
 from tkjax.ops.field_mlp import ACTIVATIONS
+from tkjax.ops.folding import fold
 from tkjax.ops.program import Instruction, Program
 
 OPS = (
@@ -114,7 +115,13 @@ def _forward(program: Program, points, values, indices, params, total):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _field(program: Program, points, values, indices, params, total):
-    return _forward(program, points, values, indices, params, total)
+    """Where no gradient is taken, linear layers are multiplied together first (`ops.folding`)."""
+    folded, fewer = fold(program, params)
+    try:
+        supports(folded)
+    except NotImplementedError:  # it has an instruction more for each layer that is taken apart
+        folded, fewer = program, params
+    return _forward(folded, points, values, indices, fewer, total)
 
 
 def _field_fwd(program: Program, points, values, indices, params, total):
