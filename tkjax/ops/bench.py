@@ -261,8 +261,8 @@ class Progress:
         self.done += 1
 
 
-def run(cases, backends, modes, peer_names, quick: bool) -> dict:
-    """The whole benchmark: {"header", "rows", "not_run"}."""
+def run(cases, backends, modes, peer_names, quick: bool, save=lambda result: None) -> dict:
+    """The whole benchmark: {"header", "rows", "not_run"}. `save` is given what there is after each case."""
     header, ceilings, peers = measure.header(), measure.Ceilings(quick), Peers(peer_names, quick)
     if peers.module is not None:
         header["versions"]["torch"] = peers.module.versions()
@@ -279,13 +279,21 @@ def run(cases, backends, modes, peer_names, quick: bool) -> dict:
             if of_mode:
                 rows += [(problem.costs[mode], row) for row in rows_of(case, problem, mode, of_mode, ceilings, quick)]
         del problem, runs
+        save(finished(header, ceilings, rows, missing))
     ceilings.measure()
+    return finished(header, ceilings, rows, missing)
+
+
+def finished(header: dict, ceilings, rows: list[tuple], missing: list[dict]) -> dict:
+    """Everything with shares of the best ceilings so far."""
     for cost, row in rows:
         row["ceiling_share"], row["bound"] = ceilings.share(cost, row["median_ms"] / 1e3)
-    header["ceilings"] = ceilings.describe()
-    header["roofline"] = bench_roofline.bounds(max(ceilings.matmul_gflops), max(ceilings.copy_gbytes))
-    header["ops_ran"] = {op: sorted(names) for op, names in dispatch.ran().items()}
-    return {"header": header, "rows": [row for _, row in rows], "not_run": missing}
+    known = {
+        "ceilings": ceilings.describe(),
+        "roofline": bench_roofline.bounds(max(ceilings.matmul_gflops), max(ceilings.copy_gbytes)),
+        "ops_ran": {op: sorted(names) for op, names in dispatch.ran().items()},
+    }
+    return {"header": header | known, "rows": [row for _, row in rows], "not_run": missing}
 
 
 class Parser(argparse.ArgumentParser):
@@ -344,6 +352,11 @@ def parse(argv: list[str] | None):
 def main(argv: list[str] | None = None) -> int:
     measure.repair_scatter()
     options, cases, backends, modes, peers = parse(argv)
+
+    def save(result: dict) -> None:
+        if options.json:
+            Path(options.json).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
     if options.scaling:
         from tkjax.ops import bench_scaling
 
@@ -351,10 +364,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         if not options.quick:
             jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a first run
-        result = run(cases, backends, modes, peers, options.quick)
+        result = run(cases, backends, modes, peers, options.quick, save)
         print_table(result["header"], result["rows"], result["not_run"])
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    save(result)
     return 0
 
 
