@@ -49,7 +49,7 @@ int64_t grid_backward_scratch(const GridArgs& args, int64_t samples, int planes,
 // The backward goes through the samples in slabs that stay in cache once they are transposed.
 static inline int64_t grid_slab(const GridArgs& args, int64_t samples, int planes) {
   int64_t fit = (int64_t{2} << 20) / (planes * (args.channels() + args.dims)) / 64 * 64, all = (samples + 63) / 64 * 64;
-  int64_t slab = fit < 4096 ? 4096 : fit;
+  int64_t slab = fit < 256 ? 256 : fit;
   return slab < all ? slab : all;
 }
 

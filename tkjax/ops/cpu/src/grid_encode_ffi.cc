@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 
 #include "ffi_common.h"
 
@@ -56,7 +57,9 @@ ffi::Error backward(ffi::ThreadPool threads, Floats points, const Floats* tables
     return bad("grid_encode: the gradient to the points must be [N,P,D]");
   XlaPool pool(threads);
   const int count = static_cast<int>(planes);
-  std::unique_ptr<float[]> scratch(new float[grid_backward_scratch(args, samples, count, dtables != nullptr)]);
+  const int64_t floats = grid_backward_scratch(args, samples, count, dtables != nullptr);
+  std::unique_ptr<float[]> scratch(new (std::nothrow) float[floats]);
+  if (!scratch) return bad("grid_encode: no memory for the backward pass");
   TKJAX_CALL(grid_encode_backward, args, samples, count, points.typed_data(), tables ? tables->typed_data() : nullptr,
              dout.untyped_data(), dout.element_type() == ffi::BF16, dtables ? dtables->typed_data() : nullptr,
              dpoints ? dpoints->typed_data() : nullptr, scratch.get(), pool);
