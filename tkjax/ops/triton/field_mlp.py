@@ -53,6 +53,13 @@ def pieces(width: int) -> tuple[int, ...]:
 
 @triton.constexpr_function
 @no_type_check
+def _at(values, index):
+    """values[index] as a constexpr argument: Triton 3.7 takes an element of a tuple for a plain int."""
+    return values[index]
+
+
+@triton.constexpr_function
+@no_type_check
 def _start(pieces, index):
     """First column of a piece."""
     return sum(pieces[:index])
@@ -193,7 +200,7 @@ def layer(h, w_ptr, b_ptr, INNER: tl.constexpr, OUTER: tl.constexpr, BIASED: tl.
     """h W + b in pieces; w_ptr, b_ptr point at this layer's packed weights."""
     out = ()
     for b in tl.static_range(len(OUTER)):
-        z = tl.zeros((h[0].shape[0], OUTER[b]), tl.float32)
+        z = tl.zeros((h[0].shape[0], _at(OUTER, b)), tl.float32)
         if BIASED:
             z += tl.load(b_ptr + _start(OUTER, b) + tl.arange(0, OUTER[b]))[None, :]
         for a in tl.static_range(len(INNER)):
@@ -225,14 +232,15 @@ def forward_kernel(
 ):  # fmt: skip
     """One block of samples."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    h = load_pieces(x_ptr, rows, N, WIDTHS[0], SHAPE[0])
+    h = load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0))
     for i in tl.static_range(len(SHAPE) - 1):
-        z = layer(h, w_ptr + _weight(SHAPE, i), b_ptr + _bias(SHAPE, i), SHAPE[i], SHAPE[i + 1], BIASED, PRECISION)
+        w, b = w_ptr + _weight(SHAPE, i), b_ptr + _bias(SHAPE, i)
+        z = layer(h, w, b, _at(SHAPE, i), _at(SHAPE, i + 1), BIASED, PRECISION)
         if i + 1 < len(SHAPE) - 1:
-            h = activate_pieces(z, rows < N, WIDTHS[i + 1], SHAPE[i + 1], HIDDEN)
+            h = activate_pieces(z, rows < N, _at(WIDTHS, i + 1), _at(SHAPE, i + 1), HIDDEN)
         else:
-            h = activate_pieces(z, rows < N, WIDTHS[i + 1], SHAPE[i + 1], OUTPUT)
-    store_pieces(y_ptr, rows, N, h, WIDTHS[len(WIDTHS) - 1], SHAPE[len(SHAPE) - 1])
+            h = activate_pieces(z, rows < N, _at(WIDTHS, i + 1), _at(SHAPE, i + 1), OUTPUT)
+    store_pieces(y_ptr, rows, N, h, _at(WIDTHS, len(WIDTHS) - 1), _at(SHAPE, len(SHAPE) - 1))
 
 
 @triton.jit
@@ -258,7 +266,7 @@ def layer_transposed(g, w_ptr, INNER: tl.constexpr, OUTER: tl.constexpr, PRECISI
     out = ()
     for a in tl.static_range(len(INNER)):
         k = tl.arange(0, INNER[a])
-        d = tl.zeros((g[0].shape[0], INNER[a]), tl.float32)
+        d = tl.zeros((g[0].shape[0], _at(INNER, a)), tl.float32)
         for b in tl.static_range(len(OUTER)):
             w = tl.load(w_ptr + _tile(INNER, OUTER, a, b) + k[None, :] * OUTER[b] + tl.arange(0, OUTER[b])[:, None])
             d = product(operand(g[b], PRECISION), w, d, PRECISION)
@@ -303,27 +311,26 @@ def backward_kernel(
     # Without disable_licm and num_stages the weights would be held in shared memory over the loop, more than there is.
     for block in tl.range(tl.program_id(0), tl.cdiv(N, BLOCK), tl.num_programs(0), num_stages=1, disable_licm=True):
         rows = block * BLOCK + tl.arange(0, BLOCK)
-        h = (load_pieces(x_ptr, rows, N, WIDTHS[0], SHAPE[0]),)
+        h = (load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0)),)
         for i in tl.static_range(LAYERS):
-            z = layer(
-                h[i], w_ptr + _weight(SHAPE, i), b_ptr + _bias(SHAPE, i), SHAPE[i], SHAPE[i + 1], BIASED, PRECISION
-            )
+            w, b = w_ptr + _weight(SHAPE, i), b_ptr + _bias(SHAPE, i)
+            z = layer(h[i], w, b, _at(SHAPE, i), _at(SHAPE, i + 1), BIASED, PRECISION)
             if i + 1 < LAYERS:
-                z = activate_pieces(z, rows < N, WIDTHS[i + 1], SHAPE[i + 1], HIDDEN)
+                z = activate_pieces(z, rows < N, _at(WIDTHS, i + 1), _at(SHAPE, i + 1), HIDDEN)
             else:
-                z = activate_pieces(z, rows < N, WIDTHS[i + 1], SHAPE[i + 1], OUTPUT)
+                z = activate_pieces(z, rows < N, _at(WIDTHS, i + 1), _at(SHAPE, i + 1), OUTPUT)
             h = h + (z,)
-        g = load_pieces(g_ptr, rows, N, WIDTHS[LAYERS], SHAPE[LAYERS])
-        g = times_derivative(g, h[LAYERS], rows < N, WIDTHS[LAYERS], SHAPE[LAYERS], OUTPUT)
+        g = load_pieces(g_ptr, rows, N, _at(WIDTHS, LAYERS), _at(SHAPE, LAYERS))
+        g = times_derivative(g, h[LAYERS], rows < N, _at(WIDTHS, LAYERS), _at(SHAPE, LAYERS), OUTPUT)
         for i in tl.static_range(LAYERS - 1, -1, -1):
             to = mine + _share(SHAPE, i, BIASED)
-            add_outer(to, block == tl.program_id(0), h[i], g, SHAPE[i], SHAPE[i + 1], BIASED, PRECISION)
+            add_outer(to, block == tl.program_id(0), h[i], g, _at(SHAPE, i), _at(SHAPE, i + 1), BIASED, PRECISION)
             if i > 0:
-                g = layer_transposed(g, w_ptr + _weight(SHAPE, i), SHAPE[i], SHAPE[i + 1], PRECISION)
-                g = times_derivative(g, h[i], rows < N, WIDTHS[i], SHAPE[i], HIDDEN)
+                g = layer_transposed(g, w_ptr + _weight(SHAPE, i), _at(SHAPE, i), _at(SHAPE, i + 1), PRECISION)
+                g = times_derivative(g, h[i], rows < N, _at(WIDTHS, i), _at(SHAPE, i), HIDDEN)
             elif DX:
-                g = layer_transposed(g, w_ptr, SHAPE[0], SHAPE[1], PRECISION)
-                store_pieces(dx_ptr, rows, N, g, WIDTHS[0], SHAPE[0])
+                g = layer_transposed(g, w_ptr, _at(SHAPE, 0), _at(SHAPE, 1), PRECISION)
+                store_pieces(dx_ptr, rows, N, g, _at(WIDTHS, 0), _at(SHAPE, 0))
         tl.debug_barrier()  # what one thread has written another may read in the next round
 
 
