@@ -273,7 +273,7 @@ def draw_real(*args):
 
 @harness.needs_triton
 def test_the_kernel_compiles_for_the_gpu():
-    """One launch. A few bytes a thread spill; how many is printed, and may not grow."""
+    """One launch. Some bytes a thread spill (16 and 80 with Triton 3.9); how many is printed, and may not grow."""
     launches = harness.recorded(draw_real, *real())
     assert [launch.name for launch in launches] == ["render_kernel"] and not launches[0].fp_fusion
     for capability in harness.CAPABILITIES:
@@ -281,7 +281,9 @@ def test_the_kernel_compiles_for_the_gpu():
         print(f"\nrender_fused sm_{capability}: {r.registers} registers, {r.stack} bytes spilled, {r.shared} shared")
         assert r.stack <= 96 and r.shared <= 100_000
         assert "mma" in r.ptx
-        assert not [line for line in r.ptx.splitlines() if "mad.f32" in line or "mad.rn.f32" in line]
+        # The only fused products and sums are those asked for: four corners of three tiles of features, 8 a thread.
+        fused = harness.contractions(r.ptx)
+        assert len(fused) <= 4 * 3 * 8 and all("fma.rn.f32" in line for line in fused)
 
 
 @harness.needs_lowering
