@@ -65,7 +65,7 @@ def close(got, want, tol):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=16)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.sampled_from(SIZES))
 def test_any_program_equals_float64(backend, seed, n):
     program = programs.random_program(seed)
@@ -79,7 +79,7 @@ def test_any_program_equals_float64(backend, seed, n):
 
 
 @needs_kernels
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(st.integers(0, 10**6))
 def test_any_programs_gradients_equal_the_reference(seed):
     program = programs.random_program(seed)
