@@ -187,15 +187,12 @@ class Model(BaseModel):
         rays_o, rays_d, d = self._rays(batch)
         r = batch.pixels_px.shape[1]
         parts = []
+        how = {**self._marching(), "stop": PICTURE_STOP, "chunk": m.chunk, "precision": "bfloat16"}
+        program, bits = self.program.select(*PICTURE), variables.state["bits"]
         for i in range(batch.frame.shape[0]):
             o_i, d_i = rays_o[i * r : (i + 1) * r], rays_d[i * r : (i + 1) * r]
             rows = {"sh": sh_encode(d_i, SH_DEGREE), **{name: v[i : i + 1] for name, v in values.items()}}
-            program, bits = self.program.select(*PICTURE), variables.state["bits"]
-            parts.append(
-                render_fused(
-                    program, o_i, d_i, bits, rows, params, **self._marching(), stop=PICTURE_STOP, chunk=m.chunk
-                )
-            )
+            parts.append(render_fused(program, o_i, d_i, bits, rows, params, **how))
         return _render(batch, d, jax.tree.map(lambda *v: jnp.concatenate(v), *parts), {})
 
     def _evaluate(self, params, values, rays_o, rays_d, marched):

@@ -16,6 +16,8 @@ from tkjax.ops.field import check_params
 from tkjax.ops.march import march_spec
 from tkjax.ops.program import Program
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 def render_fused(
     program: Program,
@@ -37,12 +39,15 @@ def render_fused(
     cell: str = "trunc",
     stop: float = 1e-4,
     chunk: int = 2048,
+    precision: str = "float32",
     backend: str | None = None,
 ) -> Composited:
     """`Composited` sums of R rays; `weighted` [R, channels - 1] holds rgb first, `plain` is empty.
 
     rows: name -> [R,C], one row per ray, or [1,C], one for all. What the other arguments mean: `march`, `field`,
-    `composite`. Not differentiable (use the three ops); memory of the reference grows with R.
+    `composite`. precision: `float32`, or `bfloat16`, which allows operands of the MLPs' products to be rounded to
+    bfloat16 where that is faster (sums stay float32). Not differentiable (use the three ops); memory of the
+    reference grows with R.
     """
     first = program.outputs[0][0]
     if program.slices[first].stop != 1 or program.channels < 2:
@@ -51,6 +56,8 @@ def render_fused(
         )
     if program.dims != 3:
         raise ValueError(f"render_fused: {program.name} takes points of {program.dims} dimensions, rays give 3")
+    if precision not in PRECISIONS:
+        raise ValueError(f"render_fused: precision {precision!r} is unknown; choose {' or '.join(PRECISIONS)}")
     if not 0 <= stop < 1:
         raise ValueError(f"render_fused: needs 0 <= stop < 1, got {stop}")
     spec = march_spec(
@@ -78,11 +85,9 @@ def render_fused(
     module = dispatch.resolve("render_fused", backend, supports)
 
     @jax.custom_jvp
-    def run(rays_o, rays_d, occupancy, values, params):
+    def run(*arrays):
         with jax.named_scope(f"render_fused.{module.__name__.split('.')[-2]}"):
-            return module.forward(
-                program, spec, rays_o, rays_d, occupancy, values, params, stop=float(stop), chunk=chunk
-            )
+            return module.forward(program, spec, *arrays, stop=float(stop), chunk=chunk, precision=precision)
 
     @run.defjvp
     def refuse(primals, tangents):

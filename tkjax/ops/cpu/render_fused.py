@@ -16,7 +16,9 @@ def supports(program: Program, spec: MarchSpec) -> None:
     field.supports(program)
 
 
-def forward(program, spec: MarchSpec, rays_o, rays_d, occupancy, values, params, *, stop, chunk) -> Composited:
+def forward(
+    program, spec: MarchSpec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, precision
+) -> Composited:
     del chunk
     program, params = fold(program, params)
     rays = rays_o.shape[0]
@@ -26,6 +28,6 @@ def forward(program, spec: MarchSpec, rays_o, rays_d, occupancy, values, params,
     weighted, weight_sum, depth = cpu.call(
         "tkjax_render_fused", tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
         rays_o, rays_d, march.whole_words(occupancy), *arrays, words=field.words(program), per_ray=per_ray,
-        precision=np.int32(0), stop=np.float32(stop), **march.attributes(spec),
+        precision=np.int32(precision == "bfloat16"), stop=np.float32(stop), **march.attributes(spec),
     )  # fmt: skip
     return Composited(weighted, jnp.zeros((rays, 0), jnp.float32), weight_sum, depth)

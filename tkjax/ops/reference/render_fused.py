@@ -6,7 +6,8 @@ from tkjax.ops.composite import Composited
 from tkjax.ops.reference import composite, field, march
 
 
-def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, chunk):
+def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, precision):
+    del precision  # float32 throughout
     rays = rays_o.shape[0]
     if not rays:
         empty = jnp.zeros((0, program.channels - 1), jnp.float32)

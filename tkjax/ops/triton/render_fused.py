@@ -173,16 +173,19 @@ def _fused(program) -> Fused:
     return importlib.import_module(FIELDS[program.name]).fused(program)
 
 
+PRECISIONS = {"float32": None, "bfloat16": "bf16"}  # of ops.render_fused -> of triton/field_mlp.py
+
+
 def supports(program, spec) -> None:
     """NotImplementedError with the reason where this kernel does not have the case."""
     del spec  # all marches are there
     _fused(program)
 
 
-def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, precision=None) -> Composited:
-    """As ops.render_fused; `precision` as in triton/field_mlp.py."""
+def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, precision) -> Composited:
+    """As ops.render_fused; in float32 the products are as triton/field_mlp.py says."""
     del chunk
-    fused, precision, count = _fused(program), field_mlp.precision_of(precision), rays_o.shape[0]
+    fused, precision, count = _fused(program), field_mlp.precision_of(PRECISIONS[precision]), rays_o.shape[0]
     packed, meta = fused.pack(params, values, count, precision)
     numbers = jnp.append(march.numbers(spec), jnp.float32(stop))
     static = march.static(spec) | dict(RAYS=RAYS, AHEAD=AHEAD)

@@ -38,7 +38,8 @@ static void bind_mlp(Field& f, const FieldStep& s, const float* const* v) {
     if (l == 0) bind_first_layer(f, s, v, rows);
     else
       for (int k = 0; k < inputs; ++k) rows[k] = k;
-    pack_weights(f.param[s.param + l], outputs, rows, inputs, outputs, f.base + s.packed[l]);
+    auto pack = HAVE_BF16 && f.bf16 ? pack_weights_bf16 : pack_weights;
+    pack(f.param[s.param + l], outputs, rows, inputs, outputs, f.base + s.packed[l]);
     if (f.backward) pack_transposed(f.param[s.param + l], outputs, rows, inputs, outputs, f.base + s.packed_t[l]);
   }
 }

@@ -55,6 +55,7 @@ struct Field {
   int32_t row_channels[FIELD_MAX_ROWS];
   bool row_indexed[FIELD_MAX_ROWS];
   int64_t param_size[FIELD_MAX_PARAMS];  // floats
+  bool bf16;                             // products with bfloat16 operands (set behind field_parse; has_bf16())
   bool backward;                         // packs the transposed weights as well
   int64_t constants;               // floats at the start of the memory: values that are the same for all samples, [C][64]
   int64_t memory, scratch;         // floats: field_bind's memory, scratch of field_tile

@@ -1,6 +1,7 @@
 // Instructions of a field on one tile, forward and backward. Part of field.cc.
 #pragma once
 
+#include "field_bf16.h"
 #include "field_plan.h"
 
 namespace tkjax::TKJAX_ISA {
@@ -75,7 +76,8 @@ static void mlp_step(const Field& f, const FieldStep& s, const float* const* v, 
     const float* bias = l == 0 ? (s.folded < 0 ? nullptr : f.base + s.folded)
                         : s.bias ? f.param[s.param + m.layers + l] : nullptr;
     float* y = last ? out : keep ? hidden : hidden + (l & 1) * (f.hidden / 2);
-    layer(in, count, rows, m.widths[l + 1], f.base + s.packed[l], bias, last ? m.output : m.hidden, y);
+    auto product = HAVE_BF16 && f.bf16 ? layer_bf16 : layer;
+    product(in, count, rows, m.widths[l + 1], f.base + s.packed[l], bias, last ? m.output : m.hidden, y);
     in[0] = {y, m.widths[l + 1]};
     count = 1;
     rows = m.widths[l + 1];

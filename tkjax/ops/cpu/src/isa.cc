@@ -8,6 +8,14 @@ namespace {
 std::atomic<int> active{0};
 }
 Isa active_isa() { return static_cast<Isa>(active.load(std::memory_order_relaxed)); }
+
+bool has_bf16() {
+#if defined(__x86_64__)
+  return active_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
 }  // namespace tkjax
 
 // The best set that this processor and operating system run: 0 generic, 1 AVX2 + FMA, 2 AVX-512 (F, BW, DQ, VL).

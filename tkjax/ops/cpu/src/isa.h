@@ -8,6 +8,7 @@ namespace tkjax {
 enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
 
 Isa active_isa();  // isa.cc
+bool has_bf16();   // the active set is AVX-512 and the processor multiplies bfloat16
 
 }  // namespace tkjax
 

@@ -33,7 +33,7 @@ ffi::Error render(ffi::ThreadPool threads, Floats o, Floats d, ffi::Buffer<ffi::
   auto field = std::make_unique<Field>();
   if (const char* why = TKJAX_CALL(field_parse, words.begin(), words.size(), varies, false, field.get()))
     return bad(std::string("render_fused: ") + why);
-  (void)precision;
+  field->bf16 = precision == 1 && has_bf16();
   if (field->dims != 3 || field->channels < 2) return bad("render_fused: the field takes 3 columns and gives 2 or more");
   if (rest.size() != static_cast<size_t>(field->params + field->rows)) return bad("render_fused: wrong number of arrays");
 
