@@ -39,6 +39,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.occupancy_box_only = False  # True: cells outside the box are never evaluated
     m.blink_noise = 0.05  # training adds one uniform draw of ± this to eye_closed, per step and frame
     m.chunk = 65536  # packed samples that the field takes at once
+    m.picture_precision = "bfloat16"  # of products in pictures (training: float32): below 1/255, faster; or float32
     m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
     h = c.train.head = ConfigDict()

@@ -27,6 +27,7 @@ def tiny(**changes):
     c = er_nerf_config.get_config("smoke")
     c.model.update(
         dict(grid_levels=4, grid_log2_entries=8, code_rows=16, occupancy_side=16, chunk=64, samples=8, waves=2)
+        | {"picture_precision": "float32"}
     )
     c.model.update(changes)
     return c

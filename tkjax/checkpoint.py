@@ -28,6 +28,7 @@ from tkjax.types import PyTree, Variables
 EXEMPT = (
     "variant",
     "ops_backend",
+    "model.picture_precision",
     "data.preload",
     "train.log_every",
     "train.preview_every",

@@ -187,7 +187,8 @@ class Model(BaseModel):
         rays_o, rays_d, d = self._rays(batch)
         r = batch.pixels_px.shape[1]
         parts = []
-        how = {**self._marching(), "stop": PICTURE_STOP, "chunk": m.chunk, "precision": "bfloat16"}
+        precision = m.get("picture_precision", "bfloat16")  # avatars made before this setting have none
+        how = {**self._marching(), "stop": PICTURE_STOP, "chunk": m.chunk, "precision": precision}
         program, bits = self.program.select(*PICTURE), variables.state["bits"]
         for i in range(batch.frame.shape[0]):
             o_i, d_i = rays_o[i * r : (i + 1) * r], rays_d[i * r : (i + 1) * r]
