@@ -64,10 +64,7 @@ def close(got, want, tol):
     jax.tree_util.tree_map_with_path(one, got, want)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=10)
-@given(st.integers(0, 10**6), st.sampled_from(SIZES))
-def test_any_program_equals_float64(backend, seed, n):
+def check_random_program(backend, seed, n):
     program = programs.random_program(seed)
     args, index = problem(program, n, seed)
     params, values, points = args
@@ -76,6 +73,18 @@ def test_any_program_equals_float64(backend, seed, n):
     got = field(program, points, rows, params, backend=backend)
     assert got.shape == (n, program.channels)
     close(got, want, 1e-4)
+
+
+@needs_kernels
+@given(st.integers(0, 10**6), st.sampled_from(SIZES))
+def test_any_program_equals_float64(seed, n):
+    check_random_program("cpu", seed, n)
+
+
+@pytest.mark.parametrize("seed, n", [(3, 0), (4, 65), (5, 130)])
+def test_the_reference_equals_float64(seed, n):
+    """Few: it compiles operation by operation."""
+    check_random_program("reference", seed, n)
 
 
 @needs_kernels
