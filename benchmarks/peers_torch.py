@@ -5,7 +5,6 @@ under tkjax imports torch.
 """
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,14 +49,18 @@ def grid_encode(tables, points, grid):
         bits = [corner >> d & 1 for d in range(grid.dims)]
         index = None
         if not grid.all_hashed:
-            index = sum((c + b) * s for c, b, s in zip(cell, bits, grid.strides))
+            index = (cell[0] + bits[0]) * grid.strides[0]
+            for d in range(1, grid.dims):
+                index = index + (cell[d] + bits[d]) * grid.strides[d]
         if grid.any_hashed:
             code = cell[0] + bits[0]
             for d in range(1, grid.dims):
                 code = code ^ (cell[d] + bits[d]) * PRIMES[d]
             index = code if grid.all_hashed else torch.where(grid.hashed, code & 0xFFFFFFFF, index)
         index = index % grid.entries + grid.offset
-        weight = math.prod(f if b else 1.0 - f for f, b in zip(frac, bits))
+        weight = frac[0] if bits[0] else 1.0 - frac[0]
+        for d in range(1, grid.dims):  # written out: a generator would keep torch.compile from compiling the loop
+            weight = weight * (frac[d] if bits[d] else 1.0 - frac[d])
         out = out + weight[..., None] * flat[index]
     out = torch.where(inside[:, None, :, None], out, torch.zeros_like(out))
     return out.permute(2, 0, 1, 3).reshape(points.shape[0], tables.shape[0], -1)
