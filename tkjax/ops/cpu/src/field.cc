@@ -126,7 +126,12 @@ static void to_rows(const float* x, int channels, int live, float* out, int ld) 
       F r[W];
       for (int i = 0; i < W; ++i) r[i] = i < width ? load(x + (c + i) * TILE + s) : F{};
       transpose_block(r);
-      for (int i = 0; i < W && s + i < live; ++i) std::memcpy(out + (int64_t)(s + i) * ld + c, &r[i], sizeof(float) * width);
+      int rows = live - s < W ? live - s : W;
+      float* to = out + (int64_t)s * ld + c;
+      for (int i = 0; i < rows; ++i) {
+        if (width == W) store(to + (int64_t)i * ld, r[i]);
+        else std::memcpy(to + (int64_t)i * ld, &r[i], sizeof(float) * width);
+      }
     }
   }
 }
