@@ -5,12 +5,14 @@ PY := $(VENV)/bin/python
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check test-slow lint clean
+.PHONY: help demo test check test-slow test-lowering bench lint clean
 help:
 	@echo "make demo       synthetic subject -> avatar -> talking mp4 and report in runs/demo (about 10 minutes)"
 	@echo "make test       the default test run (about 10 minutes)"
 	@echo "make check      the quick loop (under 3 minutes)"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-lowering  the Triton kernels lowered through JAX for CUDA, without a GPU"
+	@echo "make bench      every op on every back end; JSON in runs/bench.json"
 	@echo "make lint       ruff"
 	@echo "PYTHON=python3.12 chooses another interpreter (its environment is .venv-python3.12)"
 
@@ -35,6 +37,16 @@ check: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow
+
+# The plug-in teaches JAX to lower for CUDA; beside the environment, since inside it JAX would look for a GPU.
+test-lowering: $(STAMP)
+	v=$$($(PY) -c 'import jax; print(jax.__version__)'); \
+	$(PY) -m pip install -q --no-deps --upgrade --target .cache/lowering jax-cuda13-plugin==$$v jax-triton
+	PYTHONPATH=.cache/lowering $(PY) -m pytest -n $(WORKERS) --dist loadfile tests/ops -k triton
+
+bench: $(STAMP)
+	mkdir -p runs
+	$(PY) -m tkjax.ops.bench --json runs/bench.json
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
