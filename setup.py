@@ -21,7 +21,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("tkjax/ops/cpu/src")
-WARNINGS = ["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of GCC 12's own intrinsics
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-function"]  # headers hold what only some sources use
+WARNINGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # of GCC 12's own intrinsics
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += ["-fno-trapping-math", *WARNINGS]
 ISAS = {
@@ -94,7 +95,7 @@ def build(target: Path) -> None:
         objects = list(pool.map(lambda job: compile_one(cxx, *job, digests), jobs(include)))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".{os.getpid()}.part")
-    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-z,defs"]
     link = [*cxx, "-shared", "-fPIC", *undefined, "-o", str(part), *map(str, objects)]
     subprocess.run(link, check=True, capture_output=True, text=True)
     part.replace(target)

@@ -82,6 +82,11 @@ def active_isa() -> str:
     return ISAS[_library().tkjax_get_isa()]
 
 
+def variant() -> str:
+    """What dispatch says beside the name."""
+    return active_isa()
+
+
 @contextlib.contextmanager
 def isa(name: str) -> Iterator[None]:
     """`set_isa` within a block; the caller waits for its results inside (`jax.block_until_ready`)."""

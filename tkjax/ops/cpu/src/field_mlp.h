@@ -224,6 +224,17 @@ static void layer(const Segment* segments, int count, int k_count, int m_count, 
 
 // ---- transposes and weight gradients ----
 
+// Lane l of the result is number index[l] of a's lanes followed by b's.
+TKJAX_INLINE F shuffle(F a, F b, I index) {
+#if defined(__clang__)  // its shuffle takes indices as arguments; this loop becomes one
+  F out;
+  for (int l = 0; l < W; ++l) out[l] = index[l] < W ? a[index[l]] : b[index[l] - W];
+  return out;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 // Rows of W lanes: lane j of row i <-> lane i of row j.
 TKJAX_INLINE void transpose_block(F* r) {
 #pragma GCC unroll 4
@@ -237,8 +248,8 @@ TKJAX_INLINE void transpose_block(F* r) {
     for (int i = 0; i < W; ++i)
       if (!(i & h)) {
         F a = r[i], b = r[i + h];
-        r[i] = __builtin_shuffle(a, b, low);
-        r[i + h] = __builtin_shuffle(a, b, high);
+        r[i] = shuffle(a, b, low);
+        r[i + h] = shuffle(a, b, high);
       }
   }
 }
