@@ -70,9 +70,9 @@ struct RowTile {
 };
 
 // Bytes of scratch of field_tile, which must be aligned to 64.
-static static inline size_t field_scratch_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.scratch); }
+static inline size_t field_scratch_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.scratch); }
 // Bytes of the memory that field_bind fills and that must live as long as the field is used.
-static static inline size_t field_memory_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.memory); }
+static inline size_t field_memory_bytes(const Field& field) { return sizeof(float) * static_cast<size_t>(field.memory); }
 
 // Rows as the op gets them: values [count][C], index [N] or null (count 1).
 struct FieldRow {
