@@ -271,10 +271,7 @@ void grid_encode_backward(const GridArgs& args, int64_t samples, int planes, con
     offset[l] = own;
     own += static_cast<int64_t>(args.level[l].entries) * args.features * planes * (parts[l] - 1);
   }
-  if (dtables) {
-    std::memset(dtables, 0, sizeof(float) * planes * job.size());
-    if (own) std::memset(job.own, 0, sizeof(float) * own);
-  }
+  if (dtables && samples == 0) std::memset(dtables, 0, sizeof(float) * planes * job.size());
   for (int64_t first = 0; first < samples; first += slab) {
     const int64_t here = samples - first < slab ? samples - first : slab, tiles = (here + TILE - 1) / TILE;
     constexpr int64_t GROUP = 8;
@@ -287,7 +284,11 @@ void grid_encode_backward(const GridArgs& args, int64_t samples, int planes, con
       int l = args.levels - 1;  // the finest, largest levels first
       for (; task >= parts[l] * planes; --l) task -= parts[l] * planes;
       const int plane = static_cast<int>(task / parts[l]), part = static_cast<int>(task % parts[l]);
-      float* table = job.sums(plane, l, part, offset) - static_cast<int64_t>(args.level[l].offset) * args.features;
+      float* own_sums = job.sums(plane, l, part, offset);
+      const int64_t entries = args.level[l].entries;
+      // By the thread that sums there, just before: the zeros are in its cache then.
+      if (first == 0) std::memset(own_sums, 0, sizeof(float) * entries * args.features);
+      float* table = own_sums - static_cast<int64_t>(args.level[l].offset) * args.features;
       job.scatter(plane, l, tiles * part / parts[l], tiles * (part + 1) / parts[l], table);
     });
   }
