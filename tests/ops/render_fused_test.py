@@ -163,6 +163,23 @@ def test_not_a_number_in_a_ray_s_row_stays_in_that_ray(name):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("which", sorted(FIELDS))
+def test_bfloat16_moves_no_pixel_by_a_step(isa, which):
+    """On a field as smooth as a trained one; where the processor has no such products nothing changes at all."""
+    program = FIELDS[which]
+    (*args, params), _ = scene(program, 4000, 3, 0.7, scale=1.0)
+    params = {name: {k: 0.3 * v if k == "tables" else v for k, v in group.items()} for name, group in params.items()}
+    with cpu.isa(isa):
+        got = jax.block_until_ready(renderer(program, "cpu", precision="bfloat16")(*args, params))
+        want = jax.block_until_ready(renderer(program, "cpu")(*args, params))
+    steps = 255 * np.abs(got.weighted - want.weighted).max(-1)
+    assert np.mean(want.weight_sum > 0.1) > 0.2
+    assert np.mean(steps <= 1) >= 0.999 and steps.max() <= 4
+    if isa != "avx512":
+        assert steps.max() == 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_repeats_are_equal_to_the_bit_and_so_are_parts_of_a_picture(isa):
     args, _ = scene(HEAD, 600)
     with cpu.isa(isa):
@@ -241,6 +258,8 @@ def test_wrong_programs_parameters_and_settings_are_refused():
         render_fused(HEAD.select("rgb", "sigma"), *args, **how)
     with pytest.raises(ValueError, match="stop < 1"):
         render_fused(HEAD, *args, **how, stop=1.0)
+    with pytest.raises(ValueError, match="precision 'half' is unknown; choose float32 or bfloat16"):
+        render_fused(HEAD, *args, **how, precision="half")
     with pytest.raises(ValueError, match="kernel_0"):
         render_fused(HEAD, *args[:4], {**args[4], "colour": {"kernel_0": jnp.zeros((2, 2))}}, **how)
     with pytest.raises(ValueError, match="occupancy"):
