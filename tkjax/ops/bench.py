@@ -59,6 +59,8 @@ class Peers:
         elif importlib.util.find_spec("torch") is None:
             self.reason = "torch is not installed"
         else:
+            # PyTorch's idle threads must sleep, not spin on the cores that the next contender needs.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             spec = importlib.util.spec_from_file_location("peers_torch", PEERS_FILE)
             module = importlib.util.module_from_spec(spec)
             try:
