@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml setup.py Makefile $(wildcard constraints/*.txt) $(wildc
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@c=constraints/python$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
 	if [ -f $$c ]; then c="-c $$c"; else c=""; fi; \
-	set -x; $(PY) -m pip install $$c setuptools jax && \
+	set -x; $(PY) -m pip install $$c 'setuptools>=77' jax && \
 	$(PY) -m pip install $$c --no-build-isolation -e '.[preprocess,eval,test]'
 	touch $@
 
