@@ -103,6 +103,8 @@ def test_a_case_that_a_kernel_does_not_do(caplog):
     assert "grid_encode does not use cpu: seven dimensions" in caplog.text
     with pytest.raises(ValueError, match="back end 'cpu' does not work here: seven dimensions"):
         dispatch.resolve(OP, "cpu", supports)
+    with dispatch.use("cpu"), pytest.raises(ValueError, match="seven dimensions"):
+        dispatch.resolve(OP, None, supports)
 
 
 def test_missing_kernels_are_said_and_the_reference_takes_over(monkeypatch, caplog):

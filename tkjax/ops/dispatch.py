@@ -88,8 +88,8 @@ def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType]
     """The module that implements `op`.
 
     supports(module), if given, raises NotImplementedError with the reason where a back end cannot do the case.
-    With `backend` that reason, an unavailable or an unknown back end is a ValueError; a back end chosen for the whole
-    process must work, but an op that it does not have runs on the reference.
+    That reason, an unavailable or an unknown back end is a ValueError where the back end was named, here or for the
+    whole process; ops that one named for the process does not have run on the reference.
     """
     explicit = backend is not None
     wanted = _check(backend, f"{op}: back end") if explicit else chosen()
@@ -111,7 +111,7 @@ def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType]
             _ran.setdefault(op, set()).add(name)
             _say(op, "->", describe(name))
             return module
-        if name == wanted and (explicit or unavailable(name)):
+        if name == wanted:
             raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
         if jax.default_backend() in PLATFORMS[name]:
             _say(op, "does not use", f"{name}:", reason)
