@@ -28,7 +28,7 @@ from tkjax.errors import UserError
 from tkjax.models.er_nerf import PICTURE_STOP
 from tkjax.ops import composite_packed, dispatch, field, march_packed
 from tkjax.optim import optimiser
-from tkjax.render.image import final_clock, pixel_grid, render_image
+from tkjax.render.image import final_clock, picture, pixel_grid, render_image
 from tkjax.step import TrainState, check_terms, make_step
 
 FRAME_FLOP = 46_368  # per sample of the picture: 23,184 multiply-adds (er-nerf dossier §10)
@@ -60,13 +60,14 @@ def matmul_rate() -> float:
 
 
 def frame_run(subject, clip, index: int):
-    """A call that draws a frame, to the end."""
+    """A call that draws a frame, to the end, and gives its picture."""
     model = subject.model()
     variables, clock = subject.variables(model), final_clock(subject.meta["step"])
     frame, hw = clip.frame_batch(index, "torso"), (subject.info.height, subject.info.width)
 
     def call():
-        return render_image(model, variables, frame, hw, clock, subject.config.eval.chunk_rays).rgb.block_until_ready()
+        image = render_image(model, variables, frame, hw, clock, subject.config.eval.chunk_rays)
+        return picture(image, frame.background.reshape(*hw, 3)).block_until_ready()
 
     return call
 
@@ -115,6 +116,8 @@ def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
             frames[name] = frame_run(subject, clip, (first + last) // 2)
             steps[name] = step_run(subject, clip)
             frames[name](), steps[name][0]()  # compiled with this back end
+    pictures = {name: np.asarray(call()) for name, call in frames.items()}
+    steps_off = 255 * np.abs(pictures[backends[0]] - pictures[backends[-1]]).max(-1)
     ceiling = matmul_rate()
     for what, runs in (("frame", frames), ("step", {k: v[0] for k, v in steps.items()})):
         for name, times in interleaved(runs, seconds).items():
@@ -134,6 +137,7 @@ def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
         "date": datetime.date.today().isoformat(), "jax": jax.__version__, "device": jax.devices()[0].device_kind,
         "kernels": dispatch.preferred(), "size": [subject.info.height, subject.info.width], "matmul_gflops": ceiling,
         "rays_per_step": rays, "samples_per_ray_in_training": samples, "samples_per_frame": kept, "rows": rows,
+        "largest_difference_of_255": float(steps_off.max()), "pixels_within_1_of_255": float(np.mean(steps_off <= 1)),
     }  # fmt: skip
 
 
@@ -176,6 +180,10 @@ def main() -> None:
     print(
         f"{result['samples_per_frame'] / np.prod(result['size']):.2f} samples a pixel, "
         f"{result['samples_per_ray_in_training']:.2f} a ray in training, matmul {result['matmul_gflops']:.0f} GFLOP/s"
+    )
+    print(
+        f"first against last back end: {result['pixels_within_1_of_255']:.2%} of the pixels within 1/255, "
+        f"largest difference {result['largest_difference_of_255']:.2f}/255"
     )
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
