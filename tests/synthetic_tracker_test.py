@@ -12,6 +12,7 @@ def _offset(true, tracked):
     return u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("seed", "motion"), [(11, 1.0), (12, 1.4)])
 def test_tracker_agrees_with_truth(models_dir, seed, motion):
     mediapipe = pytest.importorskip("mediapipe", reason="the tracker is in the preprocess extra")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tkjax.ops import GridSpec, ProgramBuilder
@@ -37,6 +37,7 @@ def both(program, seed=0):
     return folded, new, program.evaluate(points, rows, params), folded.evaluate(points, rows, new)
 
 
+@settings(max_examples=6)  # each compiles anew
 @given(seed=st.integers(0, 2**20), geometry=st.integers(8, 24), whole=st.booleans())
 def test_outputs_are_the_same(seed, geometry, whole):
     program = head(geometry, whole=whole)
