@@ -12,15 +12,8 @@ constexpr int64_t RAYS_PER_TASK = 256;
 // exp(x) - 1 = 2^n (e^r - 1) + (2^n - 1) for x = n ln 2 + r: exact to rounding near 0 as well, where alpha is small.
 TKJAX_INLINE void decay(F optical, F* alpha, F* keep) {
   F x = min(max(-optical, set1(-87.0f)), set1(87.0f));
-  F n = floor(fma(x, set1(1.44269504088896341f), set1(0.5f)));
-  F r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  F p = fma(set1(1.9875691500e-4f), r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = fma(p, r * r, r);
+  F n, r, q = exp_split(x, &n, &r);
+  F p = fma(q, r * r, r);
   F scale = from_bits((to_int(n) + 127) << 23);
   F a = -fma(scale, p, scale - 1.0f), k = fma(scale, p, scale);
   k = optical > 87.0f ? F{} : k;

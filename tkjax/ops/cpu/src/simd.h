@@ -99,18 +99,23 @@ TKJAX_INLINE bool any(I mask) {
 }
 #endif
 
+// x = n ln 2 + r; returns q with e**r = 1 + r + q r r. The caller keeps |x| within 104.
+TKJAX_INLINE F exp_split(F x, F* n, F* r) {
+  *n = floor(fma(x, set1(1.44269504088896341f), set1(0.5f)));
+  *r = fma(*n, set1(-0.693359375f), x);
+  *r = fma(*n, set1(2.12194440e-4f), *r);
+  F q = fma(set1(1.9875691500e-4f), *r, set1(1.3981999507e-3f));
+  q = fma(q, *r, set1(8.3334519073e-3f));
+  q = fma(q, *r, set1(4.1665795894e-2f));
+  q = fma(q, *r, set1(1.6666665459e-1f));
+  return fma(q, *r, set1(5.0000001201e-1f));
+}
+
 // e**x to 2 units in the last place; 0 below -104, infinity above 88.73, NaN for NaN.
 TKJAX_INLINE F exp(F x) {
   F clamped = min(max(x, set1(-104.0f)), set1(89.0f));  // NaN becomes the bound; restored below
-  F n = floor(fma(clamped, set1(1.44269504088896341f), set1(0.5f)));
-  F r = fma(n, set1(-0.693359375f), clamped);
-  r = fma(n, set1(2.12194440e-4f), r);
-  F p = fma(set1(1.9875691500e-4f), r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = fma(p, r * r, r + 1.0f);
+  F n, r, q = exp_split(clamped, &n, &r);
+  F p = fma(q, r * r, r + 1.0f);
   // 2**n in two factors, so that results below the normal range round once and 2**128 overflows to infinity.
   I k = to_int(n), half = k >> 1;
   F scaled = p * from_bits((half + 127) << 23) * from_bits((k - half + 127) << 23);
