@@ -25,7 +25,7 @@ ALLOWED = {
     "cameras": {"types"},
     "losses": {"types"},
     "metrics": {"types"},
-    "fields": {"fields", "ops", "types"},
+    "fields": {"fields", "ops", "types", "cameras"},
     "render": {"render", "ops", "types", "cameras", "models.base"},
     "models": {"models.base", "fields", "render", "ops", "losses", "cameras", "types", "config"},
     "data": {"contract", "cameras", "types", "images", "audio", "errors"},
