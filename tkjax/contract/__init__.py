@@ -9,7 +9,13 @@ World: head-centred, right-handed, x right in a frontal picture (the subject's l
 camera, one unit = 25 cm, origin = origin of the canonical face mesh (nose tip at z = +7.6 cm, chin at
 y = -9.4 cm). Cameras look along -z (OpenGL); `cam_to_world` maps camera points (x right, y up) to the world.
 Pixel (i, j) spans [i, i+1) with its centre at i + 0.5; pictures are uint8 sRGB; boxes are (x0, y0, x1, y1),
-half open. Every refusal is a `ContractError` of one sentence with file, member and expectation.
+half open. `source.crop_px` is the dataset's picture in the source's pixels, `source.full_size` the source's
+[width, height]. `full.mp4` (H.264, 25 fps, frame k is frame k here) holds the whole source frames where the crop is
+not all of them. A dataset that was keyed says so by `source.background_trt` [r, g, b], the constant plate behind the
+person: then `alpha_bytes` and `full_alpha.mp4` (FFV1, grey, lossless) are the coverage of the whole person, and
+`full.mp4` holds the person's colour alone (straight, not premultiplied, continued where alpha is 0). Elsewhere
+`alpha_bytes` is the coverage of the head.
+Every refusal is a `ContractError` of one sentence with file, member and expectation.
 
 Files: `spec` what version 1 fixes, `manifest` the manifest, `checks` what frames must be, `landmarks` points and
 boxes, `npz` the container, `audio_features` sound features, `reader`, `writer`, `commit` how a write takes effect.
@@ -31,6 +37,8 @@ from tkjax.contract.spec import (
     CONVENTIONS,
     EXTRA_DTYPES,
     FPS,
+    FULL,
+    FULL_ALPHA,
     LABEL_BACKGROUND,
     LABEL_HEAD,
     LABEL_NECK,
@@ -59,6 +67,8 @@ __all__ = [
     "CONVENTIONS",
     "EXTRA_DTYPES",
     "FPS",
+    "FULL",
+    "FULL_ALPHA",
     "LABEL_BACKGROUND",
     "LABEL_HEAD",
     "LABEL_NECK",

@@ -66,7 +66,7 @@ REQUIRED_MEMBERS: dict[str, tuple[str, tuple]] = {
 }
 OPTIONAL_MEMBERS: dict[str, tuple[str, tuple]] = {
     "depth": ("float16", ("n", "H", "W")),  # camera z in units, NaN where nothing was hit
-    "alpha_bytes": ("uint8", ("bytes",)),
+    "alpha_bytes": ("uint8", ("bytes",)),  # coverage of the person where source names background_trt, else of the head
     "alpha_offsets": ("int64", ("n+1",)),
     "eye_area": ("float32", ("n",)),
 }
@@ -81,8 +81,11 @@ EXTRA_DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
 SHARD_NAME = re.compile(r"shard-(\d{5,})-([0-9a-f]{8})\.npz")
-FILE_NAME = re.compile(r"background\.png|audio\.wav|audio_[A-Za-z0-9_-]+\.npz|qa(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
-FIXED_NAMES = "background.png, audio.wav, audio_<kind>.npz or qa/…"
+FULL, FULL_ALPHA = "full.mp4", "full_alpha.mp4"  # the whole source frames the crop was cut from, and their matte
+FILE_NAME = re.compile(
+    r"background\.png|audio\.wav|audio_[A-Za-z0-9_-]+\.npz|full(_alpha)?\.mp4|qa(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+"
+)
+FIXED_NAMES = "background.png, audio.wav, audio_<kind>.npz, full.mp4, full_alpha.mp4 or qa/…"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
