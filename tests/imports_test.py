@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"__version__", "errors", "contract", "images", "audio", "video", "models_dir"}
+FOUNDATION = {"__version__", "errors", "contract", "images", "audio", "video", "models_dir", "feature_arrays"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
@@ -18,17 +18,20 @@ ALLOWED = {
     "models_dir": {"errors"},
     "images": {"errors"},
     "audio": {"errors", "contract"},
+    "feature_arrays": {"errors", "contract"},
     "video": {"errors", "audio"},
     "types": set(),
     "config": {"errors"},
     "ops": {"ops"},
     "cameras": {"types"},
     "losses": {"types"},
+    "perceptual": {"losses", "models_dir", "types", "errors"},
     "metrics": {"types"},
     "fields": {"fields", "ops", "types", "cameras"},
     "render": {"render", "ops", "types", "cameras", "models.base"},
-    "models": {"models.base", "fields", "render", "ops", "losses", "cameras", "types", "config"},
+    "models": {"models.base", "fields", "render", "ops", "losses", "perceptual", "cameras", "types", "config"},
     "data": {"contract", "cameras", "types", "images", "audio", "errors"},
+    "paste_back": {"contract", "images"},
     "batches": {"errors", "types", "models.base"},
     "devices": {"errors", "types", "checkpoint"},
     "step": {"devices", "errors", "types", "models.base", "optim", "render"},
