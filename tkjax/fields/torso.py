@@ -26,11 +26,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from tkjax.cameras import NGP_FROM_WORLD
 from tkjax.fields.program import groups
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field, freq_encode
+from tkjax.types import Array
 
 GRID = GridSpec(dims=2, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
 POSE_CHANNELS = 6  # of both systems' codes
