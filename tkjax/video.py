@@ -2,7 +2,8 @@
 
 Reading turns pictures by the file's display matrix, makes pixels square, and converts with the file's colour
 matrix (BT.601 below 720 lines, BT.709 from there, where the file does not say) to full-range rgb uint8.
-Writing is H.264 (yuv420p, BT.709) and AAC at 48 kHz. All of it in constant memory.
+Writing is H.264 (yuv420p, BT.709) and AAC at 48 kHz; with an alpha channel ProRes 4444 (.mov) or VP9 and Opus (.webm),
+both with straight alpha. All of it in constant memory.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from tkjax.errors import UserError
 
 AUDIO_OUT_HZ = 48000  # one AAC frame then lasts 21 ms, less than a picture
 _JITTER_S = Fraction(1, 2000)  # timestamps are rounded to ticks; a frame this little late is on time
+ALPHA_SUFFIXES = (".mov", ".webm")  # files that can hold an alpha channel
 _COLOURS = {Colorspace.ITU709, Colorspace.ITU601, Colorspace.FCC, Colorspace.SMPTE240M, Colorspace.BT2020}
 _log = logging.getLogger("tkjax.video")
 
@@ -100,7 +102,7 @@ def _rotation(orientation: tuple[bool, bool, bool]) -> int:
     return (90 if flip_x else 270) if swap else (180 if flip_x and flip_y else 0)
 
 
-def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
     """The picture of a frame as it is meant to be seen."""
     width = frame.width
     aspect = getattr(frame, "sample_aspect_ratio", None)
@@ -129,7 +131,7 @@ def probe(path: str | Path) -> VideoInfo:
     """Facts about a video; the first picture is decoded, the rest only counted."""
     path = Path(path)
     first = next(_decoded(path))[2]
-    height, width = _rgb(first).shape[:2]
+    height, width = to_rgb(first).shape[:2]
     with open_media(path) as container:
         stream = _video_stream(container, path)
         n_frames = stream.frames or sum(p.size > 0 for p in container.demux(stream))
@@ -151,7 +153,7 @@ def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> It
         if stop is not None and i >= stop:
             return
         if i >= start:
-            yield _rgb(frame)
+            yield to_rgb(frame)
 
 
 def read_frames_at_fps(path: str | Path, fps: float | int | Fraction = 25) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -168,12 +170,12 @@ def read_frames_at_fps(path: str | Path, fps: float | int | Fraction = 25) -> It
             zero = time
         late = min(frame.time_base / 2, _JITTER_S) if frame.time_base else _JITTER_S
         while k * step + late < time - zero:
-            rgb = _rgb(shown) if rgb is None else rgb
+            rgb = to_rgb(shown) if rgb is None else rgb
             yield rgb
             k += 1
         shown, end, rgb = frame, time + length - zero, None
     while k * step + _JITTER_S < end:
-        rgb = _rgb(shown) if rgb is None else rgb
+        rgb = to_rgb(shown) if rgb is None else rgb
         yield rgb
         k += 1
 
@@ -187,7 +189,9 @@ class VideoWriter:
     Context manager: frames go to a temporary file beside `path`, which takes the name at the end; an exception
     leaves what was there. Odd sizes are padded by one repeated row or column. `audio` is a sound or video file,
     mono samples in -1..1 at `audio_hz`, or an iterable of such blocks; it is read in step with the pictures, and
-    cut or filled with silence to their length. metadata: title, comment and any other keys.
+    cut or filled with silence to their length. metadata: title, comment and any other keys. alpha: frames are
+    straight RGBA, and the file is .mov or .webm. gop: at most so many frames from one that stands alone to the next,
+    for files that are read in any order.
     """
 
     def __init__(
@@ -200,10 +204,15 @@ class VideoWriter:
         metadata: Mapping[str, str] | None = None,
         crf: int = 18,
         audio_hz: int = RATE,
+        alpha: bool = False,
+        gop: int | None = None,
     ):
+        if alpha and Path(path).suffix.lower() not in ALPHA_SUFFIXES:
+            raise UserError(f"{path} cannot hold an alpha channel; name a .mov (ProRes 4444) or .webm (VP9) file")
         if height < 1 or width < 1:
             raise UserError(f"video {path} would have {width}x{height} pixels, expected at least 1x1")
         self.path, self.height, self.width = Path(path), height, width
+        self._channels = 4 if alpha else 3
         self.fps = Fraction(fps).limit_denominator(100000)
         self.n_frames = 0
         self._samples = 0
@@ -212,18 +221,35 @@ class VideoWriter:
         if self._audio is not None:
             self._kept = next(self._audio, np.zeros((channels, 0), np.float32))  # a bad file fails here, early
         self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
-        self._container = self._open(metadata or {}, crf, channels)
+        self._container = self._open(metadata or {}, crf, channels, gop)
 
-    def _open(self, metadata: Mapping[str, str], crf: int, channels: int) -> av.container.OutputContainer:
+    def _codecs(self, crf: int) -> tuple[str, str, dict[str, str], str]:
+        """Codec, pixel format and options of the pictures; codec of the sound."""
+        alpha = self._channels == 4
+        if self.path.suffix.lower() == ".webm":
+            options = {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"}
+            return "libvpx-vp9", "yuva420p" if alpha else "yuv420p", options, "libopus"
+        if alpha:
+            return "prores_ks", "yuva444p10le", {"profile": "4444", "alpha_bits": "16"}, "aac"
+        return "libx264", "yuv420p", {"crf": str(crf), "preset": "fast"}, "aac"
+
+    def _open(self, metadata, crf: int, channels: int, gop: int | None) -> av.container.OutputContainer:
         container = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"movflags": "+faststart+use_metadata_tags"}
-            container = av.open(str(self._part), "w", options=options)
+            mp4 = self.path.suffix.lower() != ".webm"
+            container = av.open(
+                str(self._part), "w", options={"movflags": "+faststart+use_metadata_tags"} if mp4 else {}
+            )
             container.metadata.update({str(k): str(v) for k, v in metadata.items()})
-            v = container.add_stream("libx264", rate=self.fps, options={"crf": str(crf), "preset": "fast"})
+            codec, self._format, options, sound = self._codecs(crf)
+            if gop is not None:
+                options |= {"g": str(gop), "keyint_min": str(gop)}
+            v = container.add_stream(codec, rate=self.fps, options=options)
             v.height, v.width = self.height + self.height % 2, self.width + self.width % 2
-            v.pix_fmt = "yuv420p"
+            v.pix_fmt = self._format
+            if self._channels == 4:
+                v.metadata["alpha_mode"] = "1"
             v.codec_context.time_base = 1 / self.fps
             v.codec_context.colorspace = Colorspace.ITU709
             v.codec_context.color_range = ColorRange.MPEG
@@ -231,7 +257,7 @@ class VideoWriter:
             self._video = v
             if self._audio is not None:
                 layout = "mono" if channels == 1 else "stereo"
-                self._sound = container.add_stream("aac", rate=AUDIO_OUT_HZ, layout=layout, bit_rate=96000 * channels)
+                self._sound = container.add_stream(sound, rate=AUDIO_OUT_HZ, layout=layout, bit_rate=96000 * channels)
             container.start_encoding()
             return container
         except (av.FFmpegError, OSError, ValueError) as e:
@@ -251,16 +277,16 @@ class VideoWriter:
         else:
             self._discard()
 
-    def write(self, rgb: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Append one frame."""
-        if rgb.dtype != np.uint8 or rgb.shape != (self.height, self.width, 3):
-            expected = f"uint8 ({self.height}, {self.width}, 3)"
+    def write(self, rgb: UInt8[np.ndarray, "H W C"]) -> None:
+        """Append one frame: RGB, or straight RGBA where the file has an alpha channel."""
+        if rgb.dtype != np.uint8 or rgb.shape != (self.height, self.width, self._channels):
+            expected = f"uint8 ({self.height}, {self.width}, {self._channels})"
             raise ValueError(f"frame {self.n_frames} of {self.path} is {rgb.dtype} {rgb.shape}, expected {expected}")
         if self.height % 2 or self.width % 2:
             rgb = np.pad(rgb, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgba" if self._channels == 4 else "rgb24")
         frame = frame.reformat(
-            format="yuv420p",
+            format=self._format,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
