@@ -1,4 +1,4 @@
-"""ER-NeRF, head: tri-plane hash field with region attention (er-nerf dossier; ICCV 2023).
+"""ER-NeRF: tri-plane hash head with region attention, lips finetuning, 2-D torso (er-nerf dossier; ICCV 2023).
 
 python launch.py --mode=fit --config=configs/er_nerf.py:cpu --video=clip.mp4 --workdir=W --consent="..."
 
@@ -39,7 +39,14 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.occupancy_box_only = False  # True: cells outside the box are never evaluated
     m.blink_noise = 0.05  # training adds one uniform draw of ± this to eye_closed, per step and frame
     m.chunk = 65536  # packed samples that the field takes at once
+    m.picture_stop = 1e-3  # pictures end a ray at this transmittance (training: 1e-4): below 0.26 of an 8-bit step
     m.picture_precision = "bfloat16"  # of products in pictures (training: float32): below 1/255, faster; or float32
+    m.train_camera = False  # learn a correction of every training frame's camera
+    m.torso_code_dim = 8
+    m.torso_shrink = 0.8  # of the picture's coordinates
+    m.torso_levels = 16
+    m.torso_finest = 2048
+    m.torso_log2_entries = 16
     m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
     h = c.train.head = ConfigDict()
@@ -56,6 +63,27 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.ema_decay = 0.95
     h.ema_every = 1000
     h.lambda_amb = 1e-4
+    h.lr_cameras = 1e-5  # with train_camera; degrees and units
+    h.seed = 0  # of the stage; another one repeats it with other random numbers
+
+    lips = c.train.lips = ConfigDict()
+    lips.steps = 25_000
+    lips.rays = 65536  # of the patches; the lips rectangle has its own number
+    lips.samplers = ("lips", "patch")  # alternating
+    lips.patch = 32
+    lips.perceptual = "auto"  # lpips_alex where its weights are found, else structure (tkjax.perceptual)
+    lips.perceptual_weight = 1.0  # times 0.01 on the lips rectangle, 0.1 on patches
+    lips.ema_every = 1000
+    lips.seed = 0
+
+    t = c.train.torso = ConfigDict()
+    t.steps = 200_000
+    t.rays = 65536
+    t.lr_tables = 1e-2
+    t.lr_net = 1e-3
+    t.final_factor = 0.5
+    t.ema_every = 1000
+    t.seed = 0
 
     if variant in ("cpu", "demo"):
         c.data.size = 256  # a quarter of the pixels of the usual 512
@@ -66,11 +94,15 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.steps = 5000  # under half an hour on two cores
         h.rays = 4096
         h.sampler = "focus"  # a sixth of the rays in the lips box: a short schedule must find the sound's effect
-        h.ema_every = 20  # the schedule is 20 times shorter: 1000 would average 6 points of it
+        h.ema_every = lips.ema_every = t.ema_every = 20  # the schedule is 20 times shorter
+        m.torso_finest = 512  # twice the picture's pixels; finer levels have nothing to learn from
+        lips.steps, lips.rays = 1500, 4096
+        t.steps, t.rays = 3000, 8192
     if variant == "demo":
         h.steps = 2000  # about five minutes on two cores
         h.sampler = "close"  # shorter still: a quarter of the rays
         h.ema_every = 10
+        lips.steps = t.steps = 0  # the head alone
     if variant == "smoke":
         c.data.size = 32
         m.occupancy_side = 32
@@ -79,7 +111,10 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.code_rows = 64
         h.steps = 60
         h.rays = 256
-        h.ema_every = 5
+        h.ema_every = lips.ema_every = t.ema_every = 5
+        m.torso_levels, m.torso_finest, m.torso_log2_entries = 4, 64, 10
+        lips.steps, lips.rays, lips.patch = 20, 256, 8
+        t.steps, t.rays = 40, 256
         c.train.log_every = 10
         c.train.preview_every = 30
         c.train.checkpoint_every = 20

@@ -60,7 +60,8 @@ def make_loader(
     def load_batch(step: int) -> Batch:
         frames = frames_of_step(train_frames, seed, index, step, n_frames)[slots]
         keys = [np.random.default_rng([seed, index, step, slot, 1]) for slot in slots]
-        return clip.batch(frames, keys, sampler_of(stage, step), stage.rays, stage.patch, stage.background)
+        sampler = sampler_of(stage, step)
+        return clip.batch(frames, keys, sampler, stage.rays, stage.patch, stage.background, stage.target)
 
     return load_batch
 

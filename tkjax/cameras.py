@@ -44,6 +44,21 @@ def to_ngp_axes(v: Float[Array, "*B 3"]) -> Float[Array, "*B 3"]:
     return v[..., list(NGP_FROM_WORLD)]
 
 
+def euler_xyz(angles: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
+    """Rx(a) Ry(b) Rz(c) of angles (a, b, c) in radians, standard matrices; differentiable."""
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    zero, one = jnp.zeros_like(angles[..., 0]), jnp.ones_like(angles[..., 0])
+
+    def rows(*entries):
+        return jnp.stack(entries, -1).reshape(*angles.shape[:-1], 3, 3)
+
+    (ca, cb, cc), (sa, sb, sc) = (tuple(v[..., i] for i in range(3)) for v in (cos, sin))
+    rx = rows(one, zero, zero, zero, ca, -sa, zero, sa, ca)
+    ry = rows(cb, zero, sb, zero, one, zero, -sb, zero, cb)
+    rz = rows(cc, -sc, zero, sc, cc, zero, zero, zero, one)
+    return rx @ ry @ rz
+
+
 def to_ngp_pose(cam_to_world: Float[np.ndarray, "*B 4 4"]) -> Float[np.ndarray, "*B 4 4"]:
     """[...,4,4] contract pose -> the originals' loader pose (rows permuted, OpenCV columns; er-nerf.md §2)."""
     out = np.array(cam_to_world, copy=True)

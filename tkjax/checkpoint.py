@@ -11,7 +11,7 @@ In a run of several processes W lies on a file system that all of them see.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ EXEMPT = (
     "variant",
     "ops_backend",
     "model.picture_precision",
+    "model.picture_stop",
     "data.preload",
     "train.log_every",
     "train.preview_every",
@@ -204,11 +205,12 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any] | None:
         ) from error
 
 
-def check_run(workdir: str | os.PathLike, run: Mapping[str, Any]) -> None:
+def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence[str] = ()) -> None:
     """Refuse to continue a run that was started with something else.
 
     Args:
       run: {"config": nested dict, "data": nested dict} of this start, as json.
+      free: parts of the config that may change, such as the settings of a stage that has not begun.
 
     Raises:
       UserError: names every differing key with both values.
@@ -221,7 +223,7 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any]) -> None:
         old, new = leaves(stored.get(part, {})), leaves(run[part])
         for key in sorted(old.keys() | new.keys()):
             name = key if part == "config" else f"dataset {key}"
-            exempt = part == "config" and any(key == e or key.startswith(e + ".") for e in EXEMPT)
+            exempt = part == "config" and any(key == e or key.startswith(e + ".") for e in (*EXEMPT, *free))
             if not exempt and old.get(key, "absent") != new.get(key, "absent"):
                 differ.append(f"{name} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)")
     if differ:

@@ -17,7 +17,7 @@ from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.ops import dispatch
-from tkjax.options import Options
+from tkjax.options import PREPARING, Options
 
 DATASET = "dataset"
 
@@ -30,6 +30,8 @@ def run(opts: Options) -> None:
         "train": train_only,
         "render": render,
         "eval": evaluate_only,
+        "import": take_over,
+        "export": export,
         "synthetic": synthetic,
         "demo": demo,
         "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
@@ -127,7 +129,7 @@ def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
 
 
 def preprocess_arguments(opts: Options) -> list[str]:
-    names = ("video", "workdir", "size", "crop", "models_dir", "audio_kinds", "labels", "min_face", "subject")
+    names = ("video", "workdir", *PREPARING)
     return [f"--{n}={opts.flags[n]}" for n in names if n in opts.flags]
 
 
@@ -160,8 +162,8 @@ def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
     return {"statement": None, "asked": False, "reason": "synthetic or imported dataset, not a video of a person"}
 
 
-def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict) -> data.Clip:
-    """Every stage, then the avatar. Continues what is there. The caller holds the workdir's lock."""
+def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> data.Clip:
+    """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock."""
     clip = open_clip(dataset, workdir, resolved)
 
     def on_event(name: str, facts: dict) -> None:
@@ -169,16 +171,24 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
             config.write(resolved, workdir / "config.json")
             update_run(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
 
-    variables = train.train(resolved, clip, workdir, on_event=on_event)
+    variables = train.train(resolved, clip, workdir, stages=stages, on_event=on_event)
+    done = train.finished(resolved, clip.info, workdir)
     if jax.process_index() == 0:
-        last = base.load(resolved.system)(resolved, clip.info).stages()[-1]
-        audio = avatar.audio_spec(clip.audio)
-        name = avatar.save(workdir / "avatar", resolved, variables, last.steps, clip, audio, consent)
-        print(f"avatar {name}: {workdir / 'avatar'}", flush=True)
+        steps = {stage.name: stage.steps for stage in base.load(resolved.system)(resolved, clip.info).stages()}
+        audio, folder = avatar.audio_spec(clip.audio), workdir / "avatar"
+        name = avatar.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, stages=done)
+        print(f"avatar {name}: {workdir / 'avatar'} (stages {', '.join(done)})", flush=True)
     return clip
 
 
-def score(workdir: Path, clip: data.Clip, models: str | None, extra: dict | None = None, videos=()) -> dict[str, Any]:
+def score(
+    workdir: Path,
+    clip: data.Clip,
+    models: str | None,
+    extra: dict | None = None,
+    videos=(),
+    paste_back: str | None = None,
+) -> dict[str, Any]:
     """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
     subject = avatar.load(workdir / "avatar")
     if subject.info != clip.info:
@@ -257,7 +267,7 @@ def fit(opts: Options) -> None:
         raise UserError(f"--video: there is no file {opts.video}")
     train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
     resolved = resolve(opts, workdir)
-    for name in ("crop", "size", "audio_kinds", "labels", "min_face", "subject"):
+    for name in set(PREPARING) - {"models_dir"}:
         if name in opts.flags and not opts.video:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
     dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
@@ -269,9 +279,9 @@ def fit(opts: Options) -> None:
         consent = consent_record(opts.consent, bool(opts.video))
         if not opts.dataset and not opts.video:  # continuing: what was said before still holds
             consent = read_run(workdir).get("consent") or consent
-        clip = train_and_save(resolved, dataset, workdir, consent)
+        clip = train_and_save(resolved, dataset, workdir, consent, opts.stages)
         if jax.process_index() == 0:
-            score(workdir, clip, opts.models_dir)
+            score(workdir, clip, opts.models_dir, paste_back=opts.paste_back)
         wait_for_all()
 
 
@@ -289,7 +299,7 @@ def train_only(opts: Options) -> None:
         )
     dataset = dataset_of(opts, workdir)
     with lock.alone(workdir):
-        train_and_save(resolved, dataset, workdir, consent)
+        train_and_save(resolved, dataset, workdir, consent, opts.stages)
         wait_for_all()
 
 
@@ -299,7 +309,7 @@ def evaluate_only(opts: Options) -> None:
     subject = avatar.load(workdir / "avatar")
     dataset = dataset_of(opts, workdir)
     with lock.alone(workdir):
-        score(workdir, open_clip(dataset, workdir, subject.config), opts.models_dir)
+        score(workdir, open_clip(dataset, workdir, subject.config), opts.models_dir, paste_back=opts.paste_back)
 
 
 # ---------------------------------------------------------------- render, synthetic, demo
@@ -335,6 +345,20 @@ def render(opts: Options) -> None:
         visible_mark=bool(opts.watermark),
     )
     print(f"{out}: {n} frames, marked as synthetic (avatar {subject.id})")
+
+
+def take_over(opts: Options) -> None:
+    """--mode=import."""
+    from tkjax import importing
+
+    importing.run(opts)
+
+
+def export(opts: Options) -> None:
+    """--mode=export."""
+    from tkjax import exporting
+
+    exporting.run(opts)
 
 
 def synthetic(opts: Options) -> None:

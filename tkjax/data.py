@@ -32,6 +32,8 @@ AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
 SAMPLERS = ("rays", "focus", "close", "patch", "lips", "frame")
 FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
 BACKGROUNDS = ("torso", "plate")
+TARGETS = {"frame": "target", "torso": "background"}  # what a stage compares with -> cached array
+EYES, NOSE = (slice(36, 42), slice(42, 48)), slice(31, 36)  # of the 68 points
 PRELOADS = ("disk", "host", "device")
 _CACHE_VERSION = 1
 _CHUNK = contract.SHARD_FRAMES  # frames between two records of progress
@@ -60,6 +62,24 @@ def over(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) ->
     alpha = rgba[..., 3:].astype(np.uint16)
     v = alpha * rgba[..., :3] + (255 - alpha) * plate + 128  # at most 255² + 128: fits
     return ((v + (v >> 8)) >> 8).astype(np.uint8)  # = (v - 1) // 255 for every such v
+
+
+def polygon_area(points: Float[np.ndarray, "n K 2"]) -> Float[np.ndarray, " n"]:
+    """Area of polygons by the shoelace formula, px²."""
+    x, y = np.moveaxis(points - points.mean(1, keepdims=True), -1, 0)
+    return 0.5 * np.abs(np.sum(x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y, 1))
+
+
+def eye_area(points68: Float[np.ndarray, "n 68 2"], height: int, width: int) -> Float[np.ndarray, " n"]:
+    """100 (A(36..41) + A(42..47)) / (H W): both eyes' share of the picture in percent (rad-nerf dossier §2.6)."""
+    points = np.asarray(points68, np.float64)
+    return (100.0 * sum(polygon_area(points[:, eye]) for eye in EYES) / (height * width)).astype(np.float32)
+
+
+def lower_face_boxes(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray, "n 4"]:
+    """(x0, y0, x1, y1) of all points from the top of the nostrils (31..35) down: RAD-NeRF's face_rect (§2.6)."""
+    low, high = points68.min(1), points68.max(1)
+    return np.concatenate([low[:, :1], points68[:, NOSE, 1].min(1, keepdims=True), high], 1).astype(np.float32)
 
 
 def training_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -242,6 +262,7 @@ def _build(dataset: Dataset, part: Path, size: tuple[int, int], plate: np.ndarra
 class Clip:
     """A validated dataset at training size.
 
+    audio_kind: which audio_<kind>.npz; `auto`: log-mel, which new sound can always be described by, else what is there.
     size: longer side in pixels (0, or one that is not smaller: the dataset's own). Intrinsics, boxes and
     landmarks are scaled with the pictures. `boxes` has the contract's names (`face_box_px`, …).
     """
@@ -252,12 +273,12 @@ class Clip:
         cache_dir: str | Path,
         size: int = 0,
         preload: str = "disk",
-        audio_kind: str = "logmel",
+        audio_kind: str = "auto",
     ):
         if preload not in PRELOADS:
             raise UserError(f"preload is {preload!r}, expected one of {', '.join(PRELOADS)}")
         self.dataset = d = Dataset(dataset_root)
-        self.audio = d.audio_features(audio_kind)
+        self.audio = d.audio_features(choose_kind(d, audio_kind))
         self.digest, self.n_frames, self.fps = d.digest, d.n_frames, d.fps
         self.train_range, self.heldout_range = d.train_range, d.heldout_range
         self.height, self.width = hw = training_size(d.height, d.width, size)
@@ -268,6 +289,9 @@ class Clip:
         self.boxes = {name: scale_boxes(d.column(name), full, hw) for name in contract.BOXES}
         self.cam_to_world = d.column("cam_to_world")
         self.eye_closed, self.confidence = d.column("eye_closed"), d.column("confidence")
+        stored = "eye_area" in d.manifest["members"]
+        self.eye_area = d.column("eye_area") if stored else eye_area(d.landmarks68(), d.height, d.width)
+        self.lower_face = lower_face_boxes(self.landmarks68_px)
         self.expression = d.column("expression")
         self.expression_names = tuple(d.manifest["expression_names"])
         path = d.path(contract.BACKGROUND)
@@ -412,6 +436,7 @@ class Clip:
         rays: int = 4096,
         patch: int = 32,
         background: str = "torso",
+        target: str = "frame",
     ) -> Batch:
         """B frames with R pixels each, float32 in 0…1; numpy arrays (pictures: device arrays with preload=device).
 
@@ -423,8 +448,10 @@ class Clip:
         box that cover it in every training frame (`lips_tiles`; one size per clip, so one compilation; `in_lips`
         says which pixels are inside). Both give whole patches in a row: [B, R] reshapes to [B, -1, patch, patch].
         `frame`: every pixel, row by row.
+        `target`: the whole `frame`, or the `torso` over the plate.
         """
         _choose("sampler", sampler, SAMPLERS)
+        _choose("target", target, tuple(TARGETS))
         _choose("background", background, BACKGROUNDS)
         frames = np.asarray(frames, np.int32)
         if frames.ndim != 1 or len(frames) != len(keys):
@@ -444,11 +471,14 @@ class Clip:
             audio=self.audio_windows(frames),
             expression=self.expression[frames],
             eye_closed=self.eye_closed[frames],
-            target=self._gather("target", frames, flat),
+            eye_area=self.eye_area[frames],
+            target=self._gather(TARGETS[target], frames, flat),
             label=self._gather("label", frames, flat),
-            in_face=self._inside("face_box_px", frames, row, column),
-            in_lips=self._inside("lips_box_px", frames, row, column),
+            in_face=_inside(self.boxes["face_box_px"][frames], row, column),
+            in_lips=_inside(self.boxes["lips_box_px"][frames], row, column),
+            in_lower_face=_inside(self.lower_face[frames], row, column),
             image_hw=(self.height, self.width) if sampler == "frame" else None,
+            sampler=sampler,
         )
 
     def frame_batch(self, i: int, background: str = "torso") -> Batch:
@@ -457,10 +487,6 @@ class Clip:
 
     def _plate_pixels(self, flat: np.ndarray) -> np.ndarray:
         return _UNIT[self.plate.reshape(-1, 3)[flat]]
-
-    def _inside(self, box: str, frames: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        x0, y0, x1, y1 = self.boxes[box][frames].T[..., None]
-        return (column + 0.5 > x0) & (column + 0.5 < x1) & (row + 0.5 > y0) & (row + 0.5 < y1)
 
     def _gather(self, name: str, frames: np.ndarray, flat: np.ndarray) -> Any:
         """Pixels [B, R, …] of one cached array: rgb as float32 in 0…1, labels as uint8."""
@@ -472,6 +498,18 @@ class Clip:
         tail = _CHANNELS[name]
         picked = np.stack([self._cache[name][int(i)].reshape(-1, *tail)[f] for i, f in zip(frames, flat, strict=True)])
         return picked if name == "label" else _UNIT[picked]
+
+
+def _inside(boxes: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Whether pixel centres [B, R] lie in the boxes [B, 4] of their frames."""
+    x0, y0, x1, y1 = boxes.T[..., None]
+    return (column + 0.5 > x0) & (column + 0.5 < x1) & (row + 0.5 > y0) & (row + 0.5 < y1)
+
+
+def choose_kind(dataset: Dataset, kind: str) -> str:
+    """`auto` -> logmel where the dataset has it, else the first kind that it has."""
+    kinds = sorted(dataset.manifest["audio"])
+    return kind if kind != "auto" or not kinds else "logmel" if "logmel" in kinds else kinds[0]
 
 
 def _choose(what: str, value: str, choices: Sequence[str]) -> None:

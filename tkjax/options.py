@@ -23,15 +23,21 @@ class Mode:
     takes: tuple[str, ...]
 
 
-TRAINING = ("config", "preload", "seed", "coordinator_address", "num_processes", "process_id")
-PREPARING = ("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject")
+TRAINING = ("config", "stages", "preload", "seed", "coordinator_address", "num_processes", "process_id")
+PREPARING = (
+    *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
+    *("background_ref", "body_points"),
+)
+SCHEMES = ("none", "box", "face", "face_neck", "blend")
+STAGES = ("head", "lips", "torso")
+MAPS = ("depth", "ambient", "uncertainty")
 MODES = {
     "fit": Mode(
         "Video in, avatar and report out: preprocess what is missing, train every stage, evaluate, write report.html. "
         "The same command again continues where it stopped.",
         'python launch.py --mode=fit --config=configs/er_nerf.py:cpu --video=me.mp4 --workdir=runs/me --consent="mine"',
         ("workdir",),
-        ("video", "dataset", "consent", *PREPARING, *TRAINING),
+        ("video", "dataset", "consent", "paste_back", *PREPARING, *TRAINING),
     ),
     "preprocess": Mode(
         "A portrait video becomes a dataset: landmarks, poses, labels, background, torso, sound features.",
@@ -51,14 +57,28 @@ MODES = {
         ("workdir", "audio", "out"),
         (
             *("pose", "background", "smooth_path", "smooth_path_window", "smooth_lips", "fix_eye", "eye"),
-            *("data_range", "watermark", "features", "audio_kinds"),
+            *("data_range", "poses", "smooth_eye", "torso", "paste_back", "alpha", "maps"),
+            *("watermark", "features", "audio_kinds"),
         ),
     ),
     "eval": Mode(
         "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
         "python launch.py --mode=eval --workdir=runs/me",
         ("workdir",),
-        ("dataset", "models_dir"),
+        ("dataset", "models_dir", "paste_back"),
+    ),
+    "import": Mode(
+        "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF or Avatar-ERNeRF becomes a dataset, a "
+        "RAD-NeRF or ER-NeRF .pth becomes an avatar (give both, the folder first). What it is shows in its content.",
+        "python launch.py --mode=import --source=data/obama --workdir=runs/obama",
+        ("source", "workdir"),
+        ("system", "weights", "dataset"),
+    ),
+    "export": Mode(
+        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF and ER-NeRF.",
+        "python launch.py --mode=export --workdir=runs/obama --out=obama.pth",
+        ("workdir", "out"),
+        (),
     ),
     "synthetic": Mode(
         "Make a clip of the synthetic subject with sound (OUT/clip.mp4) and its exact truth (OUT/dataset).",
@@ -83,7 +103,8 @@ MODES = {
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """kind: str, int, float, bool or ints (two whole numbers). low, high: closed bounds of numbers."""
+    """kind: str, int, float, bool, ints (two whole numbers) or names (some of `choices`, comma separated).
+    low, high: closed bounds of numbers."""
 
     kind: str
     about: str
@@ -113,6 +134,27 @@ FLAGS = {
     "fix_eye": Flag("float", "the same blink in every frame: 0 open, 1 closed", 0, 1),
     "eye": Flag("str", "blink of each frame: .npy [n] in 0..1, or .csv (one column, or OpenFace's AU45_r)"),
     "data_range": Flag("ints", "two numbers a,b: loop over the training frames a <= i < b only"),
+    "poses": Flag("str", "frames whose poses and eyes are played: train (default) or test", choices=("train", "test")),
+    "smooth_eye": Flag("bool", "average the eyes over three frames"),
+    "torso": Flag(
+        "str",
+        "modelled, or given (the clip's own); default: modelled where trained",
+        choices=("modelled", "given"),
+    ),
+    "paste_back": Flag(
+        "str",
+        "put the head back into the clip's whole frames: box, face, face_neck (as Avatar-ERNeRF), blend (feathered, "
+        "colours matched), none. Default: blend where the clip was cropped, else none",
+        choices=SCHEMES,
+    ),
+    "alpha": Flag("bool", "transparent background: --out is a folder (PNG), .mov (ProRes 4444) or .webm (VP9)"),
+    "maps": Flag("names", f"further videos beside --out, some of {', '.join(MAPS)}", choices=MAPS),
+    "stages": Flag("names", f"train only these, some of {', '.join(STAGES)}; default: all that are not finished"),
+    "source": Flag("str", "what to import: a dataset folder or a checkpoint file"),
+    "system": Flag("str", "force what --source is", choices=("ad_nerf", "rad_nerf", "er_nerf", "avatar_ernerf")),
+    "weights": Flag("str", "of a checkpoint: ema (default where it has them) or raw", choices=("ema", "raw")),
+    "background_ref": Flag("str", "what stands behind the person: green, another colour, or a picture of it"),
+    "body_points": Flag("str", "json or npz of a body detector; the head's box then follows Avatar-ERNeRF's rule"),
     "watermark": Flag("bool", "add a visible mark; files are marked in their metadata in any case"),
     "consent": Flag("str", "who agreed to this avatar, and how; stored in the avatar and shown in the report"),
     "crop": Flag("str", "auto: square around the head; none: the whole picture", choices=("auto", "none")),
@@ -221,6 +263,14 @@ def _value(name: str, text: str) -> Any:
         if not text.strip():
             raise UserError(f"--{name} is empty; give it a value or leave it out")
         return text
+    if flag.kind == "names":
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:
+            raise UserError(f"--{name} is empty; give it a value or leave it out")
+        for part in parts:
+            if flag.choices and part not in flag.choices:
+                raise UserError(f"--{name}={text}: {part} is unknown; {near(part, flag.choices)}")
+        return parts
     if flag.kind == "ints":
         try:
             a, b = (int(part) for part in text.replace(",", " ").split())

@@ -109,7 +109,7 @@ def preview(
     folder: Path, model: Model, variables: Variables, stage: Stage, step: int, batch: Batch, chunk_rays: int
 ) -> tuple[Path, float]:
     """Draw a whole frame beside its ground truth (left) into `folder`; (path, PSNR in dB)."""
-    clock = Clock(jnp.int32(step), jnp.float32(step / stage.steps))
+    clock = Clock(jnp.int32(step), jnp.float32(step / stage.steps), stage.name)
     image = render_image(model, variables, batch, batch.image_hw, clock, chunk_rays)
     truth = np.asarray(batch.target).reshape(*batch.image_hw, 3)
     rgb = np.asarray(picture(image, jnp.asarray(batch.background).reshape(truth.shape)))

@@ -75,7 +75,8 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh, n_
     every = ema_every(stage.ema, stage.steps) if stage.ema else 0
 
     def local_step(s: TrainState, batch: Batch) -> TrainState:
-        clock = Clock(step=s.step, progress=jnp.minimum(s.step.astype(jnp.float32) / stage.steps, 1.0))
+        progress = jnp.minimum(s.step.astype(jnp.float32) / stage.steps, 1.0)
+        clock = Clock(step=s.step, progress=progress, stage=stage.name)
         frames_key, refresh_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(s.key), s.step))
         state = s.state
         if stage.refresh_every:
@@ -137,7 +138,7 @@ def check_terms(model: Model, stage: Stage, variables: Variables, first: Mapping
     """
     everything = jax.tree.map(lambda _: True, variables.params)
     frame_loss = make_frame_loss(model, stage, everything)
-    clock = Clock(jnp.int32(0), jnp.float32(0))
+    clock = Clock(jnp.int32(0), jnp.float32(0), stage.name)
     seen, metrics = {}, {"grad_norm"}
     for batch in first.values():
         frame = jax.tree.map(lambda x: x[0], batch)

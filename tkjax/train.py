@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,10 @@ from tkjax.progress import check_finite, due, means, memory_estimate, open_board
 from tkjax.step import TrainState, check_terms, make_step
 from tkjax.types import PyTree, Variables
 
-__all__ = ["initialise_distributed", "load_variables", "train"]
+__all__ = ["finished", "initialise_distributed", "load_variables", "train"]
 
 Event = Callable[[str, dict[str, Any]], None]
+SEED_STRIDE = 1_000_003  # between the data orders of two seeds of one stage
 
 
 @flax.struct.dataclass
@@ -92,18 +93,26 @@ class Run:
             tqdm.write(text)
 
 
-def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event | None = None) -> Variables:
-    """Run every stage of a system that is not finished yet.
+def train(
+    config: Any,
+    clip: Any,
+    workdir: str | os.PathLike,
+    *,
+    stages: Sequence[str] | None = None,
+    on_event: Event | None = None,
+) -> Variables:
+    """Run every stage of a system that is not finished yet, or those of them that are named.
 
     Args:
       config: the whole resolved config.
       clip: `tkjax.data.Clip`, or anything with its info, digest, train_range, confidence, cam_to_world,
         intrinsics, batch and frame_batch.
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and previews/. A run that is there is continued.
+      stages: names of the stages to train; None for all. A stage starts from the one before it that was trained.
       on_event: called with (name, facts): `stage`, `compile`, `row`, `checkpoint`, `preview`, `finished`.
 
     Returns:
-      Variables on this process's first device: the moving average of the last stage (raw where it has none).
+      Variables on this process's first device: the moving average of the last finished stage (raw where it has none).
 
     Raises:
       UserError: the config does not fit the devices, the model, or what the workdir holds; or the loss is
@@ -114,6 +123,35 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     n_frames = global_frames(config.train.frames, mesh.size)
     model = load(config.system)(config, clip.info)
+    all_stages = stages_of(config, model)
+    names = [stage.name for stage in all_stages]
+    stands = [stands_at(workdir, name) for name in names]
+    wanted = chosen(all_stages, stands, stages, workdir)
+
+    # -- is this the run that the workdir belongs to? Settings of stages that have not begun may change
+    record = run_record(config, clip, n_frames)
+    open_keys = [f"train.{name}" for name, stand in zip(names, stands) if stand == 0]
+    checkpoint.check_run(workdir, record, open_keys)
+    run = Run(config, clip, workdir, model, all_stages, mesh, n_frames, record, on_event or (lambda name, facts: None))
+    if not len(run.train_frames):
+        raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
+
+    connect(mesh)
+
+    # -- how to start, in this order: what lies before a stage that has a checkpoint is skipped; a stage with a
+    #    checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the stage
+    #    before left. A stage that is not wanted is restored where it is finished, else left out.
+    run.say(plan(all_stages, stands, wanted))
+    trained = None
+    newest = max((i for i, stand in enumerate(stands) if stand > 0 and counts(all_stages[i], stand, wanted)), default=0)
+    for index, stage in enumerate(all_stages):
+        if index >= newest and counts(stage, stands[index], wanted):
+            trained = run_stage(run, index, trained)
+    return local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
+
+
+def stages_of(config: Any, model: Model) -> tuple[Stage, ...]:
+    """The stages that have steps to train."""
     stages = tuple(stage for stage in model.stages() if stage.steps > 0)
     names = [stage.name for stage in stages]
     if not names:
@@ -121,25 +159,57 @@ def train(config: Any, clip: Any, workdir: str | os.PathLike, *, on_event: Event
         raise UserError(f"no stage of {config.system} has a step to train (steps: {given}); expected at least 1")
     if len(set(names)) != len(names):
         raise UserError(f"a system needs stages of different names, got {names}")
+    return stages
 
-    # -- is this the run that the workdir belongs to?
-    record = run_record(config, clip, n_frames)
-    checkpoint.check_run(workdir, record)
-    run = Run(config, clip, workdir, model, stages, mesh, n_frames, record, on_event or (lambda name, facts: None))
-    if not len(run.train_frames):
-        raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
 
-    connect(mesh)
+def chosen(stages: Sequence[Stage], stands: Sequence[int], wanted: Sequence[str] | None, workdir: Path) -> set[str]:
+    """Names of the stages to train, checked: each is known and stands on what is or will be trained before it."""
+    names = [stage.name for stage in stages]
+    last = max((i for i, stand in enumerate(stands) if stand > 0), default=-1)
+    if wanted is None:
+        return {name for i, name in enumerate(names) if i >= last or stands[i] > 0}
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"--stages names {name!r}, but the stages with steps to train are {', '.join(names)}")
+    first = min(names.index(name) for name in wanted)
+    for index, (stage, stand) in enumerate(zip(stages, stands)):
+        if stage.name in wanted and stand == 0 and index < last:
+            raise UserError(
+                f"stage {stage.name} cannot be trained any more: {workdir} holds {names[last]}, which follows it; "
+                "train it in another workdir"
+            )
+        if index < first and stage.name not in wanted and (0 < stand < stage.steps or (index == 0 and stand == 0)):
+            raise UserError(
+                f"--stages={','.join(wanted)} needs stage {stage.name} first, which stands at step {stand} of "
+                f"{stage.steps} in {workdir}; add it: --stages={','.join([stage.name, *wanted])}"
+            )
+    return set(wanted)
 
-    # -- how to start, in this order: a stage before one that has a checkpoint is finished, skip it; a stage with
-    #    a checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the
-    #    stage before left.
-    begun = [stands_at(workdir, name) > 0 for name in names]
-    trained = None
-    for index in range(len(stages)):
-        if not any(begun[index + 1 :]):
-            trained = run_stage(run, index, trained)
-    return local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
+
+def counts(stage: Stage, stand: int, wanted: set[str]) -> bool:
+    """Whether a stage is trained in this run or gives what a later one starts from."""
+    return stage.name in wanted or stand >= stage.steps
+
+
+def plan(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -> str:
+    """One line: what is finished, what comes next, what stays."""
+    parts, coming = [], "next"
+    for stage, stand in zip(stages, stands):
+        if stand >= stage.steps:
+            parts.append(f"{stage.name} finished ({stage.steps} steps)")
+        elif stage.name in wanted:
+            at = f"from step {stand} of {stage.steps}" if stand else f"{stage.steps} steps"
+            parts.append(f"{stage.name} {coming} ({at})")
+            coming = "then"
+        else:
+            parts.append(f"{stage.name} not now ({stage.steps - stand} steps)")
+    return "stages: " + ", ".join(parts)
+
+
+def finished(config: Any, info: Any, workdir: str | os.PathLike) -> list[str]:
+    """Names of the stages that the workdir's checkpoints have finished, in order."""
+    stages = stages_of(config, load(config.system)(config, info))
+    return [stage.name for stage in stages if stands_at(Path(workdir), stage.name) >= stage.steps]
 
 
 def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
@@ -176,7 +246,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     tx = optimiser(stage.rates, labels, stage.steps)
 
     # -- batches; loss terms against weights; the metrics that will be summed
-    load_batch = make_loader(run.clip, run.train_frames, stage, config.seed, index, run.n_frames, run.sharded)
+    seed = config.seed + SEED_STRIDE * stage.seed
+    load_batch = make_loader(run.clip, run.train_frames, stage, seed, index, run.n_frames, run.sharded)
     first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)
     run.on_event("stage", {"stage": stage.name, "steps": stage.steps})  # only now: the settings have proved usable
@@ -185,7 +256,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     # -- the state on all devices, continued from the newest checkpoint
     state = TrainState(
         step=jnp.int32(0),
-        key=jax.random.key_data(jax.random.fold_in(run_key, index)),
+        key=jax.random.key_data(stage_key(run_key, index, stage)),
         params=variables.params,
         state=variables.state,
         opt=tx.init(variables.params),
@@ -284,6 +355,11 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
 
 # -- start, save, resume ------------------------------------------------------------------------
+
+
+def stage_key(run_key: jax.Array, index: int, stage: Stage) -> jax.Array:
+    key = jax.random.fold_in(run_key, index)
+    return jax.random.fold_in(key, stage.seed) if stage.seed else key
 
 
 def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:

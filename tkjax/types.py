@@ -35,10 +35,15 @@ class Variables:
 
 @flax.struct.dataclass
 class Clock:
-    """Where training stands: `step` of the stage (int32, from 0) and `progress` = min(step / steps, 1)."""
+    """Where training stands: `step` of the stage (int32, from 0) and `progress` = min(step / steps, 1).
+
+    `stage` is the name of the stage in training; in pictures the last stage to draw: a system with a head and a torso
+    draws the torso under the head from the stage `torso` on. Empty means the system's first.
+    """
 
     step: Leaf[Int[Array, ""]]
     progress: Leaf[Float[Array, ""]]
+    stage: str = flax.struct.field(pytree_node=False, default="")
 
 
 @flax.struct.dataclass
@@ -48,7 +53,9 @@ class Batch:
     `pixels_px` are positions in pixels (the centre of pixel (column i, row j) is (i+0.5, j+0.5)).
     `target` is the plate-replaced frame, `background` what stands behind everything that the model
     draws in this stage (the plate, or the true torso over the plate); both display rgb in 0…1.
-    Where the pixels are a whole frame in row-major order, `image_hw` is (H, W), else None.
+    Where the pixels are a whole frame in row-major order, `image_hw` is (H, W), else None. `sampler` names how they
+    were drawn in training, where a loss needs it. `eye_area` is 100 (A(36..41) + A(42..47)) / (H W) with the areas of
+    the eyes' 68-point polygons (rad-nerf dossier §2.6).
     `audio` holds the W windows around the frame; the one of the frame itself has index W // 2.
     Fields that a caller cannot know are None (`target`, `label` and boxes when driving).
     """
@@ -61,11 +68,14 @@ class Batch:
     audio: Leaf[Float[Array, "B W T A"]]
     expression: Leaf[Float[Array, "B K"]]
     eye_closed: Leaf[Float[Array, " B"]]
+    eye_area: Leaf[Float[Array, " B"]] | None = None
     target: Leaf[Float[Array, "B R 3"]] | None = None
     label: Leaf[UInt8[Array, "B R"]] | None = None
     in_face: Leaf[Bool[Array, "B R"]] | None = None
     in_lips: Leaf[Bool[Array, "B R"]] | None = None
+    in_lower_face: Leaf[Bool[Array, "B R"]] | None = None  # of the face's box the part below the nose
     image_hw: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+    sampler: str | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass
@@ -73,13 +83,15 @@ class Render:
     """What a model draws, without the given background: picture = rgb + (1 - alpha) * background.
 
     `rgb` is premultiplied display rgb, `alpha` 0…1, `depth` camera z in contract units (NaN where
-    alpha < 0.5) or None. `aux` is private between a model's `render` and its `loss_terms`;
+    alpha < 0.5) or None. `front` is the alpha of the head alone where a modelled torso was drawn as well, else None.
+    `aux` is private between a model's `render` and its `loss_terms`;
     its `metrics` entry, if any, is a dict of scalars that the trainer logs.
     """
 
     rgb: Leaf[Float[Array, "B R 3"]]
     alpha: Leaf[Float[Array, "B R 1"]]
     depth: Leaf[Float[Array, "B R 1"]] | None = None
+    front: Leaf[Float[Array, "B R 1"]] | None = None
     aux: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 

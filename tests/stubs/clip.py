@@ -78,7 +78,7 @@ class FakeClip:
         rows, columns = np.divmod(np.arange(self.height * self.width), self.width)
         return self._gather(np.array([i]), rows[None], columns[None], background, (self.height, self.width))
 
-    def batch(self, frames, keys, sampler="rays", rays=64, patch=8, background="torso") -> Batch:
+    def batch(self, frames, keys, sampler="rays", rays=64, patch=8, background="torso", target="frame") -> Batch:
         h, w = self.height, self.width
         picked = []
         for i, rng in zip(frames, keys, strict=True):

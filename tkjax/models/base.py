@@ -15,6 +15,7 @@ import jax
 
 from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 
+SHARED = {"base", "hash_head"}  # modules beside the systems that are none
 Weight = float | Callable[[jax.Array], jax.Array]  # a constant, or a function of progress in 0…1
 
 
@@ -28,6 +29,10 @@ class Rate:
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+
+    def scaled(self, factor: float, final_factor: float) -> "Rate":
+        """The same group, starting at `factor` of this rate."""
+        return dataclasses.replace(self, lr=self.lr * factor, final_factor=final_factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +51,10 @@ class Stage:
       the lips box), `close` (a quarter), `patch` (square patches),
       `lips` (pixels of the lips box) or `frame` (every pixel). rays: pixels per frame and step.
     rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
-      without a weight is an error. background: `torso` (true torso over plate) or `plate`.
-    refresh_every: steps between calls of Model.refresh, 0 for never.
+      without a weight is an error. background: what stands behind the model, `torso` (true torso over plate) or
+      `plate`. target: what it is compared with, the whole `frame`, or the `torso` (the true torso over the plate).
+    refresh_every: steps between calls of Model.refresh, 0 for never. seed: another one gives the stage other random
+      numbers, so that it can be repeated from one saved stage before it.
     """
 
     name: str
@@ -58,7 +65,9 @@ class Stage:
     samplers: tuple[str, ...] = ("rays",)
     patch: int = 32
     background: str = "torso"
+    target: str = "frame"
     refresh_every: int = 0
+    seed: int = 0
     ema: Ema | None = Ema()
 
 
@@ -96,6 +105,15 @@ class Model:
         """A tree like params with the name of each leaf's parameter group."""
         return jax.tree.map(lambda _: "all", params)
 
+    def parts(self, params: PyTree) -> dict[str, PyTree]:
+        """The parameters by what they draw, for counting them."""
+        return {"all": params}
+
+    def maps(self, variables: Variables, batch: Batch, clock: Clock) -> dict[str, jax.Array]:
+        """Pictures [B,R] of what the model knows beside colour (depth, ambient, uncertainty), by name; none by default."""
+        del variables, batch, clock
+        return {}
+
     def stages(self) -> tuple[Stage, ...]:
         """Stages in order, from self.config."""
         raise NotImplementedError
@@ -104,7 +122,7 @@ class Model:
 def load(name: str) -> type[Model]:
     """The Model class of the module `tkjax.models.<name>`, or of a dotted module path (plug-ins, tests)."""
     package = importlib.import_module("tkjax.models")
-    known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
+    known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - SHARED)
     if "." not in name and name not in known:
         near = difflib.get_close_matches(name, known)
         raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(near or known)}")

@@ -14,11 +14,13 @@ from tkjax.types import Batch, Clock, Render, Variables
 
 
 class Image(NamedTuple):
-    """A rendered frame without its background: premultiplied rgb, alpha, and camera-z depth or None."""
+    """A rendered frame without its background: premultiplied rgb, alpha, camera-z depth or None, and `front`, the
+    alpha of the head alone (alpha itself where nothing else was drawn)."""
 
     rgb: Float[Array, "H W 3"]
     alpha: Float[Array, "H W 1"]
     depth: Float[Array, "H W 1"] | None
+    front: Float[Array, "H W 1"]
 
 
 def picture(render: Render | Image, background: Float[Array | np.ndarray, "*N 3"]) -> Float[Array, "*N 3"]:
@@ -38,9 +40,9 @@ def needs_whole_frame(model: Model) -> bool:
     return any("frame" in stage.samplers for stage in model.stages())
 
 
-def final_clock(stage_steps: int = 1) -> Clock:
-    """The clock at the end of training, which is when pictures are taken."""
-    return Clock(step=jnp.int32(stage_steps), progress=jnp.float32(1))
+def final_clock(stage_steps: int = 1, stage: str = "") -> Clock:
+    """The clock at the end of a stage, which is when pictures are taken."""
+    return Clock(step=jnp.int32(stage_steps), progress=jnp.float32(1), stage=stage)
 
 
 def render_image(
@@ -74,6 +76,7 @@ def render_image(
         in_face=None,
         in_lips=None,
         image_hw=None,
+        sampler=None,
     )
     return _render(model, hw, 0 if whole else chunk_rays, variables, frame, clock or final_clock())
 
@@ -86,7 +89,8 @@ def _render(model: Model, hw: tuple[int, int], chunk: int, variables: Variables,
     def part(pixels_px, background, image_hw=None):
         batch = frame.replace(pixels_px=pixels_px[None], background=background[None], image_hw=image_hw)
         out = model.render(variables, batch, None, clock, False)
-        return tuple(None if v is None else v[0] for v in (out.rgb, out.alpha, out.depth))
+        front = out.alpha if out.front is None else out.front
+        return tuple(None if v is None else v[0] for v in (out.rgb, out.alpha, out.depth, front))
 
     if chunk == 0:
         parts = part(grid, background, hw)
