@@ -32,6 +32,7 @@ ALLOWED = {
     "models": {"models.base", "fields", "render", "ops", "losses", "perceptual", "cameras", "types", "config"},
     "data": {"contract", "cameras", "types", "images", "audio", "errors"},
     "paste_back": {"contract", "images"},
+    "full_frames": {"errors", "video"},
     "batches": {"errors", "types", "models.base"},
     "devices": {"errors", "types", "checkpoint"},
     "step": {"devices", "errors", "types", "models.base", "optim", "render"},

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tkjax import images
-from tkjax.paste_back import SCHEMES, Paster, face_neck_of_classes, face_of_classes, resize_bilinear
+from tkjax.paste_back import (
+    SCHEMES,
+    Paster,
+    face_neck_of_classes,
+    face_of_classes,
+    face_of_landmarks,
+    resize_bilinear,
+)
 
 FULL, BOX = (150, 220), (60, 10, 188, 138)
 N = BOX[2] - BOX[0]
@@ -43,6 +50,17 @@ def scene(new: np.ndarray, shift=(0, 0, 0), old: np.ndarray | None = None) -> di
 def test_masks_of_the_originals_have_the_known_values():
     assert face_of_classes(np.array([[1, 7], [17, 13]], np.uint8)).tolist() == [[True, False], [False, True]]
     assert face_neck_of_classes(np.array([[14, 16], [15, 11]], np.uint8)).tolist() == [[True, False], [True, True]]
+
+
+def test_a_face_of_landmarks_lies_between_jaw_and_forehead_and_in_the_head():
+    t = np.pi * np.arange(17) / 16
+    jaw = np.stack([64 - 40 * np.cos(t), 60 + 45 * np.sin(t)], -1)
+    brows = np.stack([np.linspace(30, 98, 10), np.full(10, 50.0)], -1)
+    points = np.concatenate([jaw, brows, np.tile([[64.0, 55.0]], (41, 1))])  # bridge 50 above the chin
+    face = face_of_landmarks(points, np.ones((N, N), np.uint8))
+    assert face[100, 64] and not face[109, 64] and face[40, 64] and not face[30, 64] and not face[60, 20]
+    assert face[70, 64] and not face_of_landmarks(points, np.full((N, N), 2, np.uint8)).any()
+    assert not face_of_landmarks(points - 1000, np.ones((N, N), np.uint8)).any()
 
 
 @settings(max_examples=30)

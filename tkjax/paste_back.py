@@ -12,7 +12,7 @@ around the heads where both show the same layer.
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from tkjax import images
 from tkjax.contract import LABEL_HEAD, LABEL_NECK
@@ -20,6 +20,8 @@ from tkjax.contract import LABEL_HEAD, LABEL_NECK
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 10, 11, 12, 13)  # CelebAMask ids: no ears, neck, cloth, hair (avatar-ernerf.md §6.2)
 NECK_CLASSES = (14, 15)
+JAW, BROWS, BRIDGE, CHIN = slice(0, 17), slice(17, 27), 27, 8  # of the 68 points
+FOREHEAD = 0.3  # the face reaches above the brows by so much of the way from chin to nose bridge; hair begins at ~0.5
 
 # Of `blend`; lengths are shares of the box's longer side. Ours: the originals have nothing of the kind.
 GRID = 128  # masks are made at so many cells along the longer side
@@ -41,6 +43,23 @@ def face_of_classes(classes: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"
 def face_neck_of_classes(classes: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The face and neck of the originals' scheme 2."""
     return np.isin(classes, FACE_CLASSES + NECK_CLASSES)
+
+
+def face_of_landmarks(
+    points: Float[np.ndarray, "68 2"], label: UInt8[np.ndarray, "h w"], over: int = 4
+) -> Bool[np.ndarray, "h w"]:
+    """The face where no classes are known: inside jaw line and raised brows (rounded off), and labelled as head."""
+    points = np.asarray(points, np.float64)
+    raised = points[BROWS] + FOREHEAD * (points[BRIDGE] - points[CHIN])
+    outline = np.concatenate([points[JAW], raised[::-1]])
+    for _ in range(2):  # cut the corners
+        following = np.roll(outline, -1, 0)
+        outline = np.stack([0.75 * outline + 0.25 * following, 0.25 * outline + 0.75 * following], 1).reshape(-1, 2)
+    h, w = label.shape
+    canvas = Image.new("L", (over * w, over * h))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in (outline * over - 0.5).tolist()], fill=255)
+    inside = np.asarray(canvas.resize((w, h), Image.Resampling.BOX)) > 127
+    return inside & (label == LABEL_HEAD)
 
 
 def resize_bilinear(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
