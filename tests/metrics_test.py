@@ -92,3 +92,106 @@ def test_a_constant_rotation_offset_costs_nothing_and_a_known_wobble_is_measured
 def test_unequal_shapes_are_refused():
     with pytest.raises((ValueError, TypeError), match=r"shape|H W C"):  # jaxtyping, where it is on, is first
         metrics.psnr(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8))
+
+
+# ---------------------------------------------------------------- seams
+
+
+def neck_label(height=256, width=64, line=100):
+    """Head above the line in the middle columns, torso below it, background at the sides."""
+    label = np.zeros((height, width), np.uint8)
+    label[20:line, 16:48] = 1
+    label[line:, 16:48] = 3
+    return label
+
+
+def test_the_band_reaches_two_pixels_to_each_side_at_256_and_scales():
+    band = metrics.neck_band(neck_label())
+    rows, columns = np.nonzero(band)
+    assert (rows.min(), rows.max()) == (98, 101)
+    assert (columns.min(), columns.max()) == (15, 48)  # the line's ends grow sideways by reach - 1
+    twice = metrics.neck_band(neck_label(512, 128, 200))
+    assert (np.nonzero(twice)[0].min(), np.nonzero(twice)[0].max()) == (196, 203)
+    tiny = metrics.neck_band(neck_label(40, 64, 30))
+    assert (np.nonzero(tiny)[0].min(), np.nonzero(tiny)[0].max()) == (29, 30)
+
+
+def test_the_neck_counts_like_the_torso_and_touching_the_background_is_no_seam():
+    label = neck_label()
+    expected = metrics.neck_band(label)
+    label[label == 3] = 2
+    assert np.array_equal(metrics.neck_band(label), expected)
+    label[100:] = 0
+    assert not metrics.neck_band(label).any()
+    picture = np.zeros((*label.shape, 3), np.uint8)
+    assert np.isnan(metrics.seam_error(picture, picture, label))
+
+
+def test_seam_error_of_a_step_at_the_neck_by_hand():
+    """A head 12 levels brighter: the step is in one of the band's three vertical steps, and at no other place."""
+    label = neck_label(width=64)
+    label[label > 0] = 0
+    label[20:100], label[100:] = 1, 3  # the whole width: every horizontal step is 0
+    target = np.random.default_rng(0).integers(50, 150, (*label.shape, 3)).astype(np.uint8)
+    image = target.copy()
+    image[20:100] += 12
+    vertical, horizontal = 3 * 64, 4 * 63
+    assert metrics.seam_error(image, target, label) == pytest.approx(12 * 64 / (vertical + horizontal))
+    assert metrics.seam_error(target, target, label) == 0
+
+
+@given(st.integers(0, 1000), st.integers(-40, 40))
+def test_seam_error_is_blind_to_a_constant_and_symmetric(seed, shift):
+    rng = np.random.default_rng(seed)
+    label = neck_label()
+    a, b = rng.integers(50, 200, (2, *label.shape, 3)).astype(np.uint8)
+    value = metrics.seam_error(a, b, label)
+    assert metrics.seam_error((a + np.int16(shift)).astype(np.uint8), b, label) == pytest.approx(value)
+    assert metrics.seam_error(b, a, label) == pytest.approx(value)
+    far = a.copy()
+    far[:90] = rng.integers(0, 255, far[:90].shape)  # away from the neck nothing counts
+    assert metrics.seam_error(far, b, label) == pytest.approx(value)
+
+
+def test_a_soft_transition_has_less_seam_than_a_hard_one():
+    label = neck_label()
+    target = np.full((*label.shape, 3), 100, np.uint8)
+    hard, soft = target.copy(), target.copy()
+    hard[:100] = 130
+    soft[:80] = 130
+    soft[80:120] = np.rint(np.linspace(130, 100, 40))[:, None, None]
+    assert 0 < metrics.seam_error(soft, target, label) < 0.2 * metrics.seam_error(hard, target, label)
+
+
+def test_box_edge_error_by_hand():
+    base = np.random.default_rng(1).integers(0, 200, (60, 80, 3)).astype(np.uint8)
+    frame = base.copy()
+    frame[10:40, 20:50] += 7
+    assert metrics.box_edge_error(frame, base, (20, 10, 50, 40)) == pytest.approx(7)
+    assert metrics.box_edge_error(base, base, (20, 10, 50, 40)) == 0
+    assert metrics.box_edge_error(frame, base, (22, 12, 48, 38)) == 0  # its own edges lie inside the changed part
+    frame = base.copy()
+    frame[10:40, 20:50, 0] += 6  # one channel, and along the right edge faded away
+    frame[10:40, 49, 0] -= 6
+    assert metrics.box_edge_error(frame, base, (20, 10, 50, 40)) == pytest.approx((30 * 2 + 29 * 2 * 2) / 120)
+
+
+def test_edges_on_the_frames_border_do_not_count():
+    base = np.zeros((60, 80, 3), np.uint8)
+    frame = base.copy()
+    frame[:, :50] = 9
+    assert metrics.box_edge_error(frame, base, (0, 0, 50, 60)) == 9  # the right edge alone
+    assert metrics.box_edge_error(frame, base, (-10, -5, 50, 70)) == 9  # a box that leaves the frame
+    assert np.isnan(metrics.box_edge_error(frame, base, (0, 0, 80, 60)))
+
+
+def test_psnr_outside_the_mask_sees_those_pixels_alone():
+    base = np.random.default_rng(2).integers(0, 200, (30, 40, 3)).astype(np.uint8)
+    mask = np.zeros((30, 40), np.float32)
+    mask[5:20, 5:20] = 0.01
+    frame = base.copy()
+    frame[5:20, 5:20] = 255
+    assert metrics.psnr_outside(frame, base, mask) == metrics.MAX_PSNR_DB
+    frame[mask == 0] += 10
+    assert metrics.psnr_outside(frame, base, mask) == pytest.approx(20 * np.log10(25.5))
+    assert np.isnan(metrics.psnr_outside(frame, base, np.ones_like(mask)))
