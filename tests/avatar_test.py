@@ -1,7 +1,9 @@
 """The bundle stands on its own, comes back bit for bit, and a damaged one is refused in one sentence."""
 
+import hashlib
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import tiny
-from tkjax import avatar, images
+from tests import tiny, tiny_full
+from tkjax import avatar, avatar_track, contract, images
+from tkjax.data import Clip
 from tkjax.errors import UserError
 from tkjax.models import base
 
@@ -20,8 +23,6 @@ CONSENT = {"statement": "mine", "asked": True}
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    from tkjax.data import Clip
-
     folder = tmp_path_factory.mktemp("avatar")
     clip = Clip(tiny.make_dataset(folder / "dataset", n=77), folder / "cache")
     return folder, clip, save(folder / "avatar", clip, 0)
@@ -45,16 +46,21 @@ def copy(saved, tmp_path):
 def test_everything_comes_back_without_the_dataset(saved, copy):
     _, clip, (name, variables) = saved
     subject = avatar.load(copy)
-    assert subject.id == name and subject.info == clip.info and subject.n_track == 70
+    assert subject.id == name and subject.info == clip.info and (subject.n_train, subject.n_track) == (70, 77)
     loaded = subject.variables(subject.model())
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    np.testing.assert_array_equal(subject.cam_to_world, clip.cam_to_world[:70])
-    np.testing.assert_array_equal(subject.expression, clip.expression[:70])
+    np.testing.assert_array_equal(subject.cam_to_world, clip.cam_to_world)
+    np.testing.assert_array_equal(subject.expression, clip.expression)
+    np.testing.assert_array_equal(subject.eye_area, clip.eye_area)
     np.testing.assert_array_equal(subject.plate, clip.plate)
-    for i in (0, 63, 64, 69, 3):
+    for i in (0, 63, 64, 76, 3):
         rgba = images.decode_png(clip.dataset.frame_bytes("torso_bytes", i))
         np.testing.assert_array_equal(subject.torso(i), rgba)
+        np.testing.assert_array_equal(subject.label(i), clip.label(i))
+        inside, head = subject.face(i), clip.label(i) == contract.LABEL_HEAD
+        assert inside.any() and not inside[~head].any() and inside.sum() < head.sum()
+    assert subject.stages == ("all",)
     assert subject.meta["consent"] == json.loads((copy / "consent.json").read_text()) == CONSENT
     assert all(k in subject.meta["audio"] for k in ("kind", "window", "hop", "channels", "extractor"))
 
@@ -70,7 +76,7 @@ def test_a_second_save_replaces_the_first_and_leaves_no_litter(saved, copy):
     subject = avatar.load(copy)
     assert subject.id == name
     entries = subject.meta["files"]
-    named = {entries["params"]["name"], entries["background"]["name"], *(t["name"] for t in entries["track"])}
+    named = {entries[k]["name"] for k in ("params", "background", "full")} | {t["name"] for t in entries["track"]}
     assert {p.name for p in copy.iterdir()} == named | {"avatar.json", "consent.json"}
 
 
@@ -106,6 +112,85 @@ def test_any_changed_byte_is_noticed(saved, data):
         assert "\n" not in str(error.value) and path.name in str(error.value)
     finally:
         path.write_bytes(good)
+
+
+def test_the_dataset_s_own_frames_are_the_whole_ones_where_it_was_not_cropped(saved, copy):
+    subject, clip = avatar.load(copy), saved[1]
+    assert subject.has_full and not subject.cropped
+    assert subject.full_hw == (24, 32) and subject.box == (0, 0, 32, 24) and subject.full_matte(3) is None
+    for i in (76, 75, 0, 1, 64):
+        raw = images.decode_rgb(clip.dataset.frame_bytes("image_bytes", i))
+        assert np.abs(subject.full_frame(i).astype(int) - raw).mean(axis=(0, 1)).max() < 8  # 4:2:0
+    subject.close()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_whole_frames_of_a_crop_are_taken_over(tmp_path, keyed):
+    clip = Clip(tiny_full.make_dataset(tmp_path / "dataset", keyed=keyed), tmp_path / "cache")
+    save(tmp_path / "avatar", clip, 0)
+    shutil.copytree(tmp_path / "avatar", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "dataset")
+    subject = avatar.load(tmp_path / "copy")
+    assert subject.cropped and subject.box == tiny_full.BOX and subject.full_hw == tiny_full.FULL_HW
+    for i in (0, 32, 31, 8):
+        grey, matte = 60 + 2 * i, tiny_full.matte(i)
+        frame = subject.full_frame(i).astype(int)
+        if keyed:
+            np.testing.assert_array_equal(subject.full_matte(i), matte)
+            assert (frame[matte == 0] == tiny_full.TRT).all()
+        else:
+            assert subject.full_matte(i) is None and np.abs(frame[:8].mean((0, 1)) - grey).max() < 2
+    assert (tmp_path / "avatar" / subject.meta["files"]["full"]["name"]).is_file()
+
+
+def test_parsing_classes_decide_what_the_face_is(tmp_path):
+    clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
+    classes = np.zeros((24, 32), np.uint8)
+    classes[5:15, 8:20], classes[8:10, 10:14], classes[15:20] = 1, 17, 14
+
+    clip.dataset = types.SimpleNamespace(
+        manifest={"members": {"class_bytes": {}}},
+        frame_bytes=lambda member, i: images.encode_png(classes),
+        where=lambda member, i: f"{member} {i}",
+    )
+    np.testing.assert_array_equal(avatar_track.face(clip, 0, clip.label(0)), classes == 1)
+
+
+def test_a_stand_in_without_a_dataset_is_enough(saved, tmp_path):
+    clip = saved[1]
+    names = ("info", "fps", "plate", "cam_to_world", "eye_closed", "expression", "confidence", "boxes", "torso_rgba")
+    stand_in = types.SimpleNamespace(**{n: getattr(clip, n) for n in names}, train_range=(0, 5))
+    resolved = tiny.config()
+    variables = base.load(resolved.system)(resolved, clip.info).init(jax.random.key(0))
+    avatar.save(tmp_path, resolved, variables, 4, stand_in, {"kind": "logmel"}, CONSENT, stages=["all"])
+    subject = avatar.load(tmp_path)
+    assert (subject.n_train, subject.n_track, subject.eye_area, subject.has_full) == (5, 5, None, False)
+    np.testing.assert_array_equal(subject.torso(4), avatar.load(saved[0] / "avatar").torso(4))
+    with pytest.raises(UserError, match=r"no label pictures.*--mode=train"):
+        subject.label(0)
+    with pytest.raises(UserError, match=r"no whole frames.*--paste_back=none"):
+        subject.full_frame(0)
+
+
+def test_an_avatar_of_format_1_is_still_read(copy):
+    meta = json.loads((copy / "avatar.json").read_text())
+    for entry in meta["files"]["track"]:
+        data = dict(np.load(copy / entry["name"], allow_pickle=False))
+        lacking = ("label_", "face_png", "face_offsets", "eye_area")
+        raw = avatar._npz({k: v for k, v in data.items() if not k.startswith(lacking)})
+        (copy / entry["name"]).write_bytes(raw)
+        entry["sha256"] = hashlib.sha256(raw).hexdigest()
+    meta["format"] = 1
+    for name in ("stages", "n_train", "heldout_first", "full", "background_trt"):
+        del meta[name]
+    del meta["files"]["full"]
+    meta["digest"] = avatar._json_digest(meta)
+    (copy / "avatar.json").write_bytes(avatar._dump(meta))
+    subject = avatar.load(copy)
+    assert subject.stages == ("all",) and subject.n_train == subject.n_track and not subject.has_full
+    assert subject.torso(3).shape == (24, 32, 4)
+    with pytest.raises(UserError, match="no face pictures"):
+        subject.face(0)
 
 
 def test_missing_parts_are_named(copy):

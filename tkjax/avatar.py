@@ -1,8 +1,12 @@
 """The trained bundle: everything that rendering needs, independent of the dataset it came from.
 
-A folder of hash-named files (`params-<hash>.npz`, `track-<hash>-00000.npz`, `background-<hash>.png`) and `avatar.json`,
-which names them with their sha256, carries a digest of its own and is replaced last: a save that is
+A folder of hash-named files (`params-<hash>.npz`, `track-00000-<hash>.npz`, `background-<hash>.png`, and where the clip
+has pictures `full-<hash>.mp4`, the whole source frames, perhaps with `full_alpha-<hash>.mp4`, their matte) and
+`avatar.json`, which names them with their sha256, carries a digest of its own and is replaced last: a save that is
 killed leaves the old avatar or the new one. Nothing in it is a pickle.
+
+Format 2 has held-out frames behind the training frames in the track, labels, faces, eye areas, whole frames and the
+names of the finished stages. Format 1 is still read; what it lacks is named when it is asked for.
 """
 
 import dataclasses
@@ -10,23 +14,25 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from tkjax import __version__, config, contract, images
+from tkjax import __version__, avatar_track, config, contract, images
+from tkjax.data import over
 from tkjax.errors import UserError
+from tkjax.full_frames import FullFrames
 from tkjax.models import base
 from tkjax.types import PyTree, SubjectInfo, Variables
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 TRACK_FRAMES = 64  # frames in one track file
-TRACK_MEMBERS = ("cam_to_world", "eye_closed", "expression", "confidence", "face_box_px", "lips_box_px")
 
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:
@@ -87,55 +93,57 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> dict:
     return {"name": name, "sha256": digest}
 
 
-def _torso_png(clip: Any, i: int) -> bytes:
-    """The torso of frame i at training size, straight alpha, colours 0 where alpha is 0 (they compress to nothing)."""
-    rgba = clip.torso_rgba(i)
-    return images.encode_png(np.where(rgba[..., 3:] > 0, rgba, 0).astype(np.uint8))
-
-
-def _track(clip: Any, frames: range) -> dict[str, np.ndarray]:
-    """One track file: what drives the head in these frames, and their torso pictures."""
-    column = {
-        "cam_to_world": clip.cam_to_world,
-        "eye_closed": clip.eye_closed,
-        "expression": clip.expression,
-        "confidence": clip.confidence,
-        **{k: clip.boxes[k] for k in ("face_box_px", "lips_box_px")},
-    }
-    out = {k: np.asarray(column[k])[frames.start : frames.stop] for k in TRACK_MEMBERS}
-    pngs = [_torso_png(clip, i) for i in frames]
-    out["torso_png"] = np.frombuffer(b"".join(pngs), np.uint8)
-    out["torso_offsets"] = np.cumsum([0, *map(len, pngs)], dtype=np.int64)
-    return out
-
-
 def save(
-    folder: Path, resolved: ConfigDict, variables: Variables, step: int, clip: Any, audio: dict, consent: dict
+    folder: Path,
+    resolved: ConfigDict,
+    variables: Variables,
+    step: int,
+    clip: Any,
+    audio: dict,
+    consent: dict,
+    stages: Sequence[str] | None = None,
 ) -> str:
-    """Write the bundle; its id. `step` is the last stage's; `audio` the spec of the training sound's features."""
+    """Write the bundle; its id.
+
+    step: of the last finished stage; stages: the names of the finished ones, None for all of the system's; audio: the
+    spec of the training sound's features. clip: a `data.Clip`, or anything with `info`, `fps`, `plate`, `train_range`,
+    the arrays `cam_to_world`, `eye_closed`, `expression`, `confidence` over its frames, `boxes` (face_box_px,
+    lips_box_px) and `torso_rgba(i)`. Without `heldout_range`, `eye_area`, `label(i)`, `landmarks68_px` or `dataset` the
+    avatar holds no held-out frames, eye areas, labels and faces, faces, or whole frames.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = base.load(resolved.system)(resolved, clip.info)
-    first, last = clip.train_range
-    files = {
+    stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
+    numbers = avatar_track.frame_numbers(clip)
+    files: dict[str, Any] = {
         "params": _write(folder, "params", ".npz", _npz(flatten(variables))),
         "background": _write(folder, "background", ".png", images.encode_png(np.asarray(clip.plate))),
         "track": [],
     }
-    for start in range(first, last, TRACK_FRAMES):
-        data = _npz(_track(clip, range(start, min(start + TRACK_FRAMES, last))))
-        files["track"].append(_write(folder, f"track-{start - first:05d}", ".npz", data))
+    for start in range(0, len(numbers), TRACK_FRAMES):
+        data = _npz(avatar_track.pack(clip, numbers[start : start + TRACK_FRAMES]))
+        files["track"].append(_write(folder, f"track-{start:05d}", ".npz", data))
+    full = avatar_track.full_facts(clip)
+    if full is not None:
+        files |= _full_as_before(folder, full) or avatar_track.store_full(folder, clip)
+    first, last = clip.train_range
     meta = {
         "format": FORMAT,
         "tool": f"tkjax {__version__}",
         "system": resolved.system,
         "config": config.to_dict(resolved),
         "info": clip.info.to_json(),
+        "stages": stages,
         "step": int(step),
-        "background": model.stages()[-1].background,
+        "background": _behind_head(model, stages),
+        "background_trt": avatar_track.background_trt(clip),
         "fps": float(clip.fps),
         "first_frame": int(first),
-        "n_track": int(last - first),
+        "n_train": int(last - first),
+        "n_track": len(numbers),
+        "heldout_first": int(numbers[last - first]) if len(numbers) > last - first else None,
+        "full": full,
         "audio": audio,
         "consent": consent,
         "files": files,
@@ -144,19 +152,45 @@ def save(
     meta["digest"] = _json_digest(meta)
     images.write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
     images.write_atomic(folder / "avatar.json", _dump(meta))
-    keep = {f["name"] for f in (files["params"], files["background"], *files["track"])} | {
-        "avatar.json",
-        "consent.json",
-    }
+    keep = {entry["name"] for entry in _entries(meta)} | {"avatar.json", "consent.json"}
     for stale in folder.iterdir():
         if stale.name not in keep and stale.is_file():
             stale.unlink()
     return meta["id"]
 
 
+def _behind_head(model: base.Model, stages: Sequence[str]) -> str:
+    """What stands behind the head where no torso is modelled: that of the last finished stage of whole frames."""
+    drawn = [stage.background for stage in model.stages() if stage.name in stages and stage.target == "frame"]
+    return drawn[-1] if drawn else "torso"
+
+
+def _entries(meta: dict) -> list[dict]:
+    files = meta["files"]
+    videos = [files[name] for name in ("full", "full_alpha") if name in files]
+    return [files["params"], files["background"], *files["track"], *videos]
+
+
+def _full_as_before(folder: Path, full: dict) -> dict[str, dict] | None:
+    """The entries of whole frames that an earlier save made of the same dataset; they take long to encode."""
+    try:
+        before = _read_meta(folder)
+    except UserError:
+        return None
+    entries = {name: before["files"][name] for name in ("full", "full_alpha") if name in before["files"]}
+    if before.get("full") != full or not entries:
+        return None
+    whole = all(
+        (folder / e["name"]).is_file() and avatar_track.sha256(folder / e["name"]) == e["sha256"]
+        for e in entries.values()
+    )
+    return entries if whole else None
+
+
 @dataclasses.dataclass
 class Avatar:
-    """A loaded bundle. Track arrays have one row per training frame; torso pictures are read when asked for."""
+    """A loaded bundle. Track arrays have a row per frame, the training frames (`n_train`) before the held-out ones;
+    pictures are read when asked for, by their number in the track."""
 
     folder: Path
     meta: dict
@@ -169,7 +203,9 @@ class Avatar:
     confidence: Float[np.ndarray, " n"]
     face_box_px: np.ndarray
     lips_box_px: np.ndarray
+    eye_area: Float[np.ndarray, " n"] | None = None
     _cached: tuple[int, dict] | None = None
+    _videos: dict[str, FullFrames] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -179,13 +215,109 @@ class Avatar:
     def n_track(self) -> int:
         return len(self.cam_to_world)
 
-    def torso(self, i: int) -> UInt8[np.ndarray, "H W 4"]:
-        """Straight-alpha torso picture of track frame i; keeps one track file in memory."""
+    @property
+    def n_train(self) -> int:
+        return self.meta.get("n_train", self.n_track)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The finished stages, in order."""
+        return tuple(self.meta["stages"])
+
+    def frame_number(self, i: int) -> int:
+        """The number in the dataset of track frame i."""
+        if i < self.n_train:
+            return self.meta["first_frame"] + i
+        return self.meta["heldout_first"] + i - self.n_train
+
+    # ------------------------------------------------ pictures of the crop
+
+    def _picture(self, kind: str, i: int) -> np.ndarray:
+        """One PNG of the track; keeps one track file in memory."""
         shard, row = divmod(i, TRACK_FRAMES)
         if self._cached is None or self._cached[0] != shard:
             self._cached = (shard, _read_npz(self.folder / self.meta["files"]["track"][shard]["name"]))
-        offsets = self._cached[1]["torso_offsets"]
-        return images.decode_png(self._cached[1]["torso_png"][offsets[row] : offsets[row + 1]].tobytes())
+        arrays = self._cached[1]
+        if f"{kind}_png" not in arrays:
+            raise UserError(
+                f"{self.folder} holds no {kind} pictures (it was made by an older version or without its clip); "
+                "run --mode=train with the dataset again, which keeps what is trained"
+            )
+        a, b = arrays[f"{kind}_offsets"][row : row + 2]
+        return images.decode_png(arrays[f"{kind}_png"][a:b].tobytes())
+
+    def torso(self, i: int) -> UInt8[np.ndarray, "H W 4"]:
+        """Straight-alpha torso picture."""
+        return self._picture("torso", i)
+
+    def label(self, i: int) -> UInt8[np.ndarray, "H W"]:
+        """0 background, 1 head, 2 neck, 3 torso in the original frame."""
+        return self._picture("label", i)
+
+    def face(self, i: int) -> Bool[np.ndarray, "H W"]:
+        """The face in the original frame, without ears, hair and neck."""
+        return self._picture("face", i) > 127
+
+    # ------------------------------------------------ whole frames
+
+    @property
+    def has_full(self) -> bool:
+        return bool(self.meta.get("full"))
+
+    @property
+    def full_hw(self) -> tuple[int, int]:
+        """(height, width) of the whole frames."""
+        return tuple(self._full_facts()["size"][::-1])
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) of the crop in the whole frames."""
+        return tuple(self._full_facts()["box"])
+
+    @property
+    def cropped(self) -> bool:
+        """Whether the whole frames show more than the crop."""
+        if not self.has_full:
+            return False
+        (x0, y0, x1, y1), (h, w) = self.box, self.full_hw
+        return x0 > 0 or y0 > 0 or x1 < w or y1 < h
+
+    def _full_facts(self) -> dict:
+        if not self.has_full:
+            raise UserError(
+                f"{self.folder} holds no whole frames (it was made by an older version or without its clip); use "
+                "--paste_back=none, or run --mode=train with the dataset again, which keeps what is trained"
+            )
+        return self.meta["full"]
+
+    def _video(self, name: str) -> FullFrames:
+        if name not in self._videos:
+            path, grey = self.folder / self.meta["files"][name]["name"], name == "full_alpha"
+            self._videos[name] = FullFrames(path, self.full_hw, self.meta["fps"], grey=grey)
+        return self._videos[name]
+
+    def full_frame(self, i: int) -> UInt8[np.ndarray, "FH FW 3"]:
+        """The whole source frame; of a keyed clip the person over the constant colour that replaced the background."""
+        straight = self._full_facts()["straight"]
+        rgb = self._video("full")[self.frame_number(i)]
+        if not straight:
+            return rgb
+        plate = np.broadcast_to(np.array(self.meta["background_trt"], np.uint8), rgb.shape)
+        return over(np.concatenate([rgb, self.full_matte(i)[..., None]], -1), plate)
+
+    def full_matte(self, i: int) -> UInt8[np.ndarray, "FH FW"] | None:
+        """The coverage of the person in the whole frame; None where the clip was not keyed."""
+        self._full_facts()
+        if "full_alpha" not in self.meta["files"]:
+            return None
+        return self._video("full_alpha")[self.frame_number(i)]
+
+    def close(self) -> None:
+        """Give the videos' files and memory back."""
+        while self._videos:
+            self._videos.popitem()[1].close()
+
+    # ------------------------------------------------ the model
 
     def model(self) -> base.Model:
         return base.load(self.config.system)(self.config, self.info)
@@ -215,8 +347,8 @@ def _read_meta(folder: Path) -> dict:
         raise UserError(f"{path} is damaged (not json); train or copy the avatar again") from error
     if not isinstance(meta, dict) or meta.get("digest") != _json_digest(meta) or raw != _dump(meta):
         raise UserError(f"{path} is damaged (its digest does not match); train or copy the avatar again")
-    if meta["format"] != FORMAT:
-        raise UserError(f"{path} has format {meta['format']}; this version reads {FORMAT}, so train it again")
+    if meta["format"] not in READABLE:
+        raise UserError(f"{path} has format {meta['format']}; this version reads up to {FORMAT}, so train it again")
     return meta
 
 
@@ -224,23 +356,25 @@ def load(folder: Path) -> Avatar:
     """Read and verify a bundle; one sentence where it is missing, damaged or of another format."""
     folder = Path(folder)
     meta = _read_meta(folder)
-    for entry in (meta["files"]["params"], meta["files"]["background"], *meta["files"]["track"]):
+    for entry in _entries(meta):
         path = folder / entry["name"]
         if not path.is_file():
             raise UserError(f"{path} is missing from the avatar; train or copy it again")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                raise UserError(f"{path} is damaged (its sha256 does not match); train or copy the avatar again")
-    columns = {name: [] for name in TRACK_MEMBERS}
+        if avatar_track.sha256(path) != entry["sha256"]:
+            raise UserError(f"{path} is damaged (its sha256 does not match); train or copy the avatar again")
+    columns: dict[str, list] = {name: [] for name in avatar_track.COLUMNS}
     for entry in meta["files"]["track"]:
         with np.load(folder / entry["name"], allow_pickle=False) as data:
-            for name in TRACK_MEMBERS:
-                columns[name].append(data[name])
+            for name in (*avatar_track.COLUMNS, *(set(avatar_track.OPTIONAL_COLUMNS) & set(data.files))):
+                columns.setdefault(name, []).append(data[name])
+    settings, info = ConfigDict(config.tuples(meta["config"])), SubjectInfo.from_json(meta["info"])
+    if "stages" not in meta:  # format 1: saved when every stage was finished
+        meta["stages"] = [stage.name for stage in base.load(settings.system)(settings, info).stages()]
     return Avatar(
         folder=folder,
         meta=meta,
-        config=ConfigDict(config.tuples(meta["config"])),
-        info=SubjectInfo.from_json(meta["info"]),
+        config=settings,
+        info=info,
         plate=images.decode_png((folder / meta["files"]["background"]["name"]).read_bytes()),
         **{name: np.concatenate(parts) for name, parts in columns.items()},
     )
