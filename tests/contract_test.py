@@ -137,7 +137,8 @@ def test_the_golden_dataset_of_version_1_is_read_and_written_bit_for_bit(tmp_pat
     np.testing.assert_array_equal(dataset.column("x_identity"), [[1, 2], [3, 4]])
     assert np.isnan(dataset.row("depth", 0)[0, 0]) and dataset.row("depth", 0)[0, 1] == 3.25
     again = {m: dataset.column(m) for m in dataset.manifest["members"] if m.split("_")[-1] not in ("bytes", "offsets")}
-    again |= {m: [dataset.frame_bytes(m, i) for i in range(2)] for m in contract.PICTURES}
+    pictures = [m for m in contract.PICTURES if m in dataset.manifest["members"]]
+    again |= {m: [dataset.frame_bytes(m, i) for i in range(2)] for m in pictures}
     extra = {"x_identity": ("float32", (2,)), "x_flag": ("bool", ())}
     head = {k: dataset.manifest[k] for k in ("source", "tools", "licences")}
     with writer(tmp_path / "again", 4, 6, extra_members=extra, **head) as w:

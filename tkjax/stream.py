@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
-from tkjax import __version__, audio, avatar, child, contract, drive, images
+from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays, images
 from tkjax.data import over
 from tkjax.errors import UserError
 from tkjax.models.base import Model
@@ -177,14 +177,8 @@ def sound_frames(path: Path | str, fps: float) -> int:
 
 
 def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, path: Path | str) -> None:
-    """New sound must be described as the training sound was; UserError names the first difference and the way out."""
-    wanted, found = subject.meta["audio"], avatar.audio_spec(features)
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise UserError(
-                f"{path}: {name} of the sound features is {found[name]}, but the avatar was trained with {value}; "
-                f"make {wanted['kind']} features with {wanted['extractor']} or leave --features out"
-            )
+    """New sound must be described as the training sound was; UserError names both and the way out."""
+    feature_arrays.check_match(avatar.audio_spec(features), subject.meta["audio"], path)
 
 
 def check_length(features: contract.AudioFeatures, seconds: float, path: Path | str) -> None:
@@ -221,7 +215,9 @@ def feature_chunks(
     folder: Path,
 ) -> Iterator[np.ndarray]:
     """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process."""
-    if features_path is not None:
+    if features_path is not None and feature_arrays.is_array(features_path):  # the originals' aud*.npy
+        features = feature_arrays.load_features(features_path, subject.meta["audio"])
+    elif features_path is not None:
         features = contract.load_audio_features(features_path)
     elif subject.meta["audio"]["kind"] == "logmel":
         return _logmel_chunks(path)

@@ -18,6 +18,7 @@ from tkjax.contract.spec import (
     FIXED_NAMES,
     FPS,
     LANDMARK_SCHEMES,
+    PICTURES,
     REQUIRED_MEMBERS,
     SHA256,
     SHARD_FRAMES,
@@ -25,6 +26,7 @@ from tkjax.contract.spec import (
     VERSION,
     Layout,
     audio_kind,
+    offsets_of,
 )
 
 _KEYS = {
@@ -190,8 +192,9 @@ def _check_members(members: Any, where: Any, m: dict[str, Any]) -> None:
         dtype, shape = layout.spec(name)
         if spec != {"dtype": dtype, "shape": list(shape)}:
             raise refuse(where, "members", f"says {spec} for {name}", f"dtype {dtype} and shape {list(shape)}")
-    if ("alpha_bytes" in members) != ("alpha_offsets" in members):
-        raise refuse(where, "members", "lists only one of alpha_bytes and alpha_offsets", "both or neither")
+    for name in PICTURES:
+        if (name in members) != (offsets_of(name) in members):
+            raise refuse(where, "members", f"lists only one of {name} and {offsets_of(name)}", "both or neither")
 
 
 def check_extra(where: Any, name: str, dtype: Any, shape: Any) -> tuple[str, tuple[int, ...]]:

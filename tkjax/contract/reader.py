@@ -198,7 +198,7 @@ class Dataset:
         return np.frombuffer(data, e.dtype).reshape(e.shape[1:])
 
     def frame_bytes(self, member: str, i: int) -> bytes | None:
-        """The encoded picture `image_bytes`, `torso_bytes`, `label_bytes` or `alpha_bytes` of frame i.
+        """The encoded picture `image_bytes`, `torso_bytes`, `label_bytes`, `alpha_bytes` or `class_bytes` of frame i.
 
         None where the dataset has no such member.
         """

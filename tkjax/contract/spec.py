@@ -69,6 +69,8 @@ OPTIONAL_MEMBERS: dict[str, tuple[str, tuple]] = {
     "alpha_bytes": ("uint8", ("bytes",)),  # coverage of the person where source names background_trt, else of the head
     "alpha_offsets": ("int64", ("n+1",)),
     "eye_area": ("float32", ("n",)),
+    "class_bytes": ("uint8", ("bytes",)),  # CelebAMask class ids 0..18, where a face parser's own classes are known
+    "class_offsets": ("int64", ("n+1",)),
 }
 # encoded member -> (format, channels of the png or jpeg)
 PICTURES = {
@@ -76,6 +78,7 @@ PICTURES = {
     "torso_bytes": ("png", 4),
     "label_bytes": ("png", 1),
     "alpha_bytes": ("png", 1),
+    "class_bytes": ("png", 1),
 }
 EXTRA_DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
