@@ -32,7 +32,7 @@ def subject():
     n = 12
     return Avatar(
         folder=Path("none"),
-        meta={},
+        meta={"n_train": 9},
         config=ConfigDict(),
         info=SubjectInfo(n, H, W, "logmel", 80, 16, 8, 2, (90.0, 90.0, W / 2, H / 2)),
         plate=np.full((H, W, 3), 7, np.uint8),
@@ -40,6 +40,7 @@ def subject():
         eye_closed=np.linspace(0, 1, n).astype(np.float32),
         expression=np.zeros((n, 2), np.float32),
         confidence=np.ones(n, np.float32),
+        eye_area=np.linspace(0.3, 0.1, n).astype(np.float32),
         face_box_px=np.zeros((n, 4), np.int32),
         lips_box_px=np.zeros((n, 4), np.int32),
     )
@@ -49,6 +50,50 @@ def subject():
 def test_ping_pong_goes_forth_and_back_and_repeats_the_ends(n, i):
     forth = list(range(n))
     assert drive.ping_pong(i, n) == (forth + forth[::-1])[i % (2 * n)]
+
+
+def test_output_frames_are_paired_with_source_frames_as_in_the_original():
+    assert [drive.paired_frame(k, 10, 13) for k in range(9)] == [10, 11, 12, 12, 11, 10, 10, 11, 12]
+    assert [drive.paired_frame(k, 4, 5) for k in range(3)] == [4, 4, 4]
+    for start, end in ((5, 5), (7, -2)):
+        with pytest.raises(UserError, match="none"):
+            drive.paired_frame(0, start, end)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9))
+def test_smoothed_eyes_are_means_of_three(values):
+    v = np.array(values, np.float32)
+    expected = [np.mean(v[max(0, i - 1) : i + 2]) for i in range(len(v))]
+    np.testing.assert_allclose(drive.smooth_eyes(v), expected, atol=1e-6)
+
+
+def test_held_out_frames_are_played_when_asked_for(subject):
+    plan = drive.plan(subject, poses="test")
+    assert [plan.track_frame(i) for i in range(4)] == [9, 10, 11, 11]
+    np.testing.assert_array_equal(plan.pose(0), subject.cam_to_world[9])
+    assert plan.area(1) == subject.eye_area[10]
+    assert [drive.plan(subject, poses="test", data_range=(1, 2)).track_frame(i) for i in range(2)] == [10, 10]
+    with pytest.raises(UserError, match="3 held-out frames"):
+        drive.plan(subject, poses="test", data_range=(0, 4))
+    subject.meta["n_train"] = 12
+    with pytest.raises(UserError, match=r"--poses=test.*no held-out frames"):
+        drive.plan(subject, poses="test")
+
+
+def test_eye_areas_follow_the_track_or_the_blinks(subject, tmp_path):
+    plan = drive.plan(subject)
+    np.testing.assert_array_equal([plan.area(i) for i in range(9)], subject.eye_area[:9])
+    smooth = drive.plan(subject, smooth_eye=True)
+    assert smooth.area(0) == pytest.approx(subject.eye_area[:2].mean())
+    assert smooth.eye(3) == pytest.approx(subject.eye_closed[2:5].mean())
+    opened, closed = np.percentile(subject.eye_area[:9], (95, 5))
+    for blink, area in ((0.0, opened), (1.0, closed), (0.5, (opened + closed) / 2)):
+        assert drive.plan(subject, fix_eye=blink).area(7) == pytest.approx(area)
+    np.save(tmp_path / "e.npy", np.array([0, 1.0]))
+    plan = drive.plan(subject, eye=tmp_path / "e.npy")
+    np.testing.assert_allclose([plan.area(i) for i in range(4)], [opened, closed, closed, opened], rtol=1e-6)
+    subject.eye_area = None
+    assert drive.plan(subject, fix_eye=0.5, smooth_eye=True).area(0) is None
 
 
 def test_smoothing_equals_scipy_mean_rotation_and_leaves_a_still_head_alone():

@@ -1,7 +1,8 @@
 """What moves the head besides sound: poses, blinks, and the picture behind it; read from what the user gives.
 
 Every sequence is shorter than the sound as a rule and is played ping-pong (er-nerf.md §6), so a frame's
-pose, blink and torso are functions of its index and nothing has to be carried.
+pose, blink and torso are functions of its index and nothing has to be carried. Smoothed sequences are smoothed whole
+before the first frame is drawn: they are known then, the sound is not.
 """
 
 import csv
@@ -21,6 +22,7 @@ from tkjax.errors import UserError
 
 SMOOTH_WINDOW = 7  # frames of a smoothed path (er-nerf.md §6)
 HEAD_CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])  # 25 cm cube
+EYE_PERCENTILES = (95, 5)  # of the clip's eye areas: eyes open (blink 0), eyes closed (blink 1)
 AU45_FULL = 2.0  # OpenFace's AU45_r at which an eye counts as closed (er-nerf.md §2)
 
 
@@ -28,6 +30,26 @@ def ping_pong(i: int, n: int) -> int:
     """Frame i of a sequence of n played forwards, backwards, ...: turn even: i mod n, odd: n-1-(i mod n)."""
     turn, k = divmod(i, n)
     return k if turn % 2 == 0 else n - 1 - k
+
+
+def paired_frame(k: int, start: int, end: int) -> int:
+    """The source frame of output frame k: start … end-1 forth and back, ends twice (avatar-ernerf.md §10)."""
+    if end <= start:
+        raise UserError(f"frames {start} to {end} are none; the first must lie before the last")
+    return start + ping_pong(k, end - start)
+
+
+def smooth_eyes(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mean of each value and its neighbours, two at the ends (rad-nerf dossier §6)."""
+    padded, there = np.pad(values.astype(np.float64), 1), np.pad(np.ones(len(values)), 1)
+    sums, counts = (v[:-2] + v[1:-1] + v[2:] for v in (padded, there))
+    return (sums / counts).astype(np.float32)
+
+
+def areas_of_blinks(blinks: Float[np.ndarray, " n"], areas: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
+    """Blinks 0…1 as eye areas of the clip with these: linear from the area of open eyes to that of closed ones."""
+    opened, closed = np.percentile(areas, EYE_PERCENTILES)
+    return (opened + blinks * (closed - opened)).astype(np.float32)
 
 
 def smooth_path(cam_to_world: Float[np.ndarray, "n 4 4"], window: int) -> Float[np.ndarray, "n 4 4"]:
@@ -217,7 +239,8 @@ def read_background(text: str, hw: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"
 class Drive:
     """Pose, blink, expression and backdrop of every output frame, as loops.
 
-    `track` names for each pose the frame of the avatar's track whose torso and expression go with it.
+    `track` names for each pose the frame of the avatar's track whose torso, expression and whole frame go with it.
+    `eye_area` belongs to `eye_closed`, None where the avatar has none. `background`: what the user named, else None.
     """
 
     cam_to_world: Float[np.ndarray, "n 4 4"]
@@ -225,6 +248,8 @@ class Drive:
     track: Int[np.ndarray, " n"]
     eye_closed: Float[np.ndarray, " m"]
     plate: UInt8[np.ndarray, "H W 3"]
+    eye_area: Float[np.ndarray, " m"] | None = None
+    background: str | None = None
 
     def pose(self, i: int) -> Float[np.ndarray, "4 4"]:
         return self.cam_to_world[ping_pong(i, len(self.cam_to_world))]
@@ -234,6 +259,9 @@ class Drive:
 
     def eye(self, i: int) -> float:
         return float(self.eye_closed[ping_pong(i, len(self.eye_closed))])
+
+    def area(self, i: int) -> float | None:
+        return None if self.eye_area is None else float(self.eye_area[ping_pong(i, len(self.eye_area))])
 
 
 def plan(
@@ -245,30 +273,46 @@ def plan(
     fix_eye: float | int | None = None,
     eye: Path | str | None = None,
     data_range: tuple[int, int] | None = None,
+    poses: str = "train",
+    smooth_eye: bool = False,
 ) -> Drive:
-    """The loops that the user asked for, by default those of the training clip; smooth_window 0 does not smooth."""
+    """The loops that the user asked for, by default those of the training clip; smooth_window 0 does not smooth.
+
+    poses: `train` or `test`, the frames that are played; data_range counts within them.
+    """
     hw = (avatar.info.height, avatar.info.width)
-    low, high = data_range or (0, avatar.n_track)
-    if not 0 <= low < high <= avatar.n_track:
-        raise UserError(f"--data_range={low},{high} must lie within the avatar's {avatar.n_track} training frames")
+    low, high = _split(avatar, poses, data_range)
     if fix_eye is not None and eye is not None:
         raise UserError("--fix_eye and --eye exclude each other; leave one out")
     if smooth_window and smooth_window % 2 == 0:
         raise UserError(f"--smooth_path_window={smooth_window} must be odd")
     own = np.asarray(avatar.info.intrinsics, np.float32)
-    if pose is None:
-        poses, intrinsics, track = avatar.cam_to_world[low:high], own, np.arange(low, high)
-        eyes = avatar.eye_closed[low:high]
-    else:
-        poses, intrinsics = read_poses(pose, hw[1], hw[0])
+    path, intrinsics, track = avatar.cam_to_world[low:high], own, np.arange(low, high)
+    if pose is not None:
+        path, intrinsics = read_poses(pose, hw[1], hw[0])
         intrinsics = own if intrinsics is None else intrinsics
-        track = low + nearest_pose(poses, intrinsics, avatar.cam_to_world[low:high], own)
-        eyes = avatar.eye_closed[low:high]
+        track = low + nearest_pose(path, intrinsics, avatar.cam_to_world[low:high], own)
     if smooth_window:
-        poses = smooth_path(poses, smooth_window)
-    if eye is not None:
-        eyes = read_blinks(eye)
-    elif fix_eye is not None:
-        eyes = np.array([fix_eye], np.float32)
+        path = smooth_path(path, smooth_window)
+    eyes, areas = avatar.eye_closed[low:high], avatar.eye_area
+    if eye is not None or fix_eye is not None:
+        eyes = read_blinks(eye) if eye is not None else np.array([fix_eye], np.float32)
+        areas = None if areas is None else areas_of_blinks(eyes, areas[: avatar.n_train])
+    elif areas is not None:
+        areas = areas[low:high]
+    if smooth_eye:
+        eyes, areas = smooth_eyes(eyes), None if areas is None else smooth_eyes(areas)
     plate = avatar.plate if background is None else read_background(background, hw)
-    return Drive(poses, intrinsics, track, eyes, plate)
+    return Drive(path, intrinsics, track, eyes, plate, areas, background)
+
+
+def _split(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> tuple[int, int]:
+    """First track frame that is played, and the one behind the last."""
+    start, stop = (0, avatar.n_train) if poses == "train" else (avatar.n_train, avatar.n_track)
+    what = "training" if poses == "train" else "held-out"
+    if start == stop:
+        raise UserError(f"--poses={poses}: the avatar holds no {what} frames; leave it out, or name a file with --pose")
+    low, high = data_range or (0, stop - start)
+    if not 0 <= low < high <= stop - start:
+        raise UserError(f"--data_range={low},{high} must lie within the avatar's {stop - start} {what} frames")
+    return start + low, start + high
