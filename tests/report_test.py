@@ -65,6 +65,23 @@ def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
     assert not re.search(r"https?://(?!www\.w3\.org|purl\.org|matplotlib|creativecommons)", page.replace("data:", ""))
 
 
+def test_every_row_is_in_the_table_with_its_seams_and_parameters(tmp_path):
+    pasted = {**REPORT["rows"][0], "ground_truth_layers": ["full_frame"], "paste_back": "blend", "seam": 1.25}
+    pasted |= {"psnr_outside_mask": 100.0, "box_edge": None, "more_metrics": {"lpips": 0.01234}}
+    extra = {"rows": [*REPORT["rows"], pasted], "params": {"head": 683509, "torso": 1199692, "total": 1883201}}
+    extra |= {"more_metrics": {"lpips": None}, "comparison": ["model over the true torso", "truth"]}
+    report.write(tmp_path, {**REPORT, **extra}, worst=[("frame 3", np.full((8, 16, 3), 90, np.uint8))])
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("<table>") : page.index("</table>")]
+    assert table.count('class="model"') == 2 and "given: torso + background" in table
+    assert "(given: full frame, blend)" in table and "<td>1.25</td>" in table and "<td>0.0123</td>" in table
+    assert "PSNR outside mask" in table and "box edge" not in table  # a column without a number says nothing
+    widths = {row.count("<td>") + row.count("<th>") for row in table.split("<tr")[1:]}
+    assert len(widths) == 1
+    assert "683,509" in page and "1,883,201" in page
+    assert "From the left: model over the true torso, truth." in page
+
+
 def test_a_large_video_is_linked_not_inlined(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "VIDEO_LIMIT_BYTES", 10)
     (tmp_path / "v.mp4").write_bytes(b"x" * 11)

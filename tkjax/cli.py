@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, lock, report, stream, train
+from tkjax.drawn import paste_back_of
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.ops import dispatch
@@ -197,7 +198,7 @@ def score(
             "evaluate on the dataset that it was trained on"
         )
     model = subject.model()
-    settings = subject.config.eval
+    settings, stages = subject.config.eval, list(subject.meta["stages"])
     result, worst = evaluate.evaluate(
         clip,
         model,
@@ -209,21 +210,24 @@ def score(
         chunk_rays=settings.chunk_rays,
         models=models,
         marks=stream.mark(subject),
+        stages=stages,
+        paste=paste_back_of(subject, clip, paste_back),
     )
+    subject.close()
     rows = report.read_metrics(workdir / "metrics.jsonl")
     speed = evaluate.training_speed(rows)
     speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": preprocess_seconds(workdir)}
     if speed["preprocess_seconds"] is None:
         result["reasons"]["preprocess_seconds"] = "the dataset was there already"
-    facts = {"split": result["split"], "speed": speed, "versions": evaluate.versions()}
+    facts = {"split": result["split"], "speed": speed, "versions": evaluate.versions(), "stages": stages}
     result |= facts
     for row in result["rows"]:
-        row |= facts
+        row |= facts | {"speed": speed | {"render_fps": row.pop("render_fps")}}
     result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
     extra = dict(extra or {})
-    result["notes"] |= extra.pop("notes", {})
+    result["notes"] |= evaluate.perceptual_note(subject.config, stages, models) | extra.pop("notes", {})
     result |= {"config": config.to_dict(subject.config), **extra}
-    shown = [*videos, (workdir / evaluate.COMPARISON, "Held-out frames: left the model, right the truth")]
+    shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(result['comparison'])}")]
     report.write(workdir, result, worst, shown)
     print_scores(result)
     print(f"report: {workdir / 'report.html'}", flush=True)
@@ -236,12 +240,17 @@ def _difference(a: Any, b: Any) -> str:
 
 
 def print_scores(result: dict) -> None:
-    def line(name: str, m: dict) -> str:
-        shown = ("–" if m[k] is None else f"{m[k]:.4f}" if k in ("ssim", "lmd_norm") else f"{m[k]:.2f}" for k in m)
-        return f"{name:16}" + "".join(f"{v:>12}" for v in shown)
+    """One line per row and baseline of the report."""
+    columns = [*result["metrics"], *(k for k in evaluate.SEAM_KEYS if result[k] is not None)]
 
-    print(f"{'held-out frames':16}" + "".join(f"{k:>12}" for k in result["metrics"]))
-    print(line(result["system"], result["metrics"]))
+    def line(name: str, m: dict) -> str:
+        digits = {k: 4 if k in ("ssim", "lmd_norm") else 2 for k in columns}
+        shown = ("–" if m.get(k) is None else f"{m[k]:.{digits[k]}f}" for k in columns)
+        return f"{name:32}" + "".join(f"{v:>{max(12, len(k) + 2)}}" for k, v in zip(columns, shown))
+
+    print(f"{'held-out frames':32}" + "".join(f"{k:>{max(12, len(k) + 2)}}" for k in columns))
+    for row in result["rows"]:
+        print(line(f"{result['system']} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
     for name, m in result["baselines"].items():
         print(line(name, m))
     print("given layers: " + " + ".join(result["ground_truth_layers"]), flush=True)

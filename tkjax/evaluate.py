@@ -1,7 +1,8 @@
 """Held-out frames against the truth: 8-bit pictures at training size, the same crops for every row (design §8).
 
-Every row states which layers were given; the baselines stand beside the model and are scored alike.
-Frames pass one at a time; only sums, the worst few and landmarks stay in memory.
+A row is one combination of true and modelled layers (`combinations`), or the picture pasted back into the whole source
+frame; the baselines stand beside them and are scored alike. Frames pass one at a time; only sums, the worst few and
+landmarks stay in memory.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import heapq
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,53 +21,33 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from tkjax import __version__, audio, child, contract, drive, metrics, models_dir
+from tkjax import __version__, audio, contract, drive, metrics, models_dir, perceptual, scores
+from tkjax.drawn import Combination, PasteBack, combinations, draw
 from tkjax.errors import UserError
 from tkjax.models.base import Model
 from tkjax.render.image import final_clock
-from tkjax.stream import draw
-from tkjax.types import Variables
+from tkjax.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, Lips, mean, score
+from tkjax.types import PyTree, Variables
 from tkjax.video import VideoWriter
 
-KEYS = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lmd_px", "lmd_norm")
-MORE_KEYS = ("ssim_face", "ssim_mouth")
 BASELINES = ("mean_frame", "nearest_frame")
-SOURCES = ("model", *BASELINES)
+PASTED = "full_frame"  # the row that is pasted back, and its given layer
 N_WORST = 4
 COMPARISON = "comparison.mp4"
 NOTES = {
     "frames": "held-out frames only, at training size, rounded to 8 bits; the target is the frame with its "
     "background replaced by the plate",
-    "PSNR": "10 log10(255² / MSE) over all pixels and channels of a frame (or of its face or lips box), then the mean "
-    "over frames; equal pictures count as 100 dB",
-    "boxes": "face: bounding box of the 68 points; mouth: square around the outer lips; frames whose face was "
-    "not found by the tracker (confidence 0) count for the full frame only",
-    "SSIM": "Gaussian 11x11 window, sigma 1.5, channels averaged, windows wholly inside the picture",
-    "LMD": "the face tracker's lip points (48-67 of 68) in the picture and in the true frame, each set centred "
-    "on its own mean; mean distance in pixels, and divided by the distance between the eyes' centres",
+    **scores.NOTES,
+    "paste-back": "row given full_frame: the picture is pasted into the whole source frame, and the crop is cut out of "
+    "it again, at training size; its target is the crop of the source frame with its own background. Box edge: mean "
+    "absolute difference of the steps across the crop's edges inside the frame, 8-bit levels. PSNR outside mask: over "
+    "the pixels of the whole frame whose mask is 0, before encoding",
     "mean frame": "the mean of all training frames",
     "nearest frame": "the training frame whose head pose is nearest: RMS pixel distance of the corners of a 25 cm cube "
     "around the head",
     "rendering speed": "wall time from batch to 8-bit picture on this machine, without the first frame (compilation)",
 }
-
-
-def score(
-    image: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"], face_box, lips_box
-) -> dict[str, float]:
-    """Picture measures of one frame; NaN in a region whose box is None or empty."""
-    out = {"psnr": metrics.psnr(image, target), "ssim": metrics.ssim(image, target)}
-    for name, box in (("face", face_box), ("mouth", lips_box)):
-        a, b = (None, None) if box is None else (metrics.crop(image, box), metrics.crop(target, box))
-        out[f"psnr_{name}"] = float("nan") if a is None else metrics.psnr(a, b)
-        out[f"ssim_{name}"] = float("nan") if a is None else metrics.ssim(a, b)
-    return out
-
-
-def mean(values: list[float]) -> float | None:
-    """Mean of the finite values, None where there is none."""
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else None
+PASTED_ONLY = "of pictures pasted back into the source frame only (row full_frame)"
 
 
 def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
@@ -91,99 +72,95 @@ def frames_to_score(clip: Any, max_frames: int) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class Pictures:
-    """What one pass over the held-out frames leaves: scores by source and key, the worst frames, speed."""
+class Seen:
+    """What one pass over the held-out frames leaves: scores by source and key, the worst frames, seconds by source."""
 
     scores: dict[str, dict[str, list[float]]]
     worst: list[tuple[str, np.ndarray]]
-    render_fps: float | None
-    lips: "Lips | None"
+    seconds: dict[str, list[float]]
 
+    def row(self, source: str, keys: tuple[str, ...]) -> dict[str, float | None]:
+        return {k: mean(self.scores[source][k]) for k in keys}
 
-class Lips:
-    """Pictures whose lips will be found by the face tracker, in folders of .npy files."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for source in (*SOURCES, "target"):
-            (folder / source).mkdir()
-
-    def add(self, source: str, k: int, image: np.ndarray) -> None:
-        np.save(self.folder / source / f"{k:06d}.npy", image)
-
-    def find(self, source: str, models: str | None) -> np.ndarray:
-        """[n,68,2] points, NaN where no face was found."""
-        out = self.folder / f"{source}.npz"
-        arguments = ["--frames", str(self.folder / source), "--out", str(out)]
-        child.ask("preprocess.lips", arguments + (["--models_dir", str(models)] if models else []))
-        with np.load(out, allow_pickle=False) as data:
-            points, found = data["landmarks_px"].astype(np.float64), data["confidence"] > 0
-        points[~found] = np.nan
-        return contract.landmarks68(points, "mediapipe478")
+    def fps(self, source: str) -> float | None:
+        timed = self.seconds[source][1:]
+        return len(timed) / sum(timed) if timed else None
 
 
 def look(
-    clip: Any, model: Model, variables: Variables, step: int, frames: np.ndarray, layer: str, chunk_rays: int,
-    video: VideoWriter, lips: Lips | None = None,
-) -> Pictures:  # fmt: skip
-    """Render every frame over its given layers and score it beside the baselines."""
-    clock, hw = final_clock(step), (clip.height, clip.width)
+    clip: Any, model: Model, variables: Variables, step: int, frames: np.ndarray, layers: Sequence[Combination],
+    chunk_rays: int, video: VideoWriter, *, lips: Lips | None = None, paste: PasteBack | None = None, lpips=None,
+) -> Seen:  # fmt: skip
+    """Render every frame in every combination of layers and score it beside the baselines; the last combination is
+    pasted back. The video gets the combinations side by side, then the truth."""
     average = mean_frame(clip)
     train = np.arange(*clip.train_range)
     intrinsics = np.asarray(clip.intrinsics)
     nearest = train[drive.nearest_pose(clip.cam_to_world[frames], intrinsics, clip.cam_to_world[train], intrinsics)]
-    scores = {s: {k: [] for k in (*KEYS, *MORE_KEYS)} for s in SOURCES}
+    rendered = (*(c.behind for c in layers), *((PASTED,) if paste else ()))
+    all_scores = {s: {k: [] for k in (*KEYS, *MORE_KEYS, *SEAM_KEYS)} for s in (*rendered, *BASELINES)}
+    seconds: dict[str, list[float]] = {s: [] for s in rendered}
     worst: list[tuple[float, int, np.ndarray]] = []
-    seconds = []
-    for k, i in enumerate(tqdm(frames, desc="evaluate", unit="frame", mininterval=0.5)):
-        began = time.perf_counter()
-        batch = jax.tree.map(jnp.asarray, _without_truth(clip.frame_batch(int(i), layer)))
-        image = np.asarray(draw(model, variables, batch, hw, clip.background(int(i), layer), clock, chunk_rays))
-        seconds.append(time.perf_counter() - began)
-        target = np.asarray(clip.target(int(i)))
-        seen = clip.confidence[i] > 0
+    for k, i in enumerate(tqdm(frames.tolist(), desc="evaluate", unit="frame", mininterval=0.5)):
+        target, label, seen = np.asarray(clip.target(i)), np.asarray(clip.label(i)), clip.confidence[i] > 0
         boxes = [clip.boxes[b][i] if seen else None for b in ("face_box_px", "lips_box_px")]
-        pictures = {"model": image, "mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k])))}
-        for source, picture in pictures.items():
-            for key, value in score(picture, target, *boxes).items():
-                scores[source][key].append(value)
+        pictures = {}
+        for c in layers:
+            began = time.perf_counter()
+            pictures[c.behind], alpha = _draw(clip, model, variables, step, i, c, chunk_rays)
+            seconds[c.behind].append(time.perf_counter() - began)
+        strip = np.concatenate([*pictures.values(), target], 1)
+        targets = dict.fromkeys((*pictures, *BASELINES), target)
+        if paste:
+            began = time.perf_counter()
+            frame, base, mask = paste.paste(i, pictures[layers[-1].behind], alpha, label)
+            seconds[PASTED].append(seconds[layers[-1].behind][-1] + time.perf_counter() - began)
+            pictures[PASTED], targets[PASTED] = (paste.cut(v, target.shape[:2]) for v in (frame, base))
+            all_scores[PASTED]["box_edge"].append(metrics.box_edge_error(frame, base, paste.box))
+            all_scores[PASTED]["psnr_outside_mask"].append(metrics.psnr_outside(frame, base, mask))
+        for source in rendered:
+            seam = metrics.seam_error(pictures[source], targets[source], label) if seen else NAN
+            all_scores[source]["seam"].append(seam)
+        pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k])))}
+        for source, image in pictures.items():
+            for key, value in score(image, targets[source], *boxes).items():
+                all_scores[source][key].append(value)
+            if lpips is not None:
+                all_scores[source]["lpips"].append(lpips(image, targets[source]))
             if lips is not None:
-                lips.add(source, k, picture)
+                lips.add(source, k, image)
         if lips is not None:
             lips.add("target", k, target)
-        pair = np.concatenate([image, target], 1)
-        video.write(pair)
-        badness = -scores["model"]["psnr"][-1]
-        (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, int(i), pair))
-    shown = [(f"frame {i}: {-b:.2f} dB", pair) for b, i, pair in sorted(worst, key=lambda w: -w[0])]
-    timed = seconds[1:]
-    return Pictures(scores, shown, len(timed) / sum(timed) if timed else None, lips)
+        video.write(strip)
+        badness = -all_scores[rendered[0]]["psnr"][-1]
+        (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, i, strip))
+    shown = [(f"frame {i}: {-b:.2f} dB", strip) for b, i, strip in sorted(worst, key=lambda w: -w[0])]
+    return Seen(all_scores, shown, seconds)
 
 
-def _without_truth(batch):
-    return batch.replace(target=None, label=None, in_face=None, in_lips=None)
+def _draw(clip, model, variables, step: int, i: int, layers: Combination, chunk_rays: int):
+    batch = clip.frame_batch(i, layers.behind).replace(target=None, label=None, in_face=None, in_lips=None)
+    batch = jax.tree.map(jnp.asarray, batch)
+    behind, clock = clip.background(i, layers.behind), final_clock(step, layers.stage)
+    return draw(model, variables, batch, (clip.height, clip.width), behind, clock, chunk_rays)
 
 
-def add_lips(seen: Pictures, confidence: np.ndarray, models: str | None) -> str | None:
-    """Fill in lmd_px and lmd_norm, or say why they are missing."""
-    path, reason = models_dir.find_model(models)
-    if path is None:
-        return f"not computed: {reason}"
+def count(parts: Mapping[str, PyTree]) -> dict[str, int]:
+    """Numbers of parameters by part, and `total`."""
+    sizes = {name: sum(int(np.size(leaf)) for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+    return {**sizes, "total": sum(sizes.values())}
+
+
+def perceptual_note(config: Any, finished: Sequence[str], models: str | None) -> dict[str, str]:
+    """A note on the perceptual term of training; none where the system has no stage that uses one."""
+    name = config.train.get("lips", {}).get("perceptual")
+    if name is None:
+        return {}
     try:
-        target = seen.lips.find("target", models)
-        for source in SOURCES:
-            points = seen.lips.find(source, models)
-            for a, b, known in zip(points, target, confidence, strict=True):
-                px = metrics.lip_distance_px(a, b) if known else float("nan")
-                seen.scores[source]["lmd_px"].append(px)
-                seen.scores[source]["lmd_norm"].append(px / metrics.eye_distance_px(b) if known else float("nan"))
-    except UserError as error:
-        return f"not computed: {error}"
-    return None
-
-
-def row(seen: Pictures, source: str, keys: tuple[str, ...]) -> dict[str, float | None]:
-    return {k: mean(seen.scores[source][k]) for k in keys}
+        used = perceptual.choose(name, models).describe
+    except UserError:
+        used = f"{name}, whose weights are not on this machine"
+    return {"perceptual term": used if "lips" in finished else "none: the lips stage was not trained"}
 
 
 def versions() -> dict[str, str]:
@@ -193,10 +170,10 @@ def versions() -> dict[str, str]:
     return out
 
 
-def comparison(clip: Any, path: Path, frames: np.ndarray, text: Mapping[str, str]) -> VideoWriter:
-    """The comparison video; with the held-out sound where the frames are one run."""
+def comparison(clip: Any, path: Path, frames: np.ndarray, columns: int, text: Mapping[str, str]) -> VideoWriter:
+    """The comparison video of so many pictures a row; with the held-out sound where the frames are one run."""
     sound = _sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
-    return VideoWriter(path, clip.height, 2 * clip.width, fps=clip.fps, audio=sound, metadata=text)
+    return VideoWriter(path, clip.height, columns * clip.width, fps=clip.fps, audio=sound, metadata=text)
 
 
 def _sound(clip: Any, frames: np.ndarray) -> Iterator[np.ndarray] | None:
@@ -230,20 +207,25 @@ def training_speed(rows: list[dict]) -> dict[str, float | None]:
 def evaluate(
     clip: Any, model: Model, variables: Variables, step: int, workdir: Path, *, system: str, max_frames: int = 0,
     chunk_rays: int = 8192, models: str | None = None, marks: Mapping[str, str] | None = None,
+    stages: Sequence[str] | None = None, paste: PasteBack | str = "not computed: the avatar has no whole source frames",
 ) -> tuple[dict, list[tuple[str, np.ndarray]]]:  # fmt: skip
-    """(report of system, split, metrics, baselines, rows, render_fps, reasons, notes; worst frames with captions).
+    """(report of system, split, metrics, baselines, rows, params, reasons, notes; worst frames with captions).
 
-    Writes workdir/comparison.mp4. `models` is --models_dir; without the tracker's model the lip measures are
-    None and `reasons` says why.
+    The report's own metrics are those of its first row; `box_edge` and `psnr_outside_mask` are those of the row that
+    is pasted back. Writes workdir/comparison.mp4. `models` is --models_dir; what needs a model file that is not there
+    is None and `reasons` says why. stages: those that are finished, None for all. paste: or why nothing is pasted.
     """
-    frames = frames_to_score(clip, max_frames)
-    layer = model.stages()[-1].background
-    given = ["torso", "background"] if layer == "torso" else ["background"]
+    frames, layers = frames_to_score(clip, max_frames), combinations(model, stages)
+    lpips, no_lpips = scores.lpips(models)
+    paste, no_paste = (None, paste) if isinstance(paste, str) else (paste, "")
     with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder:
         lips = Lips(Path(folder)) if models_dir.find_model(models)[0] is not None else None
-        with comparison(clip, Path(workdir) / COMPARISON, frames, marks or {}) as video:
-            seen = look(clip, model, variables, step, frames, layer, chunk_rays, video, lips)
-        reason = add_lips(seen, clip.confidence[frames] > 0, models)
+        with comparison(clip, Path(workdir) / COMPARISON, frames, len(layers) + 1, marks or {}) as video:
+            seen = look(
+                clip, model, variables, step, frames, layers, chunk_rays, video, lips=lips, paste=paste, lpips=lpips
+            )  # fmt: skip
+        no_lips = scores.add_lips(lips, seen.scores, clip.confidence[frames] > 0, models)
+    missing = ({"lmd_px, lmd_norm": no_lips} if no_lips else {}) | ({"lpips": no_lpips} if no_lpips else {})
     split = {
         "train_frames": int(clip.train_range[1] - clip.train_range[0]),
         "heldout_frames": int(clip.heldout_range[1] - clip.heldout_range[0]),
@@ -251,27 +233,46 @@ def evaluate(
         "heldout_range": [int(v) for v in clip.heldout_range],
         "scored_frames": len(frames),
     }
-    head = {
-        "system": system,
-        "split": split,
-        "ground_truth_layers": given,
-        "metrics": row(seen, "model", KEYS),
-        "more_metrics": row(seen, "model", MORE_KEYS),
-        "baselines": {b: row(seen, b, KEYS) for b in BASELINES},
-        "more_baselines": {b: row(seen, b, MORE_KEYS) for b in BASELINES},
+    common = {"system": system, "split": split, "params": count(model.parts(variables.params))}
+    baselines = {
+        "baselines": {b: seen.row(b, KEYS) for b in BASELINES},
+        "more_baselines": {b: seen.row(b, MORE_KEYS) for b in BASELINES},
     }
-    reasons = {"lmd_px, lmd_norm": reason} if reason else {}
-    for key, value in head["metrics"].items():
-        if value is None and not key.startswith("lmd"):
-            reasons[key] = "not computed: no scored frame has a detected face, or its box is empty"
-    if seen.render_fps is None:
-        reasons["render_fps"] = "not computed: one frame only, and it includes compilation"
+    rows = [_row(seen, c.behind, c.given, missing) | common | baselines for c in layers]
+    if paste:
+        rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
+    of_frames = {k: rows[-1][k] if paste else None for k in ("box_edge", "psnr_outside_mask")}
+    why = rows[-1]["reasons"] if paste else dict.fromkeys(of_frames, no_paste)
     report = {
-        **head,
-        "rows": [head],
-        "render_fps": seen.render_fps,
-        "reasons": reasons,
+        **rows[0],
+        **of_frames,
+        "rows": rows,
+        "reasons": {k: v for k, v in rows[0]["reasons"].items() if k not in of_frames}
+        | {k: why[k] for k, value in of_frames.items() if value is None},
         "notes": dict(NOTES),
+        "comparison": [*(c.caption for c in layers), "truth"],
         "size": [int(clip.height), int(clip.width)],
     }
     return report, seen.worst
+
+
+def _row(seen: Seen, source: str, given: Sequence[str], missing: Mapping[str, str]) -> dict[str, Any]:
+    """The measures of one row, each None with a reason."""
+    out = {
+        "ground_truth_layers": list(given),
+        "metrics": seen.row(source, KEYS),
+        "more_metrics": seen.row(source, MORE_KEYS),
+        **seen.row(source, SEAM_KEYS),
+        "render_fps": seen.fps(source),
+    }
+    edge = "not computed: no edge of the crop lies inside the source frame"
+    why = {
+        "seam": "not computed: in no scored frame the head's label touches neck or torso",
+        "box_edge": edge if source == PASTED else PASTED_ONLY,
+        "psnr_outside_mask": "not computed: the mask covers the whole frame" if source == PASTED else PASTED_ONLY,
+        "render_fps": "not computed: one frame only, and it includes compilation",
+    }
+    box = "not computed: no scored frame has a detected face, or its box is empty"
+    why |= {k: box for k in KEYS if not k.startswith("lmd")}
+    values = {**out["metrics"], **out}
+    return out | {"reasons": {**missing, **{k: reason for k, reason in why.items() if values[k] is None}}}

@@ -15,6 +15,7 @@ import numpy as np
 from tkjax import images
 
 VIDEO_LIMIT_BYTES = 8 << 20  # larger videos are linked, not inlined
+ROW_MEASURES = ("seam", "box_edge", "psnr_outside_mask")  # columns that baselines do not have
 CURVES = ("loss", "psnr")
 CURVE_POINTS = 600
 LABELS = {
@@ -24,6 +25,10 @@ LABELS = {
     "ssim": "SSIM",
     "ssim_face": "SSIM face",
     "ssim_mouth": "SSIM mouth",
+    "lpips": "LPIPS",
+    "seam": "neck seam, levels",
+    "box_edge": "box edge, levels",
+    "psnr_outside_mask": "PSNR outside mask, dB",
     "lmd_px": "LMD, px",
     "lmd_norm": "LMD / eye distance",
     "train_steps_per_s": "training, steps/s",
@@ -137,12 +142,15 @@ def data_uri(data: bytes, kind: str) -> str:
 def _number(value: Any, name: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    digits = 4 if name.startswith(("ssim", "lmd_norm")) else 2
+    digits = 4 if name.startswith(("ssim", "lmd_norm", "lpips")) else 2
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _table(report: Mapping) -> str:
-    names = [*report["metrics"], *report.get("more_metrics", {})]
+    """Every row of the report and the baselines; a column that no row has a number in is left out, but the main ones
+    stay. `reasons` says what a dash means."""
+    names, more = [*report["metrics"]], [*report.get("more_metrics", {}), *ROW_MEASURES]
+    names += [n for n in more if any({**r.get("more_metrics", {}), **r}.get(n) is not None for r in report["rows"])]
     head = "".join(f"<th>{html.escape(LABELS.get(n, n))}</th>" for n in names)
     body = []
 
@@ -151,8 +159,10 @@ def _table(report: Mapping) -> str:
         body.append(f'<tr class="{mark}"><td>{html.escape(label)}</td>{cells}</tr>')
 
     for row in report["rows"]:
-        given = " + ".join(row["ground_truth_layers"]) or "nothing"
-        add(f"{report['system']} (given: {given})", {**row["metrics"], **row.get("more_metrics", {})}, "model")
+        given = " + ".join(row["ground_truth_layers"]).replace("_", " ") or "nothing"
+        how = f", {row['paste_back']}" if "paste_back" in row else ""
+        scores = {**row["metrics"], **row.get("more_metrics", {}), **{k: row.get(k) for k in ROW_MEASURES}}
+        add(f"{report['system']} (given: {given}{how})", scores, "model")
     for name, scores in report["baselines"].items():
         add(name.replace("_", " "), {**scores, **report.get("more_baselines", {}).get(name, {})})
     return f'<div class="wrap"><table><tr><th>held-out frames</th>{head}</tr>{"".join(body)}</table></div>'
@@ -212,6 +222,7 @@ def page(
     """The html. `rows` come from metrics.jsonl, `worst` are (caption, picture), `videos` (path, caption)."""
     report = finite(report)
     split, notes = report["split"], report.get("notes", {})
+    shown = ", ".join(report.get("comparison", ("model", "truth")))
     plots = "".join(f'<figure class="plot">{_plot(n, p)}</figure>' for n, p in curves(rows).items())
     missing = "".join(f"<p class=soft>{html.escape(f'{k}: {v}')}</p>" for k, v in report.get("reasons", {}).items())
     sections = [
@@ -227,10 +238,11 @@ def page(
             for key, title in (("demo", "New speech"), ("tracker", "Tracker"))
             if report.get(key)
         ),
-        "<h2>Worst frames</h2><p class=soft>Left the model, right the truth.</p>" + _frames(worst)
+        f"<h2>Worst frames</h2><p class=soft>From the left: {html.escape(shown)}.</p>" + _frames(worst)
         if len(worst)
         else "",
         f'<h2>Training</h2><div class="plots">{plots}</div>' if plots else "",
+        _pairs("Parameters", {k: f"{n:,}" for k, n in report.get("params", {}).items()}),
         _pairs("Speed", report["speed"]),
         _pairs("How the numbers are made", notes),
         _pairs("Versions", report["versions"]),

@@ -1,0 +1,98 @@
+"""Scores of frames: crops that are the same for every row, lips that the face tracker found, LPIPS where it can be."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from tkjax import child, contract, metrics, models_dir, perceptual
+from tkjax.errors import UserError
+
+KEYS = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lmd_px", "lmd_norm")
+MORE_KEYS = ("ssim_face", "ssim_mouth", "lpips")
+SEAM_KEYS = ("seam", "box_edge", "psnr_outside_mask")
+NOTES = {
+    "PSNR": "10 log10(255² / MSE) over all pixels and channels of a frame (or of its face or lips box), then the mean "
+    "over frames; equal pictures count as 100 dB",
+    "boxes": "face: bounding box of the 68 points; mouth: square around the outer lips; frames whose face was "
+    "not found by the tracker (confidence 0) count for the full frame only",
+    "SSIM": "Gaussian 11x11 window, sigma 1.5, channels averaged, windows wholly inside the picture",
+    "LPIPS": "AlexNet, weights of version 0.1, on the whole picture at training size",
+    "seam": "mean absolute difference between the gradients of picture and target, 8-bit levels per pixel, within "
+    "2/256 of the longer side (2 pixels at 256) of the line where the true labels turn from head to neck or torso",
+    "LMD": "the face tracker's lip points (48-67 of 68) in the picture and in the true frame, each set centred "
+    "on its own mean; mean distance in pixels, and divided by the distance between the eyes' centres",
+}
+NAN = float("nan")
+
+
+def score(
+    image: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"], face_box, lips_box
+) -> dict[str, float]:
+    """Picture measures of one frame; NaN in a region whose box is None or empty."""
+    out = {"psnr": metrics.psnr(image, target), "ssim": metrics.ssim(image, target)}
+    for name, box in (("face", face_box), ("mouth", lips_box)):
+        a, b = (None, None) if box is None else (metrics.crop(image, box), metrics.crop(target, box))
+        out[f"psnr_{name}"] = NAN if a is None else metrics.psnr(a, b)
+        out[f"ssim_{name}"] = NAN if a is None else metrics.ssim(a, b)
+    return out
+
+
+def mean(values: list[float]) -> float | None:
+    """Mean of the finite values, None where there is none."""
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
+def lpips(models: str | os.PathLike | None) -> tuple[Callable[[np.ndarray, np.ndarray], float] | None, str]:
+    """(LPIPS-Alex of two 8-bit pictures, "") or (None, why it is not computed)."""
+    path, reason = perceptual.find("lpips_alex", models)
+    if path is None:
+        return None, f"not computed: needs lpips_alex.npz: {reason}"
+    try:
+        distance = jax.jit(perceptual.lpips(path, "alex").__call__)
+    except UserError as error:
+        return None, f"not computed: {error}"
+    return lambda a, b: float(distance(*(v[None].astype(np.float32) / 255 for v in (a, b)))[0]), ""
+
+
+class Lips:
+    """Pictures whose lips will be found by the face tracker, in folders of .npy files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, source: str, k: int, image: np.ndarray) -> None:
+        (self.folder / source).mkdir(exist_ok=True)
+        np.save(self.folder / source / f"{k:06d}.npy", image)
+
+    def find(self, source: str, models: str | None) -> np.ndarray:
+        """[n,68,2] points, NaN where no face was found."""
+        out = self.folder / f"{source}.npz"
+        arguments = ["--frames", str(self.folder / source), "--out", str(out)]
+        child.ask("preprocess.lips", arguments + (["--models_dir", str(models)] if models else []))
+        with np.load(out, allow_pickle=False) as data:
+            points, found = data["landmarks_px"].astype(np.float64), data["confidence"] > 0
+        points[~found] = np.nan
+        return contract.landmarks68(points, "mediapipe478")
+
+
+def add_lips(
+    lips: Lips | None, scores: dict[str, dict[str, list]], known: Bool[np.ndarray, " n"], models: str | None
+) -> str | None:
+    """Fill in lmd_px and lmd_norm of every source, or say why they are missing. known: frames with a true face."""
+    path, reason = models_dir.find_model(models)
+    if path is None or lips is None:
+        return f"not computed: {reason}"
+    try:
+        target = lips.find("target", models)
+        for source, mine in scores.items():
+            px = [metrics.lip_distance_px(*pair) for pair in zip(lips.find(source, models), target, strict=True)]
+            mine["lmd_px"] = [v if ok else NAN for v, ok in zip(px, known, strict=True)]
+            mine["lmd_norm"] = [v / metrics.eye_distance_px(b) for v, b in zip(mine["lmd_px"], target, strict=True)]
+    except UserError as error:
+        return f"not computed: {error}"
+    return None
