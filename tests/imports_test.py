@@ -48,6 +48,7 @@ ALLOWED = {
     "devices": {"errors", "types", "checkpoint"},
     "step": {"devices", "errors", "types", "models.base", "optim", "render"},
     "progress": {"errors", "types", "models.base", "checkpoint", "render"},
+    "originals": {"originals", "ops", "fields", "types", "errors", "child", "data", "feature_arrays"},
     "synthetic": {"synthetic", "contract", "audio", "video", "images", "cameras", "errors", "types"},
 }
 CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"base", "__init__"}

@@ -1,0 +1,161 @@
+"""`--mode=export`: an avatar of RAD-NeRF or ER-NeRF as a `.pth` with the originals' names, shapes and order.
+
+What was imported goes back as it came: the avatar's numbers take their old places, and WORKDIR/import gives what the
+avatar does not hold (raw parameters beside the moving average, step counters, unknown tensors, the epoch). The state
+of the original's optimiser is not kept. An avatar that was trained here is written as the original writes a finished
+one, the moving average as the parameters, with the density grid.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tkjax import avatar, cli
+from tkjax.errors import UserError
+from tkjax.importing import KEPT, RECORD
+from tkjax.options import Options
+from tkjax.originals import layout, source, weights
+from tkjax.originals.layout import NAMES, Tensor
+from tkjax.originals.source import Source
+
+GRIDS = {
+    "rad_nerf": {"encoder": layout.RAD_SPACE, "encoder_ambient": layout.RAD_PLANE},
+    "er_nerf": {"planes": layout.ER_PLANE},
+}
+FULL = "only what was trained with the originals' sizes (a config's variant full) has their shapes"
+
+
+def run(opts: Options) -> None:
+    """Do it; the caller has parsed the flags workdir and out."""
+    workdir, out = cli.existing_workdir(opts), Path(opts.out)
+    if out.suffix not in (".pth", ".pt") or out.is_dir():
+        raise UserError(f"--out={out} must be a file that ends with .pth")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
+    subject = avatar.load(workdir / "avatar")
+    if subject.config.system not in layout.SYSTEMS:
+        raise UserError(
+            f"{workdir} holds an avatar of {subject.config.system}; there are .pth files of RAD-NeRF and ER-NeRF only"
+        )
+    record, kept = imported(workdir, subject)
+    model, shadow, facts = export(subject, record, kept)
+    system, present = subject.config.system, facts.pop("tensors")
+    source.write(model, shadow, facts, workdir / f".export.{os.getpid()}", out)
+    what = f"head {layout.count(present, False):,}"
+    what += f" and torso {layout.count(present, True):,}" if any(t.torso for t in present) else ""
+    if shadow is not None:
+        place = f"model and ema ({len(shadow)} tensors)"
+    else:
+        place = "model (raw)" if record and record["weights"] == "raw" else "model (moving average)"
+    print(f"{out}: {NAMES[system]}, {what} parameters, {len(model)} tensors in {place}", flush=True)
+
+
+def imported(workdir: Path, subject: avatar.Avatar) -> tuple[dict[str, Any], Source | None]:
+    """(what the import wrote down, the file's own tensors if the avatar is still the imported one)."""
+    path = workdir / KEPT / RECORD
+    if not path.is_file():
+        return {}, None
+    record = json.loads(path.read_text())
+    if record["avatar"] != subject.id:
+        return {}, None
+    return record, source.load(workdir / KEPT, Path(record["source"]))
+
+
+def export(subject: avatar.Avatar, record: dict, kept: Source | None) -> tuple[dict, list | None, dict]:
+    """(state dict, the moving average's tensors or None, facts for the file); facts["tensors"] are those written."""
+    model = subject.model()
+    flat = avatar.flatten(subject.variables(model))
+    params = {path.removeprefix("params/"): v for path, v in flat.items() if path.startswith("params/")}
+    system, eye = subject.config.system, record.get("eye", True)
+    torso = record["torso"] if record else "torso" in subject.meta.get("stages", ())
+    if torso and (problem := _torso_problem(model)):
+        print(f"the torso is left out: {problem}", flush=True)
+        torso = False
+    check_grids(system, model)
+    sizes = weights.sizes_of(system, params, torso=torso, eye=eye)
+    tensors = layout.layout(system, sizes)
+    if not eye and system == "er_nerf":
+        params = weights.drop_eye(params)
+    theirs = weights.from_params(tensors, params)
+    side = subject.config.model.occupancy_side
+    state = {k: v for path, v in flat.items() if path.startswith("state/") for k in (path.removeprefix("state/"),)}
+    density, bits = resample(state["density"], state["bits"], side)
+    if kept is not None:
+        return give_back(kept, record, tensors, theirs, density, bits)
+    buffers = _buffers(subject.config.model.box, density, bits, state["torso/alpha"] if torso else None)
+    out = {t.key: theirs.get(t.key, buffers.get(t.key, _offsets(t))) for t in tensors}
+    top = {
+        "epoch": 0,
+        "global_step": int(subject.meta["step"]),
+        "stats": {"loss": [], "valid_loss": [], "results": [], "checkpoints": [], "best_result": None},
+        "mean_count": 0,
+        "mean_density": float(np.maximum(density, 0).mean(dtype=np.float64)),
+        "mean_density_torso": float(state["torso/alpha"].mean(dtype=np.float64)) if torso else 0.0,
+    }
+    return out, None, {"top": top, "ema": None, "bare": False, "dtypes": {}, "tensors": tensors}
+
+
+def give_back(
+    kept: Source,
+    record: dict,
+    tensors: tuple[Tensor, ...],
+    theirs: dict[str, np.ndarray],
+    density: np.ndarray,
+    bits: np.ndarray,
+) -> tuple[dict, list | None, dict]:
+    """The imported file with the avatar's numbers in the places that they were taken from."""
+    out, shadow = dict(kept.model), None if kept.shadow is None else list(kept.shadow)
+    averaged = (record["names"] or []) if record["weights"] == "ema" and shadow is not None else []
+    for key, value in theirs.items():
+        if key in averaged:
+            shadow[averaged.index(key)] = value
+        elif key in out:
+            out[key] = value
+    if "density_bitfield" in out:
+        out["density_bitfield"] = bits
+    if "density_grid" in out and np.any(out["density_grid"]):
+        out["density_grid"] = density.reshape(out["density_grid"].shape)
+    present = tuple(t for t in tensors if t.key in out)
+    return out, shadow, {**kept.facts, "tensors": present}
+
+
+def resample(density: np.ndarray, bits: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Density and bits of a cube of side^3 cells in the originals' 128^3: in Morton order the cells that a larger cell
+    consists of follow each other, so that each gets its number; smaller cells give their largest."""
+    n = layout.SIDE**3
+    if side == layout.SIDE:
+        return density, bits
+    flags = np.unpackbits(bits, bitorder="little")
+    if side < layout.SIDE:
+        density, flags = (np.repeat(v, n // side**3) for v in (density, flags))
+    else:
+        density, flags = (v.reshape(n, -1).max(1) for v in (density, flags))
+    return density, np.packbits(flags, bitorder="little")
+
+
+def check_grids(system: str, model: Any) -> None:
+    """UserError where a grid of the head has other levels than the originals'; tables alone may not show it."""
+    for i in model.program.instructions:
+        if i.op == "grid" and i.spec != GRIDS[system][i.name]:
+            raise UserError(f"the avatar's grid {i.name} is {i.spec}, the original's {GRIDS[system][i.name]}; {FULL}")
+
+
+def _torso_problem(model: Any) -> str:
+    """Why the avatar's torso is none of the originals', or ''."""
+    spec, shrink = model.torso.spec, model.torso.shrink
+    if spec != layout.RAD_PLANE:
+        return f"its grid is {spec}, the original's {layout.RAD_PLANE}; {FULL}"
+    return "" if shrink == 0.8 else f"it shrinks the picture to {shrink}, the original to 0.8"
+
+
+def _buffers(box, density: np.ndarray, bits: np.ndarray, torso: np.ndarray | None) -> dict[str, np.ndarray]:
+    out = {name: np.asarray(box, np.float32) for name in ("aabb_train", "aabb_infer")}
+    out |= {"density_grid": density[None], "density_bitfield": bits, "step_counter": np.zeros((16, 2), np.int32)}
+    return out if torso is None else out | {"density_grid_torso": torso}
+
+
+def _offsets(tensor: Tensor) -> np.ndarray | None:
+    return np.array(layout.offsets(tensor.key), np.int32) if tensor.key.endswith(".offsets") else None
