@@ -74,6 +74,10 @@ def test_the_report_has_the_promised_keys(result):
     for key in ("system", "split", "ground_truth_layers", "metrics", "baselines"):
         assert row[key] == r[key]
     assert r["ground_truth_layers"] == ["torso", "background"]
+    for row in r["rows"]:  # every number that is missing has its reason
+        numbers = {**row["metrics"], **row["more_metrics"], **{k: row[k] for k in scores.SEAM_KEYS}}
+        said = ", ".join(row["reasons"]).split(", ")
+        assert {k for k, v in numbers.items() if v is None} == set(said) - {"render_fps"}
     assert r["params"] == {"all": 4, "total": 4} and r["comparison"] == ["model over the true torso", "truth"]
 
 
@@ -226,15 +230,16 @@ def test_lpips_is_scored_where_its_weights_lie_and_else_missing_with_a_reason(cl
     assert "is damaged" in scores.lpips(str(tmp_path))[1]
 
 
-def test_the_report_names_the_perceptual_term_of_training(tmp_path):
+def test_the_report_names_the_perceptual_term_of_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("TKJAX_MODELS", str(tmp_path))
     resolved = tiny.config()
-    assert evaluate.perceptual_note(resolved, ["all"], None) == {}
+    assert evaluate.perceptual_note(resolved, ["all"]) == {}
     resolved.train.lips = {"perceptual": "auto"}
-    [note] = evaluate.perceptual_note(resolved, ["head", "lips"], str(tmp_path)).values()
+    [note] = evaluate.perceptual_note(resolved, ["head", "lips"]).values()
     assert "structure, in place of LPIPS" in note
-    assert "not trained" in evaluate.perceptual_note(resolved, ["head"], str(tmp_path))["perceptual term"]
+    assert "not trained" in evaluate.perceptual_note(resolved, ["head"])["perceptual term"]
     resolved.train.lips.perceptual = "lpips_vgg"
-    assert "lpips_vgg" in evaluate.perceptual_note(resolved, ["lips"], str(tmp_path))["perceptual term"]
+    assert "lpips_vgg" in evaluate.perceptual_note(resolved, ["lips"])["perceptual term"]
 
 
 # ---------------------------------------------------------------- one frame, one workdir

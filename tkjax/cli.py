@@ -225,7 +225,7 @@ def score(
         row |= facts | {"speed": speed | {"render_fps": row.pop("render_fps")}}
     result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
     extra = dict(extra or {})
-    result["notes"] |= evaluate.perceptual_note(subject.config, stages, models) | extra.pop("notes", {})
+    result["notes"] |= evaluate.perceptual_note(subject.config, stages) | extra.pop("notes", {})
     result |= {"config": config.to_dict(subject.config), **extra}
     shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(result['comparison'])}")]
     report.write(workdir, result, worst, shown)

@@ -151,13 +151,13 @@ def count(parts: Mapping[str, PyTree]) -> dict[str, int]:
     return {**sizes, "total": sum(sizes.values())}
 
 
-def perceptual_note(config: Any, finished: Sequence[str], models: str | None) -> dict[str, str]:
-    """A note on the perceptual term of training; none where the system has no stage that uses one."""
+def perceptual_note(config: Any, finished: Sequence[str]) -> dict[str, str]:
+    """A note on the perceptual term of training, chosen as the model chooses it; none where no stage uses one."""
     name = config.train.get("lips", {}).get("perceptual")
     if name is None:
         return {}
     try:
-        used = perceptual.choose(name, models).describe
+        used = perceptual.choose(name).describe
     except UserError:
         used = f"{name}, whose weights are not on this machine"
     return {"perceptual term": used if "lips" in finished else "none: the lips stage was not trained"}
@@ -274,5 +274,6 @@ def _row(seen: Seen, source: str, given: Sequence[str], missing: Mapping[str, st
     }
     box = "not computed: no scored frame has a detected face, or its box is empty"
     why |= {k: box for k in KEYS if not k.startswith("lmd")}
-    values = {**out["metrics"], **out}
+    why |= {f"ssim_{k}": f"not computed: no {k} box has {metrics.SSIM_SIDE} pixels a side" for k in ("face", "mouth")}
+    values = {**out["metrics"], **out["more_metrics"], **out}
     return out | {"reasons": {**missing, **{k: reason for k, reason in why.items() if values[k] is None}}}

@@ -11,6 +11,7 @@ from tkjax.contract import LABEL_HEAD, LABEL_NECK, LABEL_TORSO
 
 MAX_PSNR_DB = 100.0  # of two equal pictures, whose true value is infinite
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # the 11x11 Gaussian window of Wang et al. 2004
+SSIM_SIDE = 2 * SSIM_RADIUS + 1
 SEAM_REACH = 2 / 256  # of the longer side: 2 pixels to each side of the neck's line at 256, 4 at 512; at least 1
 LIPS, EYE_RIGHT, EYE_LEFT = slice(48, 68), slice(36, 42), slice(42, 48)  # of the 68 points
 
@@ -50,7 +51,7 @@ def ssim(a: UInt8[np.ndarray, "H W C"], b: UInt8[np.ndarray, "H W C"]) -> float:
     Gaussian 11x11 window of σ 1.5, population variances, only windows wholly inside the picture.
     """
     _same_shape(a, b)
-    if min(a.shape[:2]) < 2 * SSIM_RADIUS + 1:
+    if min(a.shape[:2]) < SSIM_SIDE:
         return float("nan")
     a, b = a.astype(np.float32), b.astype(np.float32)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
