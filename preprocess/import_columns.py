@@ -190,8 +190,10 @@ def expression(track: Track, poses: dict[int, np.ndarray], ids: np.ndarray, note
     out, missing, other = {}, [], []
     for i in ids.tolist():
         rows = [r for r in dict.fromkeys((i, rank.get(i, i))) if r < len(track.exp)]
-        if track.poses is None or i not in poses:
+        if track.poses is None:
             fits = rows[:1]
+        elif i not in poses:
+            fits = []
         else:
             fits = [r for r in rows if np.abs(track.poses[r] - poses[i]).max() <= POSE_TOLERANCE]
             if rows and not fits:

@@ -34,6 +34,7 @@ from tkjax.images import decode_rgb, encode_png, resize_area
 BLOCK = contract.SHARD_FRAMES
 ALIKE_DB = 28.0  # a target picture farther than this from frame + labels + plate is named
 MISSING = "x_picture_missing"
+PICTURES_OF_A_SOURCE = 8
 
 
 # ---------------------------------------------------------------- pictures
@@ -170,10 +171,15 @@ def _report_differences(differences: list[tuple[float, int]], notes: Notes) -> N
 # ---------------------------------------------------------------- writing
 
 
-def identity(plan: Plan) -> str:
-    """What makes a folder the same source: its first picture."""
+def identity(plan: Plan) -> list[str]:
+    """What makes a folder the same source even when some of it is mended: its first pictures."""
     pictures = plan.files["ori_imgs"] or plan.files["targets"]
-    return sha256_file(pictures[min(pictures)])
+    return [sha256_file(pictures[i]) for i in sorted(pictures)[:PICTURES_OF_A_SOURCE]]
+
+
+def same_source(a: list[str], b: list[str]) -> bool:
+    """Whether at least half of the shorter list is in the other one."""
+    return 2 * len(set(a) & set(b)) >= max(1, min(len(a), len(b)))
 
 
 def check_place(out: Path, plan: Plan) -> dict | None:
@@ -184,7 +190,7 @@ def check_place(out: Path, plan: Plan) -> dict | None:
         manifest = contract.Dataset(out, verify=False).manifest
     except contract.ContractError as e:
         raise UserError(f"{out}: holds a dataset that cannot be read ({e}); remove it or choose another place") from e
-    if manifest["source"].get("identity") != identity(plan):
+    if not same_source(manifest["source"].get("identity", []), identity(plan)):
         raise UserError(
             f"{out}: holds the dataset {manifest['subject']!r} of another source; import into another --workdir, or "
             "remove that folder first"

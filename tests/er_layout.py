@@ -9,11 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tkjax import contract, images
+from tkjax import audio, contract, images
 
 COLOURS_BGR = np.array([[255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)  # er-nerf.md §2
 CLASS_OF_LABEL = np.array([0, 1, 14, 16], np.uint8)
-SAVE_TRACK = "import sys, numpy, torch; d = numpy.load(sys.argv[1]); torch.save({k: torch.from_numpy(d[k]) for k in d.files}, sys.argv[2])"
+SAVE_TRACK = """import sys, numpy, torch
+d = numpy.load(sys.argv[1])
+torch.save({k: torch.from_numpy(d[k]) for k in d.files}, sys.argv[2])
+"""
 
 
 def json_pose(cam_to_world: np.ndarray) -> list:
@@ -93,3 +96,51 @@ def export(root: Path, folder: Path, features: dict[str, np.ndarray] | None = No
         np.save(folder / name, windows)
     shutil.copy(d.path(contract.AUDIO), folder / ("audio.wav" if avatar else "aud.wav"))
     return folder
+
+
+def portrait(root: Path, n: int = 14, height: int = 48, width: int = 40, seed: int = 0) -> Path:
+    """A small drawn dataset that obeys a camera: fixed points of a head, projected by poses that move."""
+    rng = np.random.default_rng(seed)
+    head = rng.uniform([-0.35, -0.45, 0.0], [0.35, 0.45, 0.3], (68, 3))
+    euler = 0.25 * rng.standard_normal((n, 3))
+    trans = np.array([0.0, 0.0, -8.5]) + 0.3 * rng.standard_normal((n, 3))
+    poses = np.tile(np.eye(4), (n, 1, 1))
+    for k in range(n):
+        (ca, cb, cc), (sa, sb, sc) = np.cos(euler[k]), np.sin(euler[k])
+        r = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]]) @ np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
+        r = r @ np.array([[cc, sc, 0], [-sc, cc, 0], [0, 0, 1]])
+        poses[k, :3, :3], poses[k, :3, 3] = r.T, -r.T @ trans[k] / 10 * 4
+    f = 2.6 * height
+    intrinsics = np.array([f, f, width / 2, height / 2])
+    local = np.einsum("nji,nvj->nvi", poses[:, :3, :3], head[None] - poses[:, None, :3, 3])
+    points = intrinsics[2:] + intrinsics[:2] * np.stack([local[..., 0], -local[..., 1]], -1) / -local[..., 2:]
+    y, x = np.mgrid[:height, :width]
+    plate = np.stack([60 + 2 * y, 200 - 2 * x, 90 + y + x], -1).astype(np.uint8)
+    rows = {"image_bytes": [], "label_bytes": [], "torso_bytes": []}
+    for k in range(n):
+        cx, cy = points[k].mean(0)
+        label = np.zeros((height, width), np.uint8)
+        label[(np.abs(x - cx) < width * 0.4) & (y > cy + 0.2 * height)] = contract.LABEL_TORSO
+        label[(np.abs(x - cx) < width * 0.15) & (y > cy) & (y < cy + 0.35 * height)] = contract.LABEL_NECK
+        label[((x - cx) / (0.3 * width)) ** 2 + ((y - cy) / (0.32 * height)) ** 2 < 1] = contract.LABEL_HEAD
+        shade = np.array([[30, 160, 40], [200, 150, 120], [170, 120, 100], [60, 60, 130]], np.uint8)
+        rgb = shade[label]
+        rows["image_bytes"].append(images.encode_jpeg(rgb, 96))
+        rows["label_bytes"].append(images.encode_png(label))
+        part = (label >= contract.LABEL_NECK)[..., None]
+        rows["torso_bytes"].append(images.encode_png(np.concatenate([rgb * part, 255 * part], -1).astype(np.uint8)))
+    points = points.astype(np.float32)
+    camera = dict(zip(("fx", "fy", "cx", "cy"), intrinsics.tolist(), strict=True))
+    with contract.DatasetWriter(root, subject="drawn", height=height, width=width, camera=camera,
+                                landmark_scheme="ibug68", expression_names=(), source={}, tools={}) as w:  # fmt: skip
+        w.add({
+            **rows, "cam_to_world": poses.astype(np.float32), "landmarks_px": points,
+            **contract.boxes_from_landmarks68(points, height, width), "expression": np.zeros((n, 0), np.float32),
+            "eye_closed": rng.random(n).astype(np.float32), "confidence": np.ones(n, np.float32),
+        })  # fmt: skip
+        w.add_file(contract.BACKGROUND, images.encode_png(plate))
+        wav = root.parent / f".{root.name}.wav"
+        audio.write_wav(wav, (0.2 * rng.standard_normal(640 * n)).clip(-1, 1).astype(np.float32))
+        w.add_file(contract.AUDIO, wav)
+        wav.unlink()
+    return root

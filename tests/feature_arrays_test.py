@@ -1,0 +1,146 @@
+"""Arrays of the originals as sequences, and back: every window equal, disagreement found, mismatch explained."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tkjax import avatar, contract, feature_arrays, stream
+from tkjax.errors import UserError
+from tkjax.feature_arrays import disagreement, from_windows, load_features, to_windows
+
+
+def original(sequence: np.ndarray, n: int) -> np.ndarray:
+    """The originals' own arithmetic: pad 8 zeros on both sides, windows of 16 every 2."""
+    width = sequence.shape[1]
+    padded = np.concatenate([np.zeros((8, width)), sequence, np.zeros((2 * n + 16, width))])
+    return np.stack([padded[2 * i : 2 * i + 16] for i in range(n)])
+
+
+@given(st.integers(1, 40), st.integers(0, 7), st.integers(1, 5), st.integers(0, 2**31), st.booleans())
+def test_overlapping_windows_survive_the_round_trip(n, more, width, seed, double):
+    rng = np.random.default_rng(seed)
+    steps = max(1, 2 * n - 1 + more)
+    windows = original(rng.standard_normal((steps, width)), n).astype(np.float64 if double else np.float32)
+    f, bad, note = from_windows(windows, "deepspeech")
+    assert (f.window, f.hop, f.left, f.rate_hz, bad, note) == (16, 2, 8, 50.0, [], "")
+    np.testing.assert_array_equal(to_windows(f, n), windows.astype(np.float32))
+    assert n <= f.n_windows <= n + 3
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**31))
+def test_pairs_without_overlap_survive_too(n, width, seed):
+    windows = np.random.default_rng(seed).standard_normal((n, 2, width)).astype(np.float32)
+    f, _, note = from_windows(windows, "hubert")
+    assert (f.window, f.hop, f.left, f.n_windows, note) == (2, 2, 0, n, "")
+    np.testing.assert_array_equal(to_windows(f, n), windows)
+
+
+@given(st.integers(2, 30), st.data())
+def test_the_window_that_disagrees_is_named_and_nothing_is_lost(n, data):
+    windows = original(np.random.default_rng(n).standard_normal((2 * n, 3)), n).astype(np.float32)
+    assert disagreement(windows) is None
+    at = data.draw(st.integers(1, n - 1))
+    windows[at:] += 1  # from here on another recording
+    assert disagreement(windows) == at
+    f, _, note = from_windows(windows, "deepspeech")
+    assert f"window {at} does not continue window {at - 1}" in note
+    assert (f.window, f.hop, f.left, f.rate_hz) == (16, 16, 0, 400.0)
+    np.testing.assert_array_equal(to_windows(f, n), windows)
+
+
+def test_a_long_array_is_compared_across_blocks(monkeypatch):
+    monkeypatch.setattr(feature_arrays, "_BLOCK", 4)
+    windows = original(np.random.default_rng(0).standard_normal((40, 3)), 20).astype(np.float32)
+    for at in range(1, 20):
+        broken = windows.copy()
+        broken[at:] *= 2
+        assert disagreement(broken) == at
+    np.testing.assert_array_equal(to_windows(from_windows(windows, "x")[0], 20), windows)
+
+
+def test_steps_that_are_no_numbers_take_the_nearest_and_are_named():
+    sequence = np.random.default_rng(0).standard_normal((20, 3))
+    sequence[9] = np.nan
+    f, bad, note = from_windows(original(sequence, 10), "deepspeech")
+    assert bad == [9] and note == ""
+    np.testing.assert_allclose(f.features[9], f.features[8])
+    np.testing.assert_allclose(f.features[10:20], sequence[10:20], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("aud_ds.npy", (5, 16, 29), "deepspeech"),
+        ("aud_eo.npy", (5, 16, 44), "wav2vec2"),
+        ("aud.npy", (5, 16, 29), "deepspeech"),
+        ("aud.npy", (5, 16, 32), "wav2vec2"),
+        ("aud_hu.npy", (5, 2, 1024), "hubert"),
+        ("audio_feat.npy", (5, 16, 768), "hubert"),
+        ("aud_new thing.npy", (5, 16, 77), "aud_new_thing"),
+        ("aud.npy", (5, 16, 512), "aud"),
+    ],
+)
+def test_kinds_come_from_the_name_then_the_width(name, shape, kind):
+    assert feature_arrays.kind_of(name, shape[2]) == kind
+
+
+@pytest.mark.parametrize("shape", [(20, 1), (20, 16), (20,), (20, 16, 29, 1), (0, 16, 29)])
+def test_class_labels_and_other_ranks_are_refused(tmp_path, shape):
+    np.save(tmp_path / "aud.npy", np.zeros(shape))
+    with pytest.raises(UserError, match="class labels"):
+        feature_arrays.open_windows(tmp_path / "aud.npy")
+
+
+def test_pickles_and_integers_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[{}]], object), allow_pickle=True)
+    np.save(tmp_path / "b.npy", np.zeros((3, 16, 29), np.int64))
+    for name in ("a.npy", "b.npy", "none.npy"):
+        with pytest.raises(UserError, match=name):
+            feature_arrays.open_windows(tmp_path / name)
+
+
+DEEPSPEECH = {"kind": "deepspeech", "rate_hz": 50.0, "extractor": "array-deepspeech", "window": 16, "hop": 2, "left": 8,
+              "pad": 8, "channels": 29}  # fmt: skip
+
+
+def chunks(path, wanted, seconds):
+    subject = object.__new__(avatar.Avatar)  # only what it hears
+    subject.meta = {"audio": wanted}
+    return list(stream.feature_chunks("s.wav", seconds, subject, path, None, path.parent))
+
+
+def test_render_takes_the_originals_arrays(tmp_path):
+    sequence = np.random.default_rng(0).standard_normal((50, 29)).astype(np.float32)
+    np.save(tmp_path / "aud_ds.npy", original(sequence, 25).astype(np.float64))
+    np.testing.assert_array_equal(np.concatenate(chunks(tmp_path / "aud_ds.npy", DEEPSPEECH, 1.0)), sequence)
+    np.save(tmp_path / "speech.npy", original(sequence, 25))  # a name that tells nothing
+    assert len(chunks(tmp_path / "speech.npy", DEEPSPEECH, 1.0)[0]) == 50
+    flat = {**DEEPSPEECH, "hop": 16, "left": 0, "pad": 0, "rate_hz": 400.0}
+    assert chunks(tmp_path / "aud_ds.npy", flat, 1.0)[0].shape == (25 * 16, 29)
+    with pytest.raises(UserError, match="the features last"):
+        chunks(tmp_path / "aud_ds.npy", DEEPSPEECH, 3.0)
+
+
+def test_the_wrong_kind_is_refused_with_both_kinds_and_the_way_out(tmp_path):
+    np.save(tmp_path / "aud_hu.npy", np.zeros((25, 2, 1024), np.float32))
+    with pytest.raises(UserError) as error:
+        chunks(tmp_path / "aud_hu.npy", DEEPSPEECH, 1.0)
+    text = str(error.value)
+    assert "hubert features of width 1024, window 2/2/0" in text
+    assert "deepspeech features of width 29, window 16/2/8" in text
+    assert "aud_hu.npy" in text and "aud_ds.npy" in text and "train" in text
+    with pytest.raises(UserError, match=r"deepspeech features of width 29.*logmel.*leave --features out"):
+        np.save(tmp_path / "aud_ds.npy", np.zeros((25, 16, 29), np.float32))
+        chunks(tmp_path / "aud_ds.npy", {**DEEPSPEECH, "kind": "logmel", "channels": 80, "extractor": "x"}, 1.0)
+
+
+def test_an_array_has_no_extractor_but_two_checkpoints_are_told_apart(tmp_path):
+    trained = {**DEEPSPEECH, "kind": "wav2vec2", "channels": 44, "extractor": "wav2vec2-logits-1024-aa"}
+    np.save(tmp_path / "aud_eo.npy", np.zeros((25, 16, 44), np.float32))
+    feature_arrays.check_match(
+        {**load_features(tmp_path / "aud_eo.npy", trained).describe(), "kind": "wav2vec2"}, trained, "aud_eo.npy"
+    )
+    other = contract.AudioFeatures("wav2vec2", np.zeros((50, 44), np.float32), 50.0, 0.0, "b", 16, 2, 8, 8)
+    with pytest.raises(UserError, match=r"extractor .* is b, but .*wav2vec2-logits-1024-aa"):
+        feature_arrays.check_match({**other.describe(), "kind": "wav2vec2"}, trained, "x.npz")
