@@ -92,12 +92,20 @@ class FakeClip:
                 r, c = np.divmod(np.arange(patch**2), patch)
                 picked.append(((top[:, None] + r).ravel(), (left[:, None] + c).ravel()))
             elif sampler == "lips":
-                x0, y0, x1, y1 = self.boxes["lips_box_px"][i]
-                picked.append((rng.integers(y0, y1, rays), rng.integers(x0, x1, rays)))
+                picked.append(self._tiles(i, patch))
             else:
                 raise ValueError(f"sampler {sampler!r} is unknown; choose rays, patch, lips or frame")
         rows, columns = (np.stack(a) for a in zip(*picked, strict=True))
-        return self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)
+        one = self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)
+        return one.replace(sampler=sampler, target=one.background if target == "torso" else one.target)
+
+    def _tiles(self, i: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the 2 x 2 tiles around the middle of the lips box, one tile after another."""
+        x0, y0, x1, y1 = self.boxes["lips_box_px"][i]
+        tile, pixel = np.divmod(np.arange(4 * patch**2), patch**2)
+        row, column = (a * patch + b for a, b in zip(np.divmod(tile, 2), np.divmod(pixel, patch), strict=True))
+        top, left = np.clip([(y0 + y1) // 2 - patch, (x0 + x1) // 2 - patch], 0, [self.height, self.width])
+        return np.minimum(row + top, self.height - 1), np.minimum(column + left, self.width - 1)
 
     def _gather(self, frames, rows, columns, background, image_hw) -> Batch:
         n, at = len(frames), (frames[:, None], rows, columns)
@@ -118,9 +126,11 @@ class FakeClip:
             audio=windows.astype(np.float32),
             expression=self.expression[frames],
             eye_closed=self.eye_closed[frames],
+            eye_area=(0.2 * (1 - self.eye_closed[frames])).astype(np.float32),
             target=self._target[at] / np.float32(255),
             label=self._label[at],
             in_face=within(self.boxes["face_box_px"]),
             in_lips=within(self.boxes["lips_box_px"]),
+            in_lower_face=within(self.boxes["face_box_px"]) & (rows > 0.45 * self.height),
             image_hw=image_hw,
         )

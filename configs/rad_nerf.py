@@ -1,0 +1,130 @@
+"""RAD-NeRF: 3-D grid with a 2-D grid of sound beside it, 2-D torso (rad-nerf dossier; arXiv 2211.12368).
+
+python launch.py --mode=fit --config=configs/rad_nerf.py:cpu --video=clip.mp4 --workdir=W --consent="..."
+
+Three stages: head, lips (head again, the lips box in every other step), torso. Variants: `full` is the released code
+value by value (an accelerator); `cpu` fits a short clip at 256 pixels on two cores; `demo` is `cpu` cut to a few
+minutes; `smoke` runs in seconds, for tests. Departures from `full` stand with their reason.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+VARIANTS = ("full", "cpu", "demo", "smoke")
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"rad_nerf has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    c = base.get_config()
+    c.system, c.variant = "rad_nerf", variant
+
+    m = c.model
+    m.grid_kind = "tiled"  # of the 3-D grid; hash is as good (dossier §3.2) and keeps the third axis on fine levels
+    m.grid_base = 16  # resolution of the coarsest level, of both grids of the head
+    m.grid_levels = 16
+    m.grid_finest = 2048
+    m.grid_log2_entries = 16  # entries per level
+    m.ambient_levels = 16  # of the 2-D grid that the sound looks up in
+    m.ambient_finest = 2048
+    m.ambient_log2_entries = 16
+    m.audio_dim = 64
+    m.eye = True  # the area of the eyes goes into the density (the originals' --exp_eye)
+    m.code_dim = 4  # per-frame appearance code
+    m.code_rows = 10000  # at least; a longer clip gets a row per frame
+    m.box = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)  # what is marched, axes of the originals (y, z, x of the contract)
+    m.t_min = 0.05  # rays start no nearer than this, contract units
+    m.samples = 16  # kept per ray
+    m.dt = 2.0 * math.sqrt(3.0) / 128  # step along a ray; with 16 samples the originals' dt_gamma has no effect
+    m.occupancy_side = 128
+    m.occupancy_decay = 0.95  # of the running maximum of a cell's density, per refresh
+    m.occupancy_box_only = False  # True: cells outside the box are never evaluated
+    m.blink_noise = 0.0  # added to the eyes' input in training; the originals have it in ER-NeRF only
+    m.chunk = 65536  # packed samples that the field takes at once
+    m.picture_stop = 1e-3  # pictures end a ray at this transmittance (training: 1e-4): below 0.26 of an 8-bit step
+    m.picture_precision = "float32"  # products rounded to bfloat16 would move the look-up in the grid of sound by cells
+    m.train_camera = False  # learn a correction of every training frame's camera
+    m.torso_code_dim = 8
+    m.torso_shrink = 0.8  # of the picture's coordinates
+    m.torso_levels = 16
+    m.torso_finest = 2048
+    m.torso_log2_entries = 16
+    m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
+
+    h = c.train.head = ConfigDict()
+    h.steps = 200_000
+    h.rays = 65536  # per frame and step
+    h.sampler = "rays"  # uniform over the picture
+    h.refresh_every = 16  # steps between occupancy updates
+    h.lr_tables = 5e-3
+    h.lr_net = 5e-4
+    h.lr_audio_attention = 2.5e-3
+    h.final_factor = 0.1  # of every rate, reached at the end
+    h.ema_decay = 0.95
+    h.ema_every = 1000
+    h.lambda_amb = 0.1  # of the ambient coordinates outside the lower face, reached at the end; more against flicker
+    h.lr_cameras = 1e-5  # with train_camera; degrees and units
+    h.seed = 0  # of the stage; another one repeats it with other random numbers
+
+    lips = c.train.lips = ConfigDict()
+    lips.steps = 50_000
+    lips.rays = 65536  # of the plain steps; the lips rectangle has its own number
+    lips.samplers = ("lips", "rays")  # alternating
+    lips.patch = 32  # the lips rectangle is a square of such tiles, compared as one picture
+    lips.perceptual = "auto"  # see tkjax.perceptual: lpips_alex where its weights are found, else structure
+    lips.perceptual_weight = 1.0  # times 0.01
+    lips.ema_every = 1000
+    lips.seed = 0
+
+    t = c.train.torso = ConfigDict()
+    t.steps = 200_000
+    t.rays = 65536
+    t.lr_tables = 5e-3
+    t.lr_net = 5e-4
+    t.final_factor = 0.1
+    t.ema_every = 1000
+    t.seed = 0
+
+    if variant in ("cpu", "demo"):
+        c.data.size = 256  # a quarter of the pixels of the usual 512
+        m.grid_kind = "hash"  # with these few entries tiled levels would know nothing of left and right from 181 on
+        m.grid_levels, m.grid_finest, m.grid_log2_entries = 12, 512, 15  # 512: a cell is about a pixel of 256
+        m.ambient_levels, m.ambient_finest, m.ambient_log2_entries = 8, 256, 14  # sounds of a minute fill no more
+        m.torso_finest = 512  # twice the picture's pixels; finer levels have nothing to learn from
+        m.occupancy_side = 64  # an eighth of the cells: a refresh costs 12 GFLOP instead of 96
+        m.occupancy_box_only = True  # half of the cube is never marched
+        m.chunk = 2048  # activations of a chunk stay in the cache
+        m.waves = 2  # same picture and gradients (a sample behind an opaque one has none), fewer samples
+        h.sampler = "focus"  # a sixth of the rays in the lips box: a short schedule must find the sound's effect
+        h.steps, h.rays = 4000, 4096
+        lips.steps, lips.rays = 1200, 4096
+        t.steps, t.rays = 2500, 8192
+        h.ema_every = lips.ema_every = t.ema_every = 20  # the schedule is 50 times shorter
+    if variant == "demo":
+        h.steps = 1600
+        h.sampler = "close"  # shorter still: a quarter of the rays
+        h.ema_every = 10
+        lips.steps = t.steps = 0  # the head alone
+    if variant == "smoke":
+        c.data.size = 32
+        m.grid_levels, m.grid_finest, m.grid_log2_entries = 6, 128, 10
+        m.ambient_levels, m.ambient_finest, m.ambient_log2_entries = 4, 64, 10
+        m.torso_levels, m.torso_finest, m.torso_log2_entries = 4, 64, 10
+        m.occupancy_side = 32
+        m.occupancy_box_only = True
+        m.chunk = 1024
+        m.code_rows = 64
+        h.steps, h.rays = 60, 256
+        h.lr_tables, h.lr_net, h.lr_audio_attention = 2e-2, 5e-3, 5e-3  # 60 steps instead of 200 000
+        lips.steps, lips.rays, lips.patch = 40, 256, 8
+        t.steps, t.rays = 40, 256
+        h.ema_every = lips.ema_every = t.ema_every = 5
+        c.train.log_every = 10
+        c.train.preview_every = 30
+        c.train.checkpoint_every = 20
+        c.eval.max_frames = 2
+        c.eval.chunk_rays = 1024
+    return c
