@@ -53,8 +53,9 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (loud * np.sin(2 * np.pi * 220 * t) * 0.5).astype(np.float32)
 
 
-def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c")):
-    """n frames of a moving blob over a gradient, with torso, labels and sound; n of 33 gives 30 + 3."""
+def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c"), more=None, source=None):
+    """n frames of a moving blob over a gradient, with torso, labels and sound; n of 33 gives 30 + 3. more: further
+    members of the frames."""
     plate = np.zeros((height, width, 3), np.uint8)
     plate[..., 0] = np.linspace(40, 200, width)
     plate[..., 2] = 120
@@ -82,6 +83,7 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a
         "expression": np.tile(np.linspace(0, 1, n, dtype=np.float32)[:, None], (1, len(names))),
         "eye_closed": (np.arange(n) % 5 / 5).astype(np.float32),
         "confidence": np.ones(n, np.float32),
+        **(more or {}),
     }
     camera = {"fx": 90.0, "fy": 90.0, "cx": width / 2, "cy": height / 2}
     writer = contract.DatasetWriter(
@@ -92,7 +94,7 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a
         camera=camera,
         landmark_scheme="ibug68",
         expression_names=names,
-        source={},
+        source=source or {},
         tools={},
     )
     with writer as out:

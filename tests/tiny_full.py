@@ -28,9 +28,16 @@ def matte(i: int) -> np.ndarray:
     return np.rint(255 * np.clip(15 + 0.05 * i - np.hypot(x - 44, y - 30), 0, 1)).astype(np.uint8)
 
 
+def crop(picture: np.ndarray) -> np.ndarray:
+    x0, y0, x1, y1 = BOX
+    return images.resize_area(np.ascontiguousarray(picture[y0:y1, x0:x1]), (24, 32))
+
+
 def make_dataset(root, n: int = 33, keyed: bool = False):
     """`tiny.make_dataset` with full.mp4, and where keyed full_alpha.mp4 and the name of the colour behind."""
-    tiny.make_dataset(root, n)
+    source = {"crop_px": list(BOX), "full_size": list(FULL_HW[::-1])} | ({"background_trt": list(TRT)} if keyed else {})
+    more = {"alpha_bytes": [images.encode_png(crop(matte(i))) for i in range(n)]} if keyed else {}
+    tiny.make_dataset(root, n, more=more, source=source)
     dataset = contract.Dataset(root)
     write_video(root / "full.mp4", [full_frame(dataset, i) for i in range(n)], FULL_HW, 25.0)
     names = ["full.mp4"]
@@ -41,9 +48,6 @@ def make_dataset(root, n: int = 33, keyed: bool = False):
     def change(manifest):
         for name in names:
             manifest["files"][name] = hashlib.sha256((root / name).read_bytes()).hexdigest()
-        manifest["source"] |= {"crop_px": list(BOX), "full_size": list(FULL_HW[::-1])}
-        if keyed:
-            manifest["source"]["background_trt"] = list(TRT)
 
     tiny_dataset.redigest(root, change)
     return root

@@ -235,9 +235,10 @@ class Avatar:
     def _picture(self, kind: str, i: int) -> np.ndarray:
         """One PNG of the track; keeps one track file in memory."""
         shard, row = divmod(i, TRACK_FRAMES)
-        if self._cached is None or self._cached[0] != shard:
-            self._cached = (shard, _read_npz(self.folder / self.meta["files"]["track"][shard]["name"]))
-        arrays = self._cached[1]
+        cached = self._cached  # another thread may read another frame
+        if cached is None or cached[0] != shard:
+            cached = self._cached = (shard, _read_npz(self.folder / self.meta["files"]["track"][shard]["name"]))
+        arrays = cached[1]
         if f"{kind}_png" not in arrays:
             raise UserError(
                 f"{self.folder} holds no {kind} pictures (it was made by an older version or without its clip); "

@@ -4,28 +4,31 @@ Sound is decoded in blocks, features are made as it comes, a frame is drawn as s
 are there, and the encoder takes it at once: memory does not grow with the length of the sound.
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
 from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays, images
-from tkjax.data import over
 from tkjax.errors import UserError
-from tkjax.models.base import Model
-from tkjax.render.image import final_clock, picture, render_image
-from tkjax.types import Batch, Clock, Variables
-from tkjax.video import VideoWriter
+from tkjax.maps import Maps, render_maps
+from tkjax.scene import Scene, bleed
+from tkjax.types import Batch
+from tkjax.video import ALPHA_SUFFIXES, VideoWriter
 
 KEEP_LIPS = 0.35  # share of the last frame's sound in a smoothed one (er-nerf.md §6)
+AHEAD = 2  # frames that are begun before the one that is handed on
 BLOCK_S = 1.0  # seconds of sound decoded at once
 LENGTH_TOLERANCE_S = 0.5  # between a sound and its features: extractors pad or drop a window at the end
 FRAMES_MARK = "frames.json"  # lies beside PNG files that were written here
@@ -119,48 +122,53 @@ def windows(spec: Spec, chunks: Iterable[np.ndarray]) -> Iterator[Float[np.ndarr
 # ---------------------------------------------------------------- one frame
 
 
-def draw(
-    model: Model, variables: Variables, batch: Batch, hw: tuple[int, int], behind, clock: Clock, chunk_rays: int
-) -> UInt8[Array, "H W 3"]:
-    """One 8-bit frame, perhaps still being computed: the model's picture over `behind` (uint8 [H,W,3]), clipped in
-    `picture`, rounded to nearest."""
-    rgb = picture(render_image(model, variables, batch, hw, clock, chunk_rays), jnp.asarray(behind, jnp.float32) / 255)
-    return jnp.rint(rgb * 255).astype(jnp.uint8)
+Frame = tuple[np.ndarray, dict[str, np.ndarray]]  # a picture, uint8 RGB or RGBA, and its maps by name
 
 
-def frames(
-    subject: avatar.Avatar, plan: drive.Drive, spec: Spec, feature_chunks: Iterable[np.ndarray]
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def frames(scene: Scene, spec: Spec, feature_chunks: Iterable[np.ndarray], maps: Maps | None = None) -> Iterator[Frame]:
     """All frames in order. Loads the model once; each frame depends on the carry and its index alone.
 
-    A frame is handed on when the next one has been started, so that drawing and encoding overlap.
+    The device draws one frame while another thread finishes the one before (pastes it back, gives it its background)
+    and the caller encodes the one before that.
     """
-    model = subject.model()
-    variables = subject.variables(model)
-    clock = final_clock(subject.meta["step"])
-    hw = (subject.info.height, subject.info.width)
-    given_torso = subject.meta["background"] == "torso"
-    intrinsics = jnp.asarray(plan.intrinsics, jnp.float32)[None]
-    started = None
-    for i, audio_windows in enumerate(windows(spec, feature_chunks)):
-        k = plan.track_frame(i)
-        behind = over(subject.torso(k), plan.plate) if given_torso else plan.plate
-        batch = Batch(
-            frame=jnp.asarray([subject.meta["first_frame"] + k], jnp.int32),
-            cam_to_world=jnp.asarray(plan.pose(i), jnp.float32)[None],
-            intrinsics=intrinsics,
-            pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
-            background=jnp.asarray(behind, jnp.float32).reshape(1, -1, 3) / 255,
-            audio=jnp.asarray(audio_windows)[None],
-            expression=jnp.asarray(subject.expression[k], jnp.float32)[None],
-            eye_closed=jnp.asarray([plan.eye(i)], jnp.float32),
-        )
-        following = draw(model, variables, batch, hw, behind, clock, subject.config.eval.chunk_rays)
-        if started is not None:
-            yield np.asarray(started)
-        started = following
-    if started is not None:
-        yield np.asarray(started)
+    variables = scene.subject.variables(scene.model)
+    waiting: collections.deque[Future] = collections.deque()
+    with ThreadPoolExecutor(1) as pool:
+        for i, audio_windows in enumerate(windows(spec, feature_chunks)):
+            k = scene.plan.track_frame(i)
+            behind, torso = scene.behind(k)
+            batch = frame_batch(scene, i, audio_windows, behind)
+            drawn = scene.start(variables, batch, behind, torso)
+            values = {}
+            if maps is not None and maps.names:
+                hw, chunk = behind.shape[:2], scene.subject.config.eval.chunk_rays
+                values = render_maps(scene.model, variables, batch, hw, scene.clock, chunk)
+            waiting.append(pool.submit(_finish, scene, maps, drawn, k, values))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def frame_batch(scene: Scene, i: int, audio_windows: Float[np.ndarray, "W T C"], behind: np.ndarray) -> Batch:
+    """What the model is given for output frame i."""
+    subject, plan = scene.subject, scene.plan
+    k, area = plan.track_frame(i), plan.area(i)
+    return Batch(
+        frame=jnp.asarray([subject.frame_number(k)], jnp.int32),
+        cam_to_world=jnp.asarray(plan.pose(i), jnp.float32)[None],
+        intrinsics=jnp.asarray(plan.intrinsics, jnp.float32)[None],
+        pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
+        background=jnp.asarray(behind, jnp.float32).reshape(1, -1, 3) / 255,
+        audio=jnp.asarray(audio_windows)[None],
+        expression=jnp.asarray(subject.expression[k], jnp.float32)[None],
+        eye_closed=jnp.asarray([plan.eye(i)], jnp.float32),
+        eye_area=None if area is None else jnp.asarray([area], jnp.float32),
+    )
+
+
+def _finish(scene: Scene, maps: Maps | None, drawn, k: int, values: dict) -> Frame:
+    return scene.finish(drawn, k), maps.pictures(values) if values or (maps and maps.names) else {}
 
 
 # ---------------------------------------------------------------- sound
@@ -245,7 +253,7 @@ def mark(subject: avatar.Avatar) -> dict[str, str]:
     return {"comment": text, "description": text, "title": "Synthetic talking portrait"}
 
 
-def watermark(rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+def watermark(rgb: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
     """The word SYNTHETIC in the lower right corner, on a dark ground."""
     picture_ = Image.fromarray(rgb)
     font = ImageFont.load_default(max(10, rgb.shape[0] // 20))
@@ -258,13 +266,18 @@ def watermark(rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(picture_)
 
 
-def is_video(out: Path | str) -> bool:
-    return Path(out).suffix.lower() in (".mp4", ".mov", ".m4v")
+def is_video(out: Path | str, alpha: bool = False) -> bool:
+    return Path(out).suffix.lower() in (ALPHA_SUFFIXES if alpha else (".mp4", ".mov", ".m4v", ".webm"))
 
 
-def check_out(out: Path | str) -> None:
+def check_out(out: Path | str, alpha: bool = False) -> None:
     """Refuse a destination that cannot be written or that is not ours to replace, before any work."""
     out = Path(out)
+    if alpha and is_video(out) and not is_video(out, alpha):
+        raise UserError(
+            f"--out={out} cannot hold an alpha channel; name a .mov (ProRes 4444) or .webm (VP9) file, or a folder for "
+            "PNG files"
+        )
     if is_video(out):
         if out.is_dir():
             raise UserError(f"--out={out} is a folder; name a file in it")
@@ -276,8 +289,9 @@ def check_out(out: Path | str) -> None:
         raise UserError(f"--out={out} is a folder with other files in it; name a new or empty one")
 
 
-def write_pngs(out: Path | str, pictures: Iterable[np.ndarray], subject: avatar.Avatar) -> None:
-    """000000.png … with the mark in their text chunks; the folder appears when it is complete."""
+def write_pngs(out: Path | str, pictures: Iterable[Frame], subject: avatar.Avatar) -> None:
+    """000000.png … with the mark in their text chunks, maps in folders of their names; the folder appears when it is
+    complete."""
     out = Path(out).absolute()
     text = PngImagePlugin.PngInfo()
     for key, value in mark(subject).items():
@@ -289,8 +303,10 @@ def write_pngs(out: Path | str, pictures: Iterable[np.ndarray], subject: avatar.
         raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
     try:
         n = 0
-        for n, rgb in enumerate(pictures, 1):
-            Image.fromarray(rgb).save(partial / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
+        for n, (rgb, maps) in enumerate(pictures, 1):
+            for folder, picture in ((partial, rgb), *((partial / name, p) for name, p in maps.items())):
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(picture).save(folder / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
         facts = {"frames": n, "fps": subject.meta["fps"], "avatar": subject.id, **mark(subject)}
         images.write_atomic(partial / FRAMES_MARK, (json.dumps(facts, indent=2) + "\n").encode())
         partial.chmod(0o755)
@@ -299,6 +315,22 @@ def write_pngs(out: Path | str, pictures: Iterable[np.ndarray], subject: avatar.
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_videos(out: Path | str, pictures: Iterable[Frame], scene: Scene, sound: Path | str) -> None:
+    """OUT with sound, and OUT_<map>.mp4 without for each map; all of them or none."""
+    out, fps, text = Path(out), scene.subject.meta["fps"], mark(scene.subject)
+    with contextlib.ExitStack() as stack:
+        main = VideoWriter(out, *scene.hw, fps=fps, audio=sound, metadata=text, alpha=scene.alpha)
+        writers = {"": stack.enter_context(main)}
+        for rgb, maps in pictures:
+            main.write(bleed(rgb) if scene.alpha else rgb)
+            for name, picture in maps.items():
+                if name not in writers:
+                    path = out.with_name(f"{out.stem}_{name}.mp4")
+                    writer = VideoWriter(path, *picture.shape[:2], fps=fps, metadata=text)
+                    writers[name] = stack.enter_context(writer)
+                writers[name].write(picture)
 
 
 def render(
@@ -311,34 +343,38 @@ def render(
     audio_kinds: str | None = None,
     smooth_lips: bool = False,
     visible_mark: bool = False,
+    paste_back: str | None = None,
+    alpha: bool = False,
+    maps: Sequence[str] = (),
+    torso: str | None = None,
     on_frame=None,
 ) -> int:
-    """Draw the avatar speaking `sound` into `out` (.mp4 with sound, or a folder of PNG files); the number of frames.
+    """Draw the avatar speaking `sound` into `out`: a video with sound, or a folder of PNG files; the number of frames.
 
-    on_frame(i, rgb), if given, sees every frame before it is written.
+    paste_back, alpha, torso: see `Scene`; with alpha `out` is .mov, .webm or a folder. maps: some of maps.MAPS, written
+    beside `out`. on_frame(i, picture), if given, sees every frame before it is written.
     """
-    check_out(out)
+    check_out(out, alpha)
+    scene, maps_ = Scene(subject, plan, torso=torso, paste_back=paste_back, alpha=alpha), Maps(maps)
     fps, spoken = subject.meta["fps"], subject.meta["audio"]
     n = sound_frames(sound, fps)
     spec = Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, n, smooth_lips)
     with tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
         rows = feature_chunks(sound, n / fps, subject, features, audio_kinds, Path(folder))
-        pictures = _finished(frames(subject, plan, spec, rows), n, visible_mark, on_frame)
+        pictures = _finished(frames(scene, spec, rows, maps_), n, visible_mark, on_frame)
         if is_video(out):
-            hw = (subject.info.height, subject.info.width)
-            with VideoWriter(out, *hw, fps=fps, audio=sound, metadata=mark(subject)) as video:
-                for rgb in pictures:
-                    video.write(rgb)
+            write_videos(out, pictures, scene, sound)
         else:
             write_pngs(out, pictures, subject)
+    subject.close()
     return n
 
 
-def _finished(pictures: Iterable[np.ndarray], n: int, visible_mark: bool, on_frame) -> Iterator[np.ndarray]:
+def _finished(pictures: Iterable[Frame], n: int, visible_mark: bool, on_frame) -> Iterator[Frame]:
     """Frames with progress (frames/s, time left), the visible mark and the caller's look at them."""
-    for i, rgb in enumerate(tqdm(pictures, total=n, desc="render", unit="frame", mininterval=0.5)):
+    for i, (rgb, maps) in enumerate(tqdm(pictures, total=n, desc="render", unit="frame", mininterval=0.5)):
         if visible_mark:
             rgb = watermark(rgb)
         if on_frame is not None:
             on_frame(i, rgb)
-        yield rgb
+        yield rgb, maps

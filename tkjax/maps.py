@@ -1,0 +1,114 @@
+"""Optional pictures of what a model knows beside colour: depth, ambient response, uncertainty.
+
+One normalisation per map and rendering, fixed by its first frame, so that a frame depends on nothing that comes later
+and brightness does not flicker: depth runs from 1 (the nearest 1 % of the head) to 0 (the farthest 1 %, and where
+nothing is); the others from 0 to 1 = the 99th percentile of what is above 0. Depth is grey, the others use PALETTE.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from tkjax.errors import UserError
+from tkjax.models.base import Model
+from tkjax.render.image import pixel_grid
+from tkjax.types import Batch, Clock, Variables
+
+MAPS = ("depth", "ambient", "uncertainty")
+PALETTE = (
+    (0.0, (12, 12, 40)),
+    (0.25, (40, 90, 200)),
+    (0.5, (30, 180, 140)),
+    (0.75, (240, 200, 60)),
+    (1.0, (220, 40, 30)),
+)
+_COLOURS = np.stack(
+    [np.interp(np.arange(256) / 255, [p for p, _ in PALETTE], [c[i] for _, c in PALETTE]) for i in range(3)], -1
+)
+_COLOURS = np.rint(_COLOURS).astype(np.uint8)
+
+
+def kind(name: str) -> str:
+    """The picture that a model's map belongs to: depth, uncertainty, and all others are ambient responses."""
+    return name if name in ("depth", "uncertainty") else "ambient"
+
+
+def render_maps(
+    model: Model, variables: Variables, frame: Batch, hw: tuple[int, int], clock: Clock, chunk_rays: int = 8192
+) -> dict[str, Float[Array, "H W"]]:
+    """All maps of one frame (B = 1), deterministically; compiles once per model object, size and chunk."""
+    frame = frame.replace(
+        pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
+        background=jnp.zeros((1, 0, 3), jnp.float32),
+        target=None,
+        label=None,
+        in_face=None,
+        in_lips=None,
+        in_lower_face=None,
+        image_hw=None,
+        sampler=None,
+    )
+    pixels = hw[0] * hw[1]
+    return _render(model, hw, min(chunk_rays or pixels, pixels), variables, frame, clock)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _render(model: Model, hw: tuple[int, int], chunk: int, variables: Variables, frame: Batch, clock: Clock):
+    grid = pixel_grid(*hw)
+    tiles = jnp.pad(grid, ((0, -len(grid) % chunk), (0, 0)), mode="edge").reshape(-1, chunk, 2)
+
+    def part(pixels_px):
+        batch = frame.replace(pixels_px=pixels_px[None], background=jnp.zeros((1, chunk, 3), jnp.float32))
+        return {name: value[0] for name, value in model.maps(variables, batch, clock).items()}
+
+    parts = jax.lax.map(part, tiles)
+    return {name: value.reshape(-1)[: len(grid)].reshape(hw) for name, value in parts.items()}
+
+
+class Maps:
+    """The chosen pictures of one rendering, frame after frame.
+
+    names: some of MAPS. A system without one of them is a UserError at the first frame.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        for name in names:
+            if name not in MAPS:
+                raise UserError(f"--maps={name} is unknown, expected some of {', '.join(MAPS)}")
+        self.names = tuple(dict.fromkeys(names))
+        self._range: dict[str, tuple[float, float]] = {}
+
+    def pictures(self, values: Mapping[str, Float[Array, "H W"]]) -> dict[str, UInt8[np.ndarray, "H wide 3"]]:
+        """One picture per name; several maps of a name (ambient: sound, eyes) side by side."""
+        out = {}
+        for name in self.names:
+            parts = [self._picture(k, np.asarray(v)) for k, v in values.items() if kind(k) == name]
+            if not parts:
+                known = ", ".join(sorted(set(map(kind, values)))) or "none"
+                raise UserError(f"--maps={name}: this avatar's system has no such map; it has {known}")
+            out[name] = np.concatenate(parts, 1)
+        return out
+
+    def _picture(self, key: str, value: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+        finite = np.isfinite(value)
+        if key not in self._range:
+            self._range[key] = _range(value[finite], key)
+        low, high = self._range[key]
+        level = np.clip((np.where(finite, value, low) - low) / (high - low), 0, 1)
+        index = np.rint(255 * level).astype(np.uint8)
+        if key == "depth":
+            return np.repeat(index[..., None], 3, -1)
+        return _COLOURS[index]
+
+
+def _range(values: Float[np.ndarray, " n"], key: str) -> tuple[float, float]:
+    """(value shown as 0, value shown as 1), never equal."""
+    if key == "depth":
+        near, far = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
+        return float(far), float(min(near, far - 1e-6))
+    above = values[values > 0]
+    return 0.0, float(max(np.percentile(above, 99) if above.size else 1.0, 1e-6))
