@@ -14,9 +14,9 @@ weights were fitted on.
 structure: mean over three scales (2x2 means) of (1 - c_s)/2 + |∂x a - ∂x b| + |∂y a - ∂y b|, means over pixels and
 channels. c_s is SSIM's contrast-structure factor (2 σ_ab + c2) / (σ_a² + σ_b² + c2) in a Gaussian window of 7 pixels
 (σ 1.5), at the coarsest scale times its luminance factor, as in multi-scale SSIM. A constant shift of the colours
-changes the luminance factor alone, blur every other term: the squared error beside it in the loss sees the shift. A face
-blurred by 1, 2 and 4 pixels is 0.05, 0.11 and 0.18 away (a shift of the same squared error 0.001, 0.003, 0.005). That
-is the order of LPIPS, so the dossiers' weights are kept; how it compares with the real weights was not measured.
+changes the luminance factor alone, blur every other term: the squared error beside it in the loss sees the shift.
+A face blurred by 1, 2 and 4 pixels is 0.05, 0.11 and 0.18 away (a shift of the same squared error 0.001, 0.003,
+0.005). That is the order of LPIPS, so the dossiers' weights are kept; against the real weights it was not measured.
 """
 
 import dataclasses
