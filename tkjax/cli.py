@@ -328,9 +328,10 @@ def render(opts: Options) -> None:
     workdir, out, sound = existing_workdir(opts), Path(opts.out), Path(opts.audio)
     if not sound.is_file():
         raise UserError(f"--audio: there is no file {sound}")
-    stream.check_out(out)
-    if out.exists() and out.samefile(sound):
-        raise UserError(f"--out={out} is the sound to speak; name another file, so that it stays")
+    stream.check_out(out, bool(opts.alpha))
+    for path in (out, *(stream.map_path(out, name) for name in opts.maps or ())):
+        if path.exists() and path.samefile(sound):
+            raise UserError(f"--out={out}: {path} is the sound to speak; name another file, so that it stays")
     use_backend("")
     subject = avatar.load(workdir / "avatar")
     window = opts.smooth_path_window or drive.SMOOTH_WINDOW
@@ -342,6 +343,8 @@ def render(opts: Options) -> None:
         fix_eye=opts.fix_eye,
         eye=opts.eye,
         data_range=opts.data_range,
+        poses=opts.poses or "train",
+        smooth_eye=bool(opts.smooth_eye),
     )
     n = stream.render(
         subject,
@@ -352,6 +355,10 @@ def render(opts: Options) -> None:
         audio_kinds=opts.audio_kinds,
         smooth_lips=bool(opts.smooth_lips),
         visible_mark=bool(opts.watermark),
+        paste_back=opts.paste_back,
+        alpha=bool(opts.alpha),
+        maps=opts.maps or (),
+        torso=opts.torso,
     )
     print(f"{out}: {n} frames, marked as synthetic (avatar {subject.id})")
 

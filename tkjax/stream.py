@@ -210,7 +210,10 @@ def _child_features(
             f"--audio_kinds={kind}=PATH, or give ready features with --features"
         )
     out = folder / f"audio_{kind}.npz"
-    child.run("preprocess.audio_features", ["--audio", str(path), "--kind", chosen.strip(), "--out", str(out)])
+    arguments = ["--audio", str(path), "--kind", chosen.strip(), "--out", str(out)]
+    if feature_arrays.in_segments(subject.meta["audio"]):
+        arguments.append("--segments")
+    child.run("preprocess.audio_features", arguments)
     return contract.load_audio_features(out)
 
 
@@ -304,7 +307,7 @@ def write_pngs(out: Path | str, pictures: Iterable[Frame], subject: avatar.Avata
     try:
         n = 0
         for n, (rgb, maps) in enumerate(pictures, 1):
-            for folder, picture in ((partial, rgb), *((partial / name, p) for name, p in maps.items())):
+            for folder, picture in ((partial, rgb), *((map_path(partial, name), p) for name, p in maps.items())):
                 folder.mkdir(exist_ok=True)
                 Image.fromarray(picture).save(folder / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
         facts = {"frames": n, "fps": subject.meta["fps"], "avatar": subject.id, **mark(subject)}
@@ -317,6 +320,11 @@ def write_pngs(out: Path | str, pictures: Iterable[Frame], subject: avatar.Avata
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def map_path(out: Path, name: str) -> Path:
+    """Where a map goes: OUT_<name>.mp4 beside a video, OUT/<name> in a folder of PNG files."""
+    return out.with_name(f"{out.stem}_{name}.mp4") if is_video(out) else out / name
+
+
 def write_videos(out: Path | str, pictures: Iterable[Frame], scene: Scene, sound: Path | str) -> None:
     """OUT with sound, and OUT_<map>.mp4 without for each map; all of them or none."""
     out, fps, text = Path(out), scene.subject.meta["fps"], mark(scene.subject)
@@ -327,8 +335,7 @@ def write_videos(out: Path | str, pictures: Iterable[Frame], scene: Scene, sound
             main.write(bleed(rgb) if scene.alpha else rgb)
             for name, picture in maps.items():
                 if name not in writers:
-                    path = out.with_name(f"{out.stem}_{name}.mp4")
-                    writer = VideoWriter(path, *picture.shape[:2], fps=fps, metadata=text)
+                    writer = VideoWriter(map_path(out, name), *picture.shape[:2], fps=fps, metadata=text)
                     writers[name] = stack.enter_context(writer)
                 writers[name].write(picture)
 
