@@ -11,6 +11,9 @@ The sound is normalised with mean and variance of the whole file where the check
 the file), then runs in blocks of 500 steps with 100 steps of context on both sides, so memory does not grow. A sound
 of up to 600 steps (12 s) is one block, the undivided run itself; longer ones differ by what attention
 draws from more than 2 s away, and, in checkpoints with a group norm over time (wav2vec2-base), by its statistics.
+
+`--segments` extracts as RAD-NeRF (wav2vec2) and Avatar-ERNeRF (also HuBERT) do, for avatars that learnt from their
+arrays: pieces of 10 + 50 + 10 steps of 20 ms, each normalised alone, of which the middle is kept; windows of 16.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from tkjax.errors import UserError
 
 RATE, HOP, KERNEL = 16000, 320, 400
 BLOCK, CONTEXT = 500, 100  # steps
+LEFT, MIDDLE, RIGHT = 10, 50, 10  # steps of a piece (rad-nerf.md §2.5, avatar-ernerf.md §2.4 task 6)
 THREADS = 2  # fixed: sums depend on it in the last bits
 START_S = KERNEL / 2 / RATE
 WINDOWS = {
@@ -187,13 +191,41 @@ def encode(encoder: Encoder, path: str | Path) -> np.ndarray:
     return np.concatenate(out)
 
 
-def write_features(path: str | Path, kind: str, where: str, out: Path) -> None:
+def encode_segments(encoder: Encoder, path: str | Path) -> np.ndarray:
+    """Features [steps, C] as the originals stream them: T pieces of 320 samples give T - 1 steps.
+
+    LEFT silent pieces stand in front. Whenever LEFT + MIDDLE + RIGHT pieces are there, the network sees them, its
+    steps LEFT … LEFT + MIDDLE - 1 are kept and the last LEFT + RIGHT pieces stay; at the end it sees what is left and
+    all from step LEFT on are kept.
+    """
+
+    def run(samples: np.ndarray) -> np.ndarray:
+        if encoder.normalise:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return encoder(samples.astype(np.float32))
+
+    held, out, count = np.zeros(LEFT * HOP, np.float32), [], 0
+    for piece in audio.stream_audio(path, RATE, HOP):
+        held, count = np.concatenate([held, piece]), count + len(piece)
+        if len(held) == (LEFT + MIDDLE + RIGHT) * HOP:
+            out.append(run(held)[LEFT : LEFT + MIDDLE].copy())
+            held = held[-(LEFT + RIGHT) * HOP :]
+    if steps_of(count) < 1:
+        raise UserError(f"{path} holds {count} samples at 16 kHz, too few for {encoder.kind} features")
+    return np.concatenate([*out, run(held)[LEFT:]])
+
+
+def write_features(path: str | Path, kind: str, where: str, out: Path, segments: bool = False) -> None:
     """Write the features of a sound file to `out` (contract's audio_<kind>.npz), whole or not at all."""
     if kind == "logmel":
         f = audio.audio_features(path)
         save_audio_features(out, kind, f.features, f.rate_hz, f.start_s, f.extractor, f.window, f.hop, f.left, f.pad)
         return
     encoder = load_encoder(kind, where)
+    if segments:
+        rows, cut = encode_segments(encoder, path), WINDOWS["wav2vec2"]
+        save_audio_features(out, kind, rows, RATE / HOP, START_S, f"{encoder.identity}-segments", **cut)
+        return
     save_audio_features(out, kind, encode(encoder, path), RATE / HOP, START_S, encoder.identity, **WINDOWS[kind])
 
 
@@ -211,6 +243,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--audio", required=True, help="wav, mp3, m4a, mp4: anything PyAV reads")
     parser.add_argument("--kind", required=True, help="logmel, wav2vec2=PATH or hubert=PATH (local folder or hub name)")
     parser.add_argument("--out", required=True, help="the npz file to write")
+    parser.add_argument(
+        "--segments", action="store_true", help="in pieces as RAD-NeRF and Avatar-ERNeRF, windows of 16"
+    )
     args = parser.parse_args(argv)
     try:
         kinds = parse_kinds(args.kind)
@@ -218,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--kind={args.kind} names {len(kinds)} kinds; give one")
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         [(kind, where)] = kinds.items()
-        write_features(args.audio, kind, where, Path(args.out))
+        write_features(args.audio, kind, where, Path(args.out), args.segments)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

@@ -144,3 +144,9 @@ def test_an_array_has_no_extractor_but_two_checkpoints_are_told_apart(tmp_path):
     other = contract.AudioFeatures("wav2vec2", np.zeros((50, 44), np.float32), 50.0, 0.0, "b", 16, 2, 8, 8)
     with pytest.raises(UserError, match=r"extractor .* is b, but .*wav2vec2-logits-1024-aa"):
         feature_arrays.check_match({**other.describe(), "kind": "wav2vec2"}, trained, "x.npz")
+
+
+def test_avatars_of_arrays_hear_new_sound_as_the_originals_cut_it():
+    assert feature_arrays.in_segments(DEEPSPEECH)
+    assert not feature_arrays.in_segments({**DEEPSPEECH, "window": 2})  # ER-NeRF's HuBERT: the whole file at once
+    assert not feature_arrays.in_segments({**DEEPSPEECH, "extractor": "wav2vec2-logits-1024-aa"})

@@ -168,3 +168,25 @@ def test_a_sound_too_short_for_one_step_is_refused(checkpoints, tmp_path, capsys
         ]
     )
     assert code == 2 and "too few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "steps"), [("wav2vec2", 10.0, 499), ("hubert", 2.4, 119), ("wav2vec2", 1.0, 49)]
+)
+def test_segments_are_the_originals_streaming(checkpoints, tmp_path, kind, seconds, steps):
+    wav, out = tmp_path / "s.wav", tmp_path / "x.npz"
+    audio.write_wav(wav, speech(seconds))
+    where = checkpoints / kind
+    assert af.main(["--audio", str(wav), "--kind", f"{kind}={where}", "--out", str(out), "--segments"]) == 0
+    f = load_audio_features(out)
+    assert (len(f.features), f.window, f.hop, f.left) == (steps, 16, 2, 8) and f.extractor.endswith("-segments")
+    encoder, pcm = af.load_encoder(kind, str(where)), audio.read_audio(wav)
+    rows, first = [], 0  # the same by positions: piece k of 50 steps sees 10 + 50 + 10 pieces around it
+    padded = np.concatenate([np.zeros(3200, np.float32), pcm])
+    while len(rows) < steps:
+        part = padded[first * 320 : (first + 70) * 320]
+        last = len(part) < 70 * 320
+        features = encoder((part - part.mean()) / np.sqrt(part.var() + 1e-7))
+        rows.extend(features[10:] if last else features[10:60])
+        first += 50
+    np.testing.assert_allclose(f.features, rows, atol=1e-5)

@@ -188,6 +188,11 @@ def by_name_only_differs(kind: str, wanted: str) -> bool:
     return wanted != kind and wanted.split("_")[0] == kind
 
 
+def in_segments(wanted: Mapping[str, Any]) -> bool:
+    """Whether an avatar learnt from an original's array of windows of 16: new sound is then extracted as there."""
+    return str(wanted["extractor"]).startswith(f"{EXTRACTOR}-") and wanted["window"] == 16
+
+
 def describe(spec: Mapping[str, Any]) -> str:
     """`deepspeech features of width 29, window 16/2/8`."""
     return f"{spec['kind']} features of width {spec['channels']}, window {spec['window']}/{spec['hop']}/{spec['left']}"
