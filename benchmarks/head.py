@@ -25,14 +25,15 @@ from tkjax import avatar, cli, environment, options
 from tkjax.batches import make_loader
 from tkjax.devices import AXIS, replicate, shard
 from tkjax.errors import UserError
-from tkjax.models.er_nerf import PICTURE_STOP
 from tkjax.ops import composite_packed, dispatch, field, march_packed
 from tkjax.optim import optimiser
 from tkjax.render.image import final_clock, picture, pixel_grid, render_image
 from tkjax.step import TrainState, check_terms, make_step
 
-FRAME_FLOP = 46_368  # per sample of the picture: 23,184 multiply-adds (er-nerf dossier §10)
-STEP_FLOP = 146_208  # per sample of a step: 24,368 multiply-adds forward, three times that with the backward pass
+# Per sample of a picture: 23,184 and 28,352 multiply-adds (er-nerf dossier §10, rad-nerf dossier §10)
+FRAME_FLOP = {"er_nerf": 46_368, "rad_nerf": 56_704}
+# Per sample of a step: 24,368 and 28,352 multiply-adds forward, three times that with the backward pass
+STEP_FLOP = {"er_nerf": 146_208, "rad_nerf": 170_112}
 
 
 def interleaved(runs: dict, seconds: float) -> dict[str, list[float]]:
@@ -125,9 +126,9 @@ def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
             typical = statistics.median(times) if what == "frame" else statistics.fmean(times)
             rows.append({"what": what, "backend": name, "per_second": 1 / typical, "calls": len(times)})
     rays, samples = steps[backends[0]][2], steps[backends[0]][1]()["samples_per_ray"]
-    flop = {"step": rays * samples * STEP_FLOP}
+    flop = {"step": rays * samples * STEP_FLOP[subject.config.system]}
     kept = pictured(subject, clip, (first + last) // 2)
-    flop["frame"] = kept * FRAME_FLOP
+    flop["frame"] = kept * FRAME_FLOP[subject.config.system]
     for row in rows:
         row["roofline_per_second"] = ceiling * 1e9 / flop[row["what"]]
         row["share_of_roofline"] = row["per_second"] / row["roofline_per_second"]
@@ -147,7 +148,7 @@ def pictured(subject, clip, index: int) -> float:
     variables, m = subject.variables(model), subject.config.model
     hw = (subject.info.height, subject.info.width)
     frame = clip.frame_batch(index, "torso").replace(pixels_px=pixel_grid(*hw)[None])
-    rays_o, rays_d, _ = model._rays(frame)
+    rays_o, rays_d, _ = model._rays(variables.params, frame)
     values = model._frame_values(variables.params, frame, None, False)
     noise, capacity = jnp.zeros(len(rays_o)), len(rays_o) * m.samples
     kept = march_packed(rays_o, rays_d, variables.state["bits"], noise, capacity=capacity, **model._marching())
@@ -155,7 +156,7 @@ def pictured(subject, clip, index: int) -> float:
     rows = {name: (v, None) for name, v in values.items()}
     sigma = field(model.program.select("sigma"), points, rows, variables.params, total=kept.total)
     ones = jnp.ones((capacity, 1))
-    sums = composite_packed(sigma[:, 0], kept.t, m.dt, kept.offset, kept.count, ones, ones, stop=PICTURE_STOP)
+    sums = composite_packed(sigma[:, 0], kept.t, m.dt, kept.offset, kept.count, ones, ones, stop=m.picture_stop)
     return float(jnp.sum(sums.plain))
 
 

@@ -37,6 +37,8 @@ def run(opts: Options) -> None:
         "demo": demo,
         "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
     }
+    if opts.models_dir:  # also for what looks for its files deep inside, such as the perceptual term of training
+        os.environ["TKJAX_MODELS"] = str(opts.models_dir)
     modes[opts.mode](opts)
 
 

@@ -110,7 +110,7 @@ class Model:
         return {"all": params}
 
     def maps(self, variables: Variables, batch: Batch, clock: Clock) -> dict[str, jax.Array]:
-        """Pictures [B,R] of what the model knows beside colour (depth, ambient, uncertainty), by name; none by default."""
+        """Pictures [B,R] of what the model knows beside colour (depth, uncertainty, …), by name; none by default."""
         del variables, batch, clock
         return {}
 

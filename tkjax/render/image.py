@@ -75,6 +75,7 @@ def render_image(
         label=None,
         in_face=None,
         in_lips=None,
+        in_lower_face=None,
         image_hw=None,
         sampler=None,
     )
