@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests import tiny, tiny_full, tiny_layers
 from tests.alpha_test import read_rgba
-from tkjax import audio, drive, stream, video
+from tkjax import audio, cli, drive, options, stream, video
 from tkjax.data import Clip, over
 from tkjax.errors import UserError
 from tkjax.scene import Scene, bleed
@@ -192,3 +192,22 @@ def test_frames_do_not_depend_on_those_before_them(made):
     all_frames = [frame for frame, _ in stream.frames(scene, spec, [rows])]
     again = [frame for frame, _ in stream.frames(Scene(subject, drive.plan(subject, background="red")), spec, [rows])]
     assert all((a == b).all() for a, b in zip(all_frames, again)) and len(all_frames) == 40
+
+
+def test_the_command_line_reaches_every_option(made, tmp_path):
+    (tmp_path / "avatar").symlink_to(made["plain"].folder)
+    base = ["launch.py", "--mode=render", f"--workdir={tmp_path}", f"--audio={made['sound']}"]
+
+    def frame(*flags):
+        cli.run(options.parse([*base, f"--out={tmp_path / 'out'}", *flags]))
+        return np.asarray(Image.open(tmp_path / "out" / "000002.png")).astype(int)
+
+    plain = frame()
+    given = frame("--torso=given")
+    assert (given != plain).any() and (frame("--torso=given", "--poses=test") != given).any()
+    assert (frame("--paste_back=face") != plain).any() and (frame("--paste_back=none") == plain).all()
+    assert frame("--alpha").shape[-1] == 4
+    frame("--maps=depth,ambient", "--smooth_eye")
+    assert (tmp_path / "out" / "ambient" / "000009.png").is_file()
+    with pytest.raises(UserError, match="alpha channel"):
+        cli.run(options.parse([*base, f"--out={tmp_path / 'o.mp4'}", "--alpha"]))
