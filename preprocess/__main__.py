@@ -27,6 +27,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--labels", default="auto", help="auto, colour, or bisenet=PATH of its 79999_iter.pth")
     p.add_argument("--min_face", type=int, default=64, help="least height of the face in the clip, in pixels")
     p.add_argument("--subject", default="", help="name of the subject; default: first digits of the clip's sha256")
+    p.add_argument("--background_ref", default="", help="cut the person out of this background: a colour "
+                   "(green, blue, r,g,b, #rrggbb) or a picture of the empty scene; default: keep it")  # fmt: skip
+    p.add_argument("--body_points", default="", help="json or npz with a body detector's points: the head's box by "
+                   "Avatar-ERNeRF's rule")  # fmt: skip
     return p
 
 

@@ -1,4 +1,5 @@
-"""Labels of every frame: 0 background, 1 head with hair and ears, 2 neck, 3 torso."""
+"""Labels of every frame: 0 background, 1 head with hair and ears, 2 neck, 3 torso. Of a keyed clip the matte says what
+is background."""
 
 import dataclasses
 from concurrent.futures import Executor
@@ -13,7 +14,7 @@ from preprocess.stages import progress, sha256_file
 from preprocess.workers import native, ordered
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
 from tkjax.errors import UserError
-from tkjax.images import decode_rgb, encode_png
+from tkjax.images import decode_png, decode_rgb, encode_png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,36 @@ def _steady_parts(label: np.ndarray) -> np.ndarray:
     return out
 
 
+def by_matte(label: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Labels uint8 [H,W] with the background where the matte is below one half; what the matte adds to the person takes
+    the nearest label."""
+    person = alpha >= 128
+    if not (label[person] > 0).any():
+        return np.where(person, LABEL_TORSO, LABEL_BACKGROUND).astype(np.uint8)
+    known = person & (label > 0)
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    table = np.zeros(nearest.max() + 1, np.uint8)
+    table[nearest[known]] = label[known]
+    return np.where(person, table[nearest], LABEL_BACKGROUND).astype(np.uint8)
+
+
+def mattes(chunk: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+    """The mattes of a chunk of frames; None of a clip that is not keyed."""
+    return [decode_png(b) for b in chunks.unpack(chunk, "alpha")] if "alpha_bytes" in chunk else None
+
+
+def _with_matte(posterior: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """Posteriors [4,h,w] whose background is what the matte says."""
+    if alpha is None:
+        return posterior
+    h, w = posterior.shape[1:]
+    a = np.clip(cv2.resize(alpha, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32) / 255, 0.002, 0.998)
+    person = posterior[1:] / np.maximum(posterior[1:].sum(0), 1e-6)
+    return np.concatenate([1 - a[None], a * person])
+
+
 def learn(frames: Path, track: Path, n_frames: int) -> segment.Colours:
     """What the clip's colours and places are, from evenly spaced frames."""
     chosen = sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, min(SAMPLES, n_frames))})
@@ -156,25 +187,29 @@ def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: seg
     a, b = chunks.spans(n_frames)[index]
     held: dict[int, dict] = {}
 
-    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         k = i // chunks.CHUNK_FRAMES
         if k not in held:
             held.clear()
             held[k] = chunks.read_chunk(Path(track), k, ["landmarks_px"])
-            held[k]["blobs"] = chunks.unpack(chunks.read_chunk(Path(frames), k), "image")
+            chunk = chunks.read_chunk(Path(frames), k)
+            held[k]["blobs"], held[k]["mattes"] = chunks.unpack(chunk, "image"), mattes(chunk)
         rgb = decode_rgb(held[k]["blobs"][i % chunks.CHUNK_FRAMES])
+        alpha = held[k]["mattes"] and held[k]["mattes"][i % chunks.CHUNK_FRAMES]
         points = held[k]["landmarks_px"][i % chunks.CHUNK_FRAMES].astype(np.float64)
         picture = small(rgb)
-        return segment.posterior(colours, picture, points * (picture.shape[1] / rgb.shape[1])), rgb, points
+        found = segment.posterior(colours, picture, points * (picture.shape[1] / rgb.shape[1]))
+        return _with_matte(found, alpha), rgb, points, alpha
 
     before = load(a - 1) if a else None
     this = load(a)
     out = []
     for i in range(a, b):
         after = load(i + 1) if i + 1 < n_frames else None
-        posterior, rgb, points = this
+        posterior, rgb, points, alpha = this
         mixed = ((before or this)[0] + 2 * posterior + (after or this)[0]) / 4
-        out.append(encode_png(decide(segment.guided(mixed, grey(small(rgb)), grey(rgb)), points)))
+        label = decide(segment.guided(mixed, grey(small(rgb)), grey(rgb)), points)
+        out.append(encode_png(label if alpha is None else by_matte(label, alpha)))
         before, this = this, after
     return out
 
@@ -188,7 +223,11 @@ def parse_chunk(frames: str, index: int, weights: str) -> list[bytes]:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     model = bisenet.load(weights)
-    return [encode_png(bisenet.parse(model, rgb)) for rgb in chunks.rgb_frames(Path(frames), index)]
+    found = [bisenet.parse(model, rgb) for rgb in chunks.rgb_frames(Path(frames), index)]
+    alphas = mattes(chunks.read_chunk(Path(frames), index))
+    if alphas is not None:
+        found = [by_matte(label, alpha) for label, alpha in zip(found, alphas, strict=True)]
+    return [encode_png(label) for label in found]
 
 
 def labels(folder: Path, frames: Path, track: Path, n_frames: int, method: Method, executor: Executor) -> None:

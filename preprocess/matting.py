@@ -11,8 +11,8 @@ A picture is I = a F + (1 - a) B with the person's colour F (straight, not premu
   F and B look alike the projection says nothing and the guided filter of the masks decides.
 - F is then solved from the equation, as its most likely value given that a (ridge, for small a).
 - Despill: no colour of F has more of the screen's colour than min(screen's channels) <= max(the others). Done for
-  screens whose colour skin does not have (green, blue, cyan, magenta); for others (red, yellow, greys, plates) the
-  equation alone removes the backdrop.
+  screens whose colour skin and lips do not have (green, blue, cyan); for others (red, magenta, yellow, greys, plates)
+  the equation alone removes the backdrop.
 Alpha bytes are rounded to nearest: 0.999 becomes 255 (Avatar-ERNeRF truncates to 254, its dossier §2.4), and a blend of
 200 over 128 at byte 64 is 146 in both. Its frames keep the original colour in the blend, so spill stays: not followed.
 """
@@ -41,6 +41,7 @@ BAND = 0.012  # of the picture's longer side: farther than this from any backdro
 STRETCH = 0.02  # alpha this near to 0 and 1 is exactly that: noise of the recording
 RIDGE = 0.03  # (noise / spread of F)^2 in the solution for F
 FORGIVE = 0.4  # of brightness differences in the projection: measured best on recorded composites (0.3 to 0.5)
+OPPOSITE = 10.0  # levels of the opposite of the screen's colour that a solved F may have beyond its neighbourhood
 ALIKE = 15.0  # levels of |F - B| at which the projection counts half
 
 
@@ -60,8 +61,8 @@ def parse_reference(text: str) -> Reference:
         return _colour(NAMES[word.lower()])
     if m := re.fullmatch(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", word):
         return _colour(tuple(int(x, 16) for x in m.groups()))
-    if m := re.fullmatch(r"\(?\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*\)?", word):
-        rgb = tuple(int(x) for x in m.groups())
+    if m := re.fullmatch(r"(\()?\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*(?(1)\))", word):
+        rgb = tuple(int(x) for x in m.groups()[1:])
         if not all(0 <= x <= 255 for x in rgb):
             raise UserError(f"--background_ref={text} is no colour; r, g and b lie in 0..255")
         return _colour(rgb)
@@ -120,10 +121,17 @@ class Hue:
 
     def despill(self, rgb: np.ndarray) -> Float[np.ndarray, "... 3"]:
         """The high channels lowered until there is no excess; other colours stay as they are."""
+        return self._moved(rgb, -np.maximum(self.excess(rgb), 0))
+
+    def near(self, rgb: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "... 3"]:
+        """Colours that lack more of the screen's colour than others `like` them (magenta rims on green) lack it no
+        more than these, and OPPOSITE levels."""
+        return self._moved(rgb, np.maximum(self.excess(like) - OPPOSITE - self.excess(rgb), 0))
+
+    def _moved(self, rgb: np.ndarray, by: np.ndarray) -> np.ndarray:
         out = rgb.astype(np.float32)
-        spill = np.maximum(self.excess(out), 0)
         for c in self.high:
-            out[..., c] -= spill
+            out[..., c] += by
         return out
 
 
@@ -232,7 +240,8 @@ def _outside(free: np.ndarray, far: np.ndarray, low: float) -> np.ndarray:
 
 
 def sharpen(rgb: UInt8[np.ndarray, "H W 3"], eps: float = 4.0) -> Float[np.ndarray, "H W 3"]:
-    """The picture with colour as sharp as its brightness; `eps` in levels², below it brightness counts as flat."""
+    """The picture with colour as sharp as its brightness, where brightness explains colour (squared correlation in
+    windows of 3x3 at half size); elsewhere as it is. `eps` in levels², below it brightness counts as flat."""
     ycc = cv2.cvtColor(rgb.astype(np.float32), cv2.COLOR_RGB2YCrCb)
     h, w = rgb.shape[:2]
     half = cv2.resize(ycc, ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA)
@@ -241,10 +250,14 @@ def sharpen(rgb: UInt8[np.ndarray, "H W 3"], eps: float = 4.0) -> Float[np.ndarr
         return cv2.blur(x, (3, 3), borderType=cv2.BORDER_REFLECT)
 
     y, mean = half[..., 0], box(half)
-    a = (box(half * y[..., None]) - mean * mean[..., :1]) / (box(y * y) - mean[..., 0] ** 2 + eps)[..., None]
+    spread = np.maximum(box(half * half) - mean * mean, 0)
+    shared = box(half * y[..., None]) - mean * mean[..., :1]
+    a = shared / (spread[..., :1] + eps)
     b = mean - a * mean[..., :1]
-    a, b = (cv2.resize(box(x), (w, h), interpolation=cv2.INTER_LINEAR) for x in (a, b))
-    sharp = a * ycc[..., :1] + b
+    explained = shared[..., 1:] ** 2 / ((spread[..., :1] + eps) * (spread[..., 1:] + eps))
+    a, b, trust = (cv2.resize(box(x), (w, h), interpolation=cv2.INTER_LINEAR) for x in (a, b, np.min(explained, -1)))
+    trust = np.clip((trust - 0.1) / 0.3, 0, 1)[..., None]
+    sharp = ycc + trust * (a * ycc[..., :1] + b - ycc)
     sharp[..., 0] = ycc[..., 0]
     return np.clip(cv2.cvtColor(sharp, cv2.COLOR_YCrCb2RGB), 0, 255)
 
@@ -325,6 +338,8 @@ def matte(
             grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
             a = sure * a + (1 - sure) * np.clip(_guided(unsure, grey, round(reach)), 0, 1)[band]
         solved = _colours(picture[band], fore[band], back[band], a)
+        if screen.hue:
+            solved = screen.hue.near(solved, fore[band])
         alpha[band] = a
         colour[band] = screen.hue.despill(solved) if screen.hue and screen.hue.despills else solved
     return np.rint(alpha * 255).astype(np.uint8), np.rint(np.clip(colour, 0, 255)).astype(np.uint8)

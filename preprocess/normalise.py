@@ -1,15 +1,20 @@
-"""25 frames a second by timestamp, turned upright, cropped and scaled; sound at 16 kHz mono, as long as the video."""
+"""25 frames a second by timestamp, turned upright, cropped and scaled; sound at 16 kHz mono, as long as the video.
 
+Of a keyed clip the pictures are the person over the constant plate `matting.TARGET`, with the matte beside them.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from preprocess import full_frame, matting
 from preprocess.chunks import CHUNK_FRAMES, has_chunk, pack, write_chunk
 from preprocess.stages import progress
 from preprocess.survey import FPS, Framing
 from tkjax import audio, video
 from tkjax.errors import UserError
-from tkjax.images import encode_jpeg, resize_area, write_atomic
+from tkjax.images import encode_jpeg, encode_png, resize_area, write_atomic
 
 JPEG_QUALITY = 96
 RATE = 16000
@@ -29,20 +34,38 @@ def reframe(rgb: np.ndarray, framing: Framing) -> np.ndarray:
     return resize_area(np.ascontiguousarray(part), (framing.height, framing.width))
 
 
-def normalise(folder: Path, source: Path, framing: Framing, expected_frames: int) -> None:
-    """Stage: chunks of JPEG frames (`image`), audio.wav and count.txt. Chunks that are there are not encoded again."""
-    blobs: list[bytes] = []
+def _pictures(source: Path, keyed: Path | None, framing: Framing) -> Iterator[dict[str, Callable[[], bytes]]]:
+    """Of each frame how to encode its `image` (and `alpha`): frames that are there already are not encoded."""
+    if keyed is None:
+        for rgb in video.read_frames_at_fps(source, FPS):
+            yield {"image": lambda rgb=rgb: encode_jpeg(reframe(rgb, framing), JPEG_QUALITY)}
+        return
+    for colour, alpha in full_frame.read_keyed(keyed):
+        yield {
+            "image": lambda c=colour, a=alpha: encode_jpeg(reframe(matting.blend(c, a), framing), JPEG_QUALITY),
+            "alpha": lambda a=alpha: encode_png(reframe(a, framing)),
+        }
+
+
+def normalise(folder: Path, source: Path, framing: Framing, expected_frames: int, keyed: Path | None = None) -> None:
+    """Stage: chunks of JPEG frames (`image`), audio.wav and count.txt. Chunks that are there are not encoded again.
+
+    keyed: folder of the full stage of a keyed clip; its person over the constant plate then is the picture, and the
+    chunks hold the matte too (`alpha`, PNG).
+    """
+    blobs: dict[str, list[bytes]] = {}
     n = 0
 
     def flush() -> None:
-        index = (n - 1) // CHUNK_FRAMES
         if blobs:
-            write_chunk(folder, index, pack("image", blobs))
+            packed = [pack(name, rows) for name, rows in blobs.items()]
+            write_chunk(folder, (n - 1) // CHUNK_FRAMES, {k: v for p in packed for k, v in p.items()})
             blobs.clear()
 
-    for rgb in progress(video.read_frames_at_fps(source, FPS), expected_frames, "normalise"):
+    for encoders in progress(_pictures(source, keyed, framing), expected_frames, "normalise"):
         if not has_chunk(folder, n // CHUNK_FRAMES) or blobs:
-            blobs.append(encode_jpeg(reframe(rgb, framing), JPEG_QUALITY))
+            for name, encode in encoders.items():
+                blobs.setdefault(name, []).append(encode())
         n += 1
         if n % CHUNK_FRAMES == 0:
             flush()

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import tkjax
-from preprocess.stages import Stages, say, sha256_file
+from preprocess.stages import Done, Stages, say, sha256_file
 from preprocess.workers import native, pool
 from tkjax import video
 from tkjax.errors import UserError
@@ -25,7 +25,8 @@ class Options:
     """What the user chose. size: longer side of the output in pixels, 0 keeps the pixels up to 512 and shrinks larger
     pictures to 512. crop: 'auto' cuts a square around the head unless the picture is nearly square and the head fills
     it, 'none' keeps the picture. labels: 'auto', 'colour' or 'bisenet=PATH'. min_face: least height of the face, from
-    chin to forehead, in pixels of the source."""
+    chin to forehead, in pixels of the source. background_ref: colour or clean plate to cut the person out of, '' keeps
+    the background. body_points: file of a body detector's points for the original's head box."""
 
     video: Path
     workdir: Path
@@ -36,6 +37,8 @@ class Options:
     labels: str = "auto"
     min_face: int = 64
     subject: str = ""
+    background_ref: str = ""
+    body_points: str = ""
 
 
 def check_clip(path: Path) -> video.VideoInfo:
@@ -85,15 +88,18 @@ def run(options: Options) -> Path:
     info = check_clip(path)
     with native("OpenCV (cv2)"):
         import cv2  # noqa: F401  (its system libraries are the ones that are missing most often)
+    from preprocess import head_box, matting
     from preprocess.labels import parse_method
 
     method = parse_method(options.labels)
+    reference = matting.parse_reference(options.background_ref) if options.background_ref else None
+    body = head_box.read_points(options.body_points) if options.body_points else None
     model = need_model(options.models_dir)
     root = Path(options.workdir) / "preprocess"
     fresh = [p for p in (root, *root.parents) if not p.exists()]
     try:
         with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages, pool(root / "workers.log") as executor:
-            return _stages(options, path, info, model, kinds, method, stages, executor)
+            return _stages(options, path, info, model, kinds, method, reference, body, stages, executor)
     except UserError:
         _take_back(root, fresh)
         raise
@@ -111,19 +117,24 @@ def _take_back(root: Path, fresh: list[Path]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _stages(options, path, info, model, kinds, method, stages: Stages, executor) -> Path:
+def _stages(options, path, info, model, kinds, method, reference, body, stages: Stages, executor) -> Path:
     from preprocess import (
         audio_features,
         chunks,
         face_model,
+        full_frame,
+        head_box,
         labels,
         landmarker,
         landmarks,
+        looks,
+        matting,
         normalise,
         plate,
         pose,
         qa,
         refine,
+        screen,
         segment,
         shards,
         survey,
@@ -136,23 +147,45 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
     expected = max(1, round(info.duration_s * FPS))
     given = {"source": source_sha, "model": model_sha}
 
+    key = None
+    if reference is not None:
+        key = stages.run(
+            "screen",
+            lambda out: screen.screen(out, path, expected, FPS, reference),
+            {"reference": reference.identity},
+            {"source": source_sha},
+            [screen, matting, video],
+        )
+    keyed = {} if key is None else {"screen": key.digest}
+    points = {"body_points": sha256_file(Path(options.body_points))} if body else {}
     looked = stages.run(
         "survey",
         lambda out: survey.survey(out, path, expected, (info.height, info.width), model, options.crop, options.size,
-                                  options.min_face, executor),
+                                  options.min_face, executor, key and key.path, body),
         {"crop": options.crop, "size": options.size, "min_face": options.min_face},
-        given,
-        [survey, landmarker, video],
+        {**given, **keyed, **points},
+        [survey, looks, head_box, landmarker, video, *([matting] if key else [segment, labels])],
     )  # fmt: skip
     framing = survey.Framing.load(looked.path)
     h, w = framing.height, framing.width
+    whole = framing == survey.Framing((0, 0, info.width, info.height), info.height, info.width)
 
+    def full() -> Done:
+        return stages.run(
+            "full",
+            lambda out: full_frame.full_frames(out, path, expected, key and key.path, executor),
+            {},
+            {"source": source_sha, **keyed},
+            [full_frame, chunks, video, *([matting] if key else [])],
+        )
+
+    entire = full() if key else None
     frames = stages.run(
         "normalise",
-        lambda out: normalise.normalise(out, path, framing, expected),
+        lambda out: normalise.normalise(out, path, framing, expected, entire and entire.path),
         {},
-        {"source": source_sha, "framing": looked.digest},
-        [normalise, chunks, video, audio, images],
+        {"source": source_sha, "framing": looked.digest, **({"full": entire.digest} if entire else {})},
+        [normalise, chunks, video, audio, images, *([matting] if key else [])],
     )
     n = normalise.frame_count(frames.path)
     say(f"normalise: {n} frames of {w}x{h}, crop {framing.crop_px}")
@@ -197,34 +230,45 @@ def _stages(options, path, info, model, kinds, method, stages: Stages, executor)
     )
     behind = stages.run(
         "plate",
-        lambda out: plate.plate(out, frames.path, labelled.path, n),
-        {},
+        lambda out: (
+            plate.constant_plate(out, h, w, matting.TARGET) if key else plate.plate(out, frames.path, labelled.path, n)
+        ),
+        {"target": matting.TARGET} if key else {},
         {"frames": frames.digest, "labels": labelled.digest},
         [plate, chunks],
     )
-    body = stages.run(
+    body_pictures = stages.run(
         "torso",
         lambda out: torso.torso(out, frames.path, labelled.path, n, executor),
         {},
         {"frames": frames.digest, "labels": labelled.digest},
-        [torso, chunks],
+        [torso, chunks, *([matting] if key else [])],
     )
-    looks = stages.run(
+    looks_at = stages.run(
         "qa",
-        lambda out: qa.qa(out, frames.path, labelled.path, body.path, refined.path, behind.path, n, FPS),
+        lambda out: qa.qa(out, frames.path, labelled.path, body_pictures.path, refined.path, behind.path, n, FPS),
         {},
-        {"frames": frames.digest, "labels": labelled.digest, "track": refined.digest, "torso": body.digest,
+        {"frames": frames.digest, "labels": labelled.digest, "track": refined.digest, "torso": body_pictures.digest,
          "plate": behind.digest},
         [qa, chunks, video],
     )  # fmt: skip
-    return _dataset(options, path, source_sha, model_sha, framing, n, method, stages, {
-        "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body.path,
-        "plate": behind.path, "audio": sound.path, "qa": looks.path,
-    }, shards)  # fmt: skip
+    folders = {
+        "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body_pictures.path,
+        "plate": behind.path, "audio": sound.path, "qa": looks_at.path,
+    }  # fmt: skip
+    if not whole:
+        folders["full"] = (entire or full()).path
+    # path.name would make the bytes depend on what the file is called; the digest says what it is.
+    source = {"sha256": source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
+              "full_size": [info.width, info.height]}  # fmt: skip
+    if reference is not None:
+        source |= {"background_ref": reference.colour or reference.identity, "background_trt": matting.TARGET}
+    return _dataset(options, source, model_sha, framing, n, method, stages, folders, shards)
 
 
-def _dataset(options, path, source_sha, model_sha, framing, n, method, stages: Stages, folders: dict, shards) -> Path:
-    """Write the dataset unless the one that is there was made of the same stage outputs."""
+def _dataset(options, source, model_sha, framing, n, method, stages: Stages, folders: dict, shards) -> Path:
+    """Write the dataset unless the one that is there was made of the same stage outputs, and model_data.json."""
+    from preprocess import model_data
     from tkjax.contract import ContractError, validate
 
     root = Path(options.workdir) / "dataset"
@@ -235,9 +279,7 @@ def _dataset(options, path, source_sha, model_sha, framing, n, method, stages: S
         "model_sha256": model_sha,
         "labels": method.identity,
     }
-    # path.name would make the bytes depend on what the file is called; the digest says what it is.
-    source = {"sha256": source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale}
-    subject = options.subject or source_sha[:12]
+    subject = options.subject or source["sha256"][:12]
     try:
         manifest = validate(root) if (root / "manifest.json").exists() else None
     except ContractError as e:
@@ -251,6 +293,7 @@ def _dataset(options, path, source_sha, model_sha, framing, n, method, stages: S
             tools=tools, licences=LICENCES,
         )  # fmt: skip
         say("dataset: written")
+    model_data.write(root, Path(options.workdir) / model_data.NAME)
     seconds = {name: round(done.seconds, 2) for name, done in stages.results.items()}
     report = {"stages": seconds, "seconds": round(sum(seconds.values()), 2), "frames": n}
     write_atomic(stages.root / "report.json", json.dumps(report, indent=1).encode())

@@ -70,6 +70,12 @@ def sample_frames(n_frames: int, samples: int = SAMPLES) -> list[int]:
     return sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, count)})
 
 
+def constant_plate(folder: Path, height: int, width: int, rgb: tuple[int, int, int]) -> None:
+    """Stage of a keyed clip: the constant colour that stands behind its person."""
+    write_atomic(folder / "background.png", encode_png(np.full((height, width, 3), rgb, np.uint8)))
+    write_atomic(folder / "filled.png", encode_png(np.full((height, width), 255, np.uint8)))
+
+
 def plate(folder: Path, frames: Path, labels: Path, n_frames: int) -> None:
     """Stage: background.png and filled.png (255 where a frame showed the background)."""
     chosen = sample_frames(n_frames)

@@ -82,7 +82,7 @@ def _of_plate(looks: list[np.ndarray], path: Path, name: str) -> Screen:
             "clean plate taken by the same camera"
         )
     off = np.stack(looks).astype(np.float32) - resize_area(plate, (h, w)).astype(np.float32)
-    off -= np.median(off.reshape(len(off), -1, 3), 1)[:, None, None]  # exposure
+    off -= np.clip(np.median(off.reshape(len(off), -1, 3), 1), -40, 40)[:, None, None]  # exposure
     far = np.sqrt((off**2).sum(-1))
     like = far < 25
     if like.mean() < LEAST:

@@ -26,7 +26,8 @@ def write_dataset(
 ) -> None:
     """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole.
 
-    folders: where the stages frames, track, labels, torso, plate, audio and qa lie.
+    folders: where the stages frames, track, labels, torso, plate, audio and qa lie, and full where the crop is not the
+    whole picture.
     """
     frames, track, labels, torso, plate, audio, qa = (
         folders[k] for k in ("frames", "track", "labels", "torso", "plate", "audio", "qa")
@@ -38,10 +39,12 @@ def write_dataset(
                        expression_names=BLENDSHAPES, source=source, tools={**tools, "track": figures},
                        licences=licences) as writer:  # fmt: skip
         for i in progress(range(len(chunks.spans(n_frames))), len(chunks.spans(n_frames)), "dataset", "shards"):
-            tracked = chunks.read_chunk(track, i)
+            tracked, pictures = chunks.read_chunk(track, i), chunks.read_chunk(frames, i)
+            matte = {"alpha_bytes": chunks.unpack(pictures, "alpha")} if "alpha_bytes" in pictures else {}
             points = tracked["landmarks_px"]
             writer.add({
-                "image_bytes": chunks.unpack(chunks.read_chunk(frames, i), "image"),
+                "image_bytes": chunks.unpack(pictures, "image"),
+                **matte,
                 "label_bytes": chunks.unpack(chunks.read_chunk(labels, i), "label"),
                 "torso_bytes": chunks.unpack(chunks.read_chunk(torso, i), "torso"),
                 "cam_to_world": tracked["cam_to_world"],
@@ -54,6 +57,8 @@ def write_dataset(
         writer.add_file("background.png", plate / "background.png")
         writer.add_file("audio.wav", frames / "audio.wav")
         for path in sorted(audio.glob("audio_*.npz")):
+            writer.add_file(path.name, path)
+        for path in sorted(folders["full"].glob("full*.mp4")) if "full" in folders else []:
             writer.add_file(path.name, path)
         for path in sorted(qa.glob("*.*")):
             if path.name != "stage.json":

@@ -1,5 +1,6 @@
 """First look at a clip: is it one person, large enough, and which square of the picture shows the head?"""
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -8,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.face_model import FACE_OVAL
-from preprocess.landmarker import detect
+from preprocess import head_box, looks
 from preprocess.stages import progress
 from preprocess.workers import ordered
 from tkjax import video
@@ -24,7 +24,6 @@ SECOND_SIZE, SECOND_SHARE = (
     0.45,
     0.1,
 )  # a second person: this part of the height of the first, in this part of the looks
-HEAD_SHARE = 0.46  # of the crop's side, from chin to forehead
 LARGE_ENOUGH = 0.3  # share of the picture's height at which a nearly square picture is left as it is
 DEFAULT_MAX_PX = 512
 
@@ -87,25 +86,33 @@ def even(x: float) -> int:
     return max(2, 2 * round(x / 2))
 
 
-def choose_framing(landmarks: np.ndarray, height: int, width: int, crop: str, size: int) -> Framing:
+def stays_whole(landmarks: np.ndarray, height: int, width: int) -> bool:
+    """Whether the picture is nearly square and the head fills it."""
+    square = abs(width - height) <= 0.02 * max(width, height)
+    return square and float(np.median(face_height(landmarks))) >= LARGE_ENOUGH * height
+
+
+def choose_framing(
+    landmarks: np.ndarray,
+    height: int,
+    width: int,
+    crop: str,
+    size: int,
+    reach: np.ndarray | None = None,
+    box: head_box.Box | None = None,
+) -> Framing:
     """Crop and output size from landmarks [n,478,2+] of the frames looked at.
 
-    crop 'auto': a square whose side shows the face at HEAD_SHARE of its height (at most the shorter side of the
-    picture), around the middle of the head's positions; a nearly square picture with a large face stays whole.
-    size: longer side of the output; 0 keeps the pixels, shrunk to at most 512.
+    crop 'auto': `head_box.default_box`; a nearly square picture with a large face stays whole. reach: what the masks of
+    the looks say of the hair. box: a square to use in any case. size: longer side of the output; 0 keeps the pixels,
+    shrunk to at most 512 (smaller crops are not enlarged; the original makes 512 of all of them).
     """
-    box = (0, 0, width, height)
-    tall = float(np.median(face_height(landmarks)))
-    square = abs(width - height) <= 0.02 * max(width, height)
-    if crop == "auto" and not (square and tall >= LARGE_ENOUGH * height):
-        oval = landmarks[:, list(FACE_OVAL), :2]
-        low, high = oval.min((0, 1)), oval.max((0, 1))
-        middle = np.median(oval.reshape(-1, 2), 0)
-        side = even(min(max(tall / HEAD_SHARE, 1.3 * float((high - low).max())), height, width))
-        side = min(side, height, width)
-        x0 = int(np.clip(round(middle[0] - side / 2), 0, width - side))
-        y0 = int(np.clip(round(middle[1] - 0.47 * side), 0, height - side))
-        box = (x0, y0, x0 + side, y0 + side)
+    if box is not None:
+        box = head_box.clamp(box, height, width)
+    elif crop == "auto" and not stays_whole(landmarks, height, width):
+        box = head_box.default_box(landmarks, height, width, reach)
+    else:
+        box = (0, 0, width, height)
     w, h = box[2] - box[0], box[3] - box[1]
     longest = size or min(max(w, h), DEFAULT_MAX_PX)
     s = longest / max(w, h)
@@ -125,18 +132,25 @@ def _looks(path: Path) -> Iterator[tuple[int, np.ndarray, float]]:
 
 
 def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model: Path, crop: str, size: int,
-           min_face: int, executor: Executor) -> None:  # fmt: skip
-    """Stage: look at a frame every half second, refuse what cannot become a dataset, write framing.json."""
+           min_face: int, executor: Executor, key: Path | None = None,
+           body: head_box.BodyPoints | None = None) -> None:  # fmt: skip
+    """Stage: look at a frame every half second, refuse what cannot become a dataset, write framing.json.
+
+    key: folder of the screen stage of a keyed clip. body: a body detector's points, for the original's rule.
+    """
     numbers, scales = [], []
+    total = -(-n_frames // EVERY)
+    album = looks.Album(total)
 
     def items():
         for i, small, s in _looks(source):
             numbers.append(i)
             scales.append(s)
-            yield str(model), [small]
+            album.offer(i // EVERY, small)
+            yield str(model), small, None if key is None else str(key)
 
-    total = -(-n_frames // EVERY)
-    faces = list(progress(ordered(executor, detect, items()), total, "survey", "looks"))
+    seen = list(progress(ordered(executor, looks.look, items()), total, "survey", "looks"))
+    faces = [f for f, _ in seen]
     frames = np.array(numbers)
     found = np.array([bool(f.found[0]) for f in faces])
     check_faces(found, frames, source.name, 0.35)  # sparse looks: the exact count follows with the landmarks
@@ -147,13 +161,18 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
     heights = face_height(landmarks)
     second = np.array([float(f.second[0]) for f, ok in zip(faces, found, strict=True) if ok]) * back
     check_second(second, heights, frames[found], source.name)
-    framing = choose_framing(landmarks, *hw, crop, size)
     tall = float(np.median(heights))
     if tall < min_face:
         raise UserError(
             f"the face in {source.name} is too small, {tall:.0f} pixels from chin to forehead; at least {min_face} are "
             "needed, so use a closer or larger recording"
         )
+    box = reach = None
+    if body is not None or (crop == "auto" and not stays_whole(landmarks, *hw)):
+        backdrop, reach = _backdrop(seen, album, key)
+        if body is not None:
+            box = _by_body_points(source, model, backdrop, body, executor)
+    framing = choose_framing(landmarks, *hw, crop, size, reach, box)
     shown, longest = tall * framing.scale, max(framing.height, framing.width)
     if shown < min_face / 2:
         raise UserError(
@@ -161,3 +180,33 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
             f"{even(longest * min_face / 2 / shown + 1)}"
         )
     framing.save(folder)
+
+
+def _backdrop(seen: list, album: looks.Album, key: Path | None) -> tuple[looks.Backdrop, np.ndarray]:
+    """What stands behind the person, and how far the head reaches beyond the face in the looks [n,3]."""
+    if key is not None:
+        return looks.Backdrop(str(key)), np.array([r for _, r in seen if r is not None])
+    pairs = [(rgb, seen[i][0].landmarks[0][:, :2]) for i, rgb in album.pictures() if seen[i][0].found[0]]
+    if not pairs:
+        return looks.Backdrop(), np.zeros((0, 3))
+    pictures, points = zip(*pairs, strict=True)
+    backdrop = looks.learn(pictures, points)
+    return backdrop, looks.reaches(backdrop, pictures, points)
+
+
+def _by_body_points(
+    source: Path, model: Path, backdrop: looks.Backdrop, body: head_box.BodyPoints, executor: Executor
+) -> head_box.Box:
+    """The original's rule on every 25th frame that the file of points has, in a second pass over the clip."""
+    chosen: collections.deque[head_box.Body] = collections.deque()
+
+    def pictures() -> Iterator[tuple]:
+        for i, rgb in enumerate(video.read_frames_at_fps(source, FPS)):
+            if i % head_box.STEP == 0 and i in body.bodies:
+                chosen.append(body.bodies[i])
+                yield str(model), rgb, backdrop
+            if body.only_first:
+                return
+
+    masks = ordered(executor, looks.person, pictures())
+    return head_box.original_rule(((chosen.popleft(), m) for m in masks), body.only_first, source.name)

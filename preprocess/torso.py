@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from preprocess import chunks
+from preprocess.matting import TARGET
 from preprocess.stages import progress
 from preprocess.workers import ordered
 from tkjax.contract import LABEL_HEAD, LABEL_NECK, LABEL_TORSO
@@ -75,12 +76,37 @@ def torso_picture(rgb: np.ndarray, label: np.ndarray) -> np.ndarray:
     )
 
 
+def soft_edges(rgba: np.ndarray, rgb: np.ndarray, label: np.ndarray, alpha: np.ndarray, behind) -> np.ndarray:
+    """The torso picture of a keyed frame with the matte as its alpha along the outline, and there the straight colour
+    of rgb = a F + (1 - a) `behind`: over the plate it then equals the frame."""
+    body = (label == LABEL_NECK) | (label == LABEL_TORSO)
+    person = label > 0
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~person).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    of_body = np.zeros(nearest.max() + 1, bool)
+    of_body[nearest[person]] = body[person]
+    soft = of_body[nearest] & (alpha > 0) & (alpha < 255) & (label != LABEL_HEAD)
+    a = alpha[soft][:, None] / np.float32(255)
+    out = rgba.copy()
+    out[soft, :3] = np.rint(np.clip((rgb[soft] - (1 - a) * np.asarray(behind, np.float32)) / a, 0, 255))
+    out[soft, 3] = alpha[soft]
+    out[(label == 0) & (alpha == 0)] = 0  # the neck grows up and down, but not beyond the matte
+    return out
+
+
 def torso_chunk(frames: str, labels: str, index: int) -> list[bytes]:
     """Worker: RGBA PNGs of one chunk."""
     cv2.setNumThreads(1)
     masks = chunks.unpack(chunks.read_chunk(Path(labels), index), "label")
-    images = chunks.unpack(chunks.read_chunk(Path(frames), index), "image")
-    return [encode_png(torso_picture(decode_rgb(i), decode_png(m))) for i, m in zip(images, masks, strict=True)]
+    pictures = chunks.read_chunk(Path(frames), index)
+    mattes = chunks.unpack(pictures, "alpha") if "alpha_bytes" in pictures else [None] * len(masks)
+    out = []
+    for image, mask, matte in zip(chunks.unpack(pictures, "image"), masks, mattes, strict=True):
+        rgb, label = decode_rgb(image), decode_png(mask)
+        picture = torso_picture(rgb, label)
+        out.append(encode_png(picture if matte is None else soft_edges(picture, rgb, label, decode_png(matte), TARGET)))
+    return out
 
 
 def torso(folder: Path, frames: Path, labels: Path, n_frames: int, executor: Executor) -> None:

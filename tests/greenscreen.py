@@ -68,3 +68,40 @@ def recorded(frames, path, crf: int = 18) -> list[np.ndarray]:
         for f in frames:
             w.write(f)
     return list(video.read_frames(path))
+
+
+def half_body(path, n: int = 52, size: int = 224, height: int = 360, width: int = 560, rgb=GREEN, seed: int = 3):
+    """Write a clip of the synthetic subject before a lit screen, off the middle of a wide picture, with its sound; 12
+    pictures to and fro. Returns the truth of frame k % 24 < 12: (F [12,H,W,3] float32 levels, a [12,H,W] in 0..1)."""
+    from tkjax import synthetic
+
+    pcm, tracks = synthetic.speech(seed, n / 25)
+    p = synthetic.perform(tracks, seed=seed, size=size)
+    plate, left, top = p.plate().astype(np.float32), int(0.55 * (width - size)), int(0.3 * (height - size))
+    fore, alpha = [], []
+    for frame, _ in zip(p.frames(), range(12), strict=False):
+        head, body = frame["alpha"][..., None] / 255.0, frame["torso"][..., 3:] / 255.0
+        a = 1 - (1 - head) * (1 - body)
+        straight = np.clip((frame["rgb"] - (1 - a) * plate) / np.maximum(a, 0.02), 0, 255) * (a > 0)
+        fore.append(_placed(straight, height, width, left, top))
+        alpha.append(_placed(a[..., 0], height, width, left, top))
+    back = cv2.resize(backdrop(256, rgb), (width, height))
+    with video.VideoWriter(path, height, width, audio=iter(np.array_split(pcm, 3)), crf=16) as out:
+        for k in range(n):
+            i = order(k)
+            out.write(compose(fore[i], alpha[i], back, 1.0, k))
+    return np.array(fore, np.float32), np.array(alpha, np.float32)
+
+
+def order(k: int) -> int:
+    """The picture of `half_body` that frame k shows."""
+    return k % 24 if k % 24 < 12 else 23 - k % 24
+
+
+def _placed(square: np.ndarray, height: int, width: int, left: int, top: int) -> np.ndarray:
+    """A square picture in a larger empty one; its last row goes on downwards."""
+    out = np.zeros((height, width, *square.shape[2:]), np.float32)
+    n = len(square)
+    out[top : top + n, left : left + n] = square
+    out[top + n :, left : left + n] = square[-1]
+    return out

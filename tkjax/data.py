@@ -121,7 +121,16 @@ def _decode(dataset: Dataset, i: int, plate: np.ndarray, size: tuple[int, int]) 
     if label.max() > contract.LABEL_TORSO:
         where = dataset.where("label_bytes", i)
         raise ContractError(f"{where} holds label {label.max()}, expected 0..{contract.LABEL_TORSO}")
-    target = np.where((label != contract.LABEL_BACKGROUND)[..., None], rgb, plate)
+    shown = label != contract.LABEL_BACKGROUND
+    if "background_trt" in dataset.manifest["source"]:  # keyed: the frame is a blend over the plate, soft edges and all
+        data, where = dataset.frame_bytes("alpha_bytes", i), dataset.where("alpha_bytes", i)
+        if data is None:
+            raise ContractError(f"{where} is missing, expected the matte of a keyed clip (source.background_trt)")
+        alpha = images.decode_png(data, where)
+        if alpha.shape != full:
+            raise ContractError(f"{where} decodes to shape {alpha.shape}, expected {full}")
+        shown = alpha > 0
+    target = np.where(shown[..., None], rgb, plate)
     return {
         "target": images.resize_area(target, size),
         "background": images.resize_area(over(torso, plate), size),
