@@ -8,6 +8,7 @@ out of training. `x_picture_missing` marks those whose picture is made up, so th
 """
 
 import argparse
+import collections
 import dataclasses
 import hashlib
 import os
@@ -20,10 +21,19 @@ from pathlib import Path
 import numpy as np
 
 import tkjax
-from preprocess import import_columns, import_layout, import_pictures, import_plan, import_shift, import_sound
+from preprocess import (
+    import_columns,
+    import_full,
+    import_layout,
+    import_pictures,
+    import_plan,
+    import_shift,
+    import_sound,
+)
+from preprocess.import_full import Full
 from preprocess.import_layout import SYSTEMS, Notes, ranges
 from preprocess.import_pictures import Files, Pictures
-from preprocess.import_plan import Plan, columns, full_frames, make_plan, sound_numbers, split_of, summary
+from preprocess.import_plan import Plan, columns, make_plan, sound_numbers, split_of, summary
 from preprocess.stages import progress, say, sha256_file
 from preprocess.workers import native, ordered
 from tkjax import contract
@@ -35,6 +45,7 @@ BLOCK = contract.SHARD_FRAMES
 ALIKE_DB = 28.0  # a target picture farther than this from frame + labels + plate is named
 MISSING = "x_picture_missing"
 PICTURES_OF_A_SOURCE = 8
+MODULES = (import_columns, import_full, import_layout, import_pictures, import_plan, import_shift, import_sound)
 
 
 # ---------------------------------------------------------------- pictures
@@ -119,12 +130,18 @@ def _filled(p: Pictures, whole: Pictures) -> Pictures:
     )
 
 
-def blocks(plan: Plan, plate: np.ndarray, swapped: bool, frames: list[Files]) -> Iterator[dict[str, list]]:
-    """Encoded pictures of runs of frames, and whether each can be trained on; holes go to the notes."""
+def blocks(
+    plan: Plan, plate: np.ndarray, swapped: bool, frames: list[Files], full: Full, folder: Path
+) -> Iterator[dict[str, list]]:
+    """Encoded pictures of runs of frames, and whether each can be trained on; holes go to the notes.
+
+    The whole frames are written to `folder` on the way.
+    """
     notes, want_classes = plan.notes, bool(plan.files["parsing_label"])
     want_torso = bool(plan.files["torso_imgs"])
     differences: list[tuple[float, int]] = []
     rows: dict[str, list] = {}
+    mattes = import_full.encode(full, plan.ids, plan.size, folder) if full.video else iter(())
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         results = ordered(
             pool, import_pictures.convert, ((f, plan.size, plate, swapped, want_torso) for f in frames), 16
@@ -143,12 +160,15 @@ def blocks(plan: Plan, plate: np.ndarray, swapped: bool, frames: list[Files]) ->
                 differences.append((found.difference, i))
             row = {"image_bytes": p.image, "label_bytes": p.label, "torso_bytes": p.torso}
             row |= {"class_bytes": p.classes} if want_classes else {}
+            matte = next(mattes, None)  # None too where the video ends early, which `encode` has then refused
+            row |= {"alpha_bytes": matte} if full.alpha else {}
             row |= {MISSING: found.image is None, "whole": found.image is not None and found.label is not None}
             for name, value in row.items():
                 rows.setdefault(name, []).append(value)
             if len(rows["image_bytes"]) == BLOCK:
                 yield rows
                 rows = {}
+    collections.deque(mattes, 0)  # to its end, where it closes its files
     if rows:
         yield rows
     _report_differences(differences, notes)
@@ -205,7 +225,7 @@ def content(plan: Plan) -> str:
     for path in progress(paths, len(paths), "look", "files"):
         if path.is_file():
             digest.update(f"{path.relative_to(plan.root).as_posix()}\0{sha256_file(path)}\n".encode())
-    for module in (import_columns, import_layout, import_pictures, import_plan, import_shift, import_sound):
+    for module in MODULES:
         digest.update(sha256_file(Path(module.__file__)).encode())
     digest.update(sha256_file(Path(__file__)).encode())
     return digest.hexdigest()
@@ -223,7 +243,7 @@ def run(source: Path, out: Path, system: str | None = None) -> Path:
     swapped = order_is_swapped(plan, members["landmarks_px"])
     frames = frame_files(plan)
     plate = read_plate(plan, frames, swapped)
-    facts, whole = full_frames(plan)
+    full = import_full.look(source, plan.ids, plan.size, plate, notes)
     with tempfile.TemporaryDirectory(prefix="tkjax-import-") as folder:
         sounds = take_sound(plan, Path(folder))
         digest = content(plan)
@@ -231,11 +251,10 @@ def run(source: Path, out: Path, system: str | None = None) -> Path:
         if unchanged:
             say(f"dataset: unchanged ({old['n_frames']} frames in {out})")
         else:
-            facts |= {"kind": "import", "layout": system, "sha256": digest, "identity": identity(plan)}
-            facts |= {"first_img_id": int(plan.ids[0])}
-            write(
-                out, plan, members, names, split, facts, plate, swapped, frames, [*sounds, *([whole] if whole else [])]
-            )
+            full.facts |= {"kind": "import", "layout": system, "sha256": digest, "identity": identity(plan)}
+            full.facts |= {"first_img_id": int(plan.ids[0])}
+            made = blocks(plan, plate, swapped, frames, full, Path(folder))
+            write(out, plan, members, names, split, full.facts, plate, made, sounds, Path(folder))
     summary(plan, out, split, unchanged)
     return out
 
@@ -263,7 +282,7 @@ def take_sound(plan: Plan, folder: Path) -> list[Path]:
     return out
 
 
-def write(out, plan, members, names, split, facts, plate, swapped, frames, files) -> None:
+def write(out, plan, members, names, split, facts, plate, made, sounds, folder) -> None:
     """Write the dataset, a block of frames in memory at a time; the old one stays until the new one is whole."""
     tools = {"tkjax": tkjax.__version__, "importer": plan.system}
     writer = DatasetWriter(
@@ -273,15 +292,15 @@ def write(out, plan, members, names, split, facts, plate, swapped, frames, files
     )  # fmt: skip
     at = 0
     with writer:
-        for block in blocks(plan, plate, swapped, frames):
+        for block in made:
             n = len(block["image_bytes"])
             part = {name: a[at : at + n] for name, a in members.items()}
             part["confidence"] = part["confidence"] * np.array(block.pop("whole"), np.float32)
             writer.add({**part, **block, MISSING: np.array(block[MISSING])})
             at += n
         writer.add_file("background.png", encode_png(plate))
-        for path in files:
-            writer.add_file(contract.FULL if path.suffix == ".mp4" else path.name, path)
+        for path in (*sounds, *sorted(folder.glob("full*.mp4"))):
+            writer.add_file(path.name, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a folder gives apart from its pictures: frames and cameras, split, columns, whole frames, and the summary."""
+"""What a folder gives apart from its pictures: frames and cameras, split, columns, and the summary."""
 
 import collections
 import dataclasses
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from preprocess import import_columns, import_layout, import_shift
-from preprocess.import_layout import Notes, Transforms, fill, numbered, ranges, read_json
+from preprocess.import_layout import Notes, Transforms, fill, numbered, ranges
 from preprocess.stages import say
-from tkjax import contract, video
+from tkjax import contract
 from tkjax.contract import boxes_from_landmarks68
 from tkjax.errors import UserError
 
@@ -158,50 +158,6 @@ def sound_numbers(plan: Plan) -> np.ndarray:
     """aud_id of all frames: those of frames that the json lacks run on from the nearest."""
     offsets = {i: np.int64(a - i) for i, a in plan.transforms.aud_id.items()}
     return plan.ids + fill(offsets, plan.ids)
-
-
-# ---------------------------------------------------------------- full frames
-
-
-def full_frames(plan: Plan) -> tuple[dict, Path | None]:
-    """(what `source` says of the crop, the video of whole frames) of an Avatar-ERNeRF folder."""
-    facts, notes = {}, plan.notes
-    box_file, said = plan.root / "head_bbox.json", plan.root / "model_data.json"
-    data = read_json(said) if said.is_file() else {}
-    if data:
-        notes.used.add(said)
-        facts["model_data"] = {k: v for k, v in data.items() if k != "data_dir"}
-    box = read_json(box_file).get("head_bbox") if box_file.is_file() else data.get("head_region")
-    path = plan.root / "input.mp4"
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
-        if path.is_file() or box is not None:
-            notes.said.append("no usable head_bbox: the head cannot be put back into the whole frame")
-        return facts, None
-    box = [int(x) for x in box]
-    notes.used.add(box_file)
-    if not path.is_file():
-        notes.said.append("no input.mp4: the head cannot be put back into the whole frame")
-        return {**facts, "crop_px": box}, None
-    try:
-        info = video.probe(path)
-    except UserError as e:
-        notes.said.append(f"input.mp4 is not used: {e}")
-        return {**facts, "crop_px": box}, None
-    inside = 0 <= box[0] < box[2] <= info.width and 0 <= box[1] < box[3] <= info.height
-    reasons = {
-        f"head_bbox {box} is not inside its {info.width}x{info.height} pixels": inside,
-        f"it has {info.fps:g} frames a second instead of 25": abs(info.fps - contract.FPS) < 0.01,
-        f"frame {plan.ids[0]} would be its first": plan.ids[0] == 0,
-        f"it has {info.n_frames} frames, the clip {len(plan.ids)}": info.n_frames >= len(plan.ids),
-    }
-    for reason, good in reasons.items():
-        if not good:
-            notes.said.append(f"input.mp4 is not used: {reason}")
-            return facts, None
-    notes.used.add(path)
-    notes.took.append(f"input.mp4 -> full.mp4, crop {box}")
-    scale = plan.size[1] / (box[2] - box[0])
-    return {**facts, "crop_px": box, "full_size": [info.width, info.height], "scale": scale}, path
 
 
 # ---------------------------------------------------------------- summary

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocess import import_columns, import_dataset, import_layout, import_pictures
+from preprocess import import_columns, import_dataset, import_full, import_layout, import_pictures
 from preprocess.import_layout import Notes, ranges
 from tests import er_layout
 from tkjax import audio, cameras, contract, feature_arrays, images
 from tkjax.data import Clip
 from tkjax.errors import UserError
-from tkjax.video import VideoWriter
+from tkjax.video import VideoWriter, read_frames
 
 N = 14
 SEQUENCE = np.random.default_rng(5).standard_normal((2 * N, 29)).astype(np.float32)
@@ -566,29 +566,82 @@ def test_a_track_that_is_no_plain_file_is_not_run(whole, tmp_path, capsys):
     assert d.manifest["expression_names"] == [] and d.column("expression").shape == (N, 0)
 
 
-def test_whole_frames_classes_and_facts_of_avatar_ernerf(native, tmp_path, capsys):
-    folder = er_layout.export(native, tmp_path / "f", {"audio_feat.npy": windows()}, "avatar_ernerf")
-    with VideoWriter(folder / "input.mp4", 96, 120) as video:
+@pytest.fixture(scope="module")
+def avatar_folder(native, tmp_path_factory):
+    """An Avatar-ERNeRF folder with whole frames of 120x96, in which a disc of changing colour stands before grey."""
+    folder = tmp_path_factory.mktemp("avatar") / "f"
+    er_layout.export(native, folder, {"audio_feat.npy": windows()}, "avatar_ernerf")
+    y, x = np.mgrid[:96, :120]
+    alpha = np.clip(30 - np.hypot(y - 50, x - 60), 0, 1)[..., None]
+    with VideoWriter(folder / "input.mp4", 96, 120) as video, VideoWriter(folder / "alpha.mp4", 96, 120) as mattes:
         for k in range(N):
-            video.write(np.full((96, 120, 3), 10 * k, np.uint8))
+            shown = alpha * np.array([10 * k, 200, 60]) + (1 - alpha) * 128
+            video.write(np.rint(shown).astype(np.uint8))
+            mattes.write(np.rint(255 * np.repeat(alpha, 3, -1)).astype(np.uint8))
     (folder / "head_bbox.json").write_text(json.dumps({"head_bbox": [20, 10, 100, 90]}))
-    facts = {"afe_model_name": "hubert", "data_dir": str(tmp_path), "infer_params": {"merge_mode": 2}}
-    (folder / "model_data.json").write_text(json.dumps(facts))
+    facts = {"afe_model_name": "hubert", "data_dir": "/moved", "infer_params": {"merge_mode": 2}}
+    (folder / "model_data.json").write_text(json.dumps({**facts, "background_trt": "gray"}))
+    return folder
+
+
+def test_whole_frames_classes_and_facts_of_avatar_ernerf(avatar_folder, tmp_path, capsys):
+    folder = shutil.copytree(avatar_folder, tmp_path / "f")
     (folder / "parsing_label/3.png").unlink()
     d, text = imported(folder, tmp_path, capsys)
     source = d.manifest["source"]
     assert source["crop_px"] == [20, 10, 100, 90] and source["full_size"] == [120, 96] and source["scale"] == 0.5
-    assert source["model_data"] == {"afe_model_name": "hubert", "infer_params": {"merge_mode": 2}}
-    assert d.path("full.mp4").read_bytes() == (folder / "input.mp4").read_bytes()
+    assert source["model_data"]["infer_params"] == {"merge_mode": 2} and "data_dir" not in source["model_data"]
     for i in range(N):
         label = images.decode_png(d.frame_bytes("label_bytes", i if i != 3 else 2))
         classes = images.decode_png(d.frame_bytes("class_bytes", i))
         np.testing.assert_array_equal(classes, er_layout.CLASS_OF_LABEL[label])
         np.testing.assert_array_equal(import_pictures.CLASSES[classes], label)
     assert "no parsing_label: classes of the nearest earlier frame: 3" in text
+    assert "alpha.mp4 is not used: what stands behind the person is not one colour" in text
+    assert "background_trt" not in source and "full_alpha.mp4" not in d.manifest["files"]
+    frames, given = (list(read_frames(p)) for p in (d.path("full.mp4"), folder / "input.mp4"))
+    assert len(frames) == N and min(import_pictures.psnr(a, b) for a, b in zip(frames, given)) > 38
     (folder / "head_bbox.json").write_text(json.dumps({"head_bbox": [20, -10, 100, 90]}))
     d, text = imported(folder, tmp_path, capsys)
     assert "is not inside its 120x96 pixels" in text and "full.mp4" not in d.manifest["files"]
+
+
+def test_a_constant_background_makes_a_keyed_clip(avatar_folder, tmp_path, capsys):
+    folder = shutil.copytree(avatar_folder, tmp_path / "f")
+    (folder / "bc.jpg").write_bytes(images.encode_jpeg(np.full((48, 40, 3), 128, np.uint8)))
+    for part in ("train", "val"):  # frames 0 and 1 are not in the json: whole frames keep in step
+        path = folder / f"transforms_{part}.json"
+        data = json.loads(path.read_text())
+        data["frames"] = [f for f in data["frames"] if f["img_id"] >= 2]
+        path.write_text(json.dumps(data))
+    d, text = imported(folder, tmp_path, capsys)
+    assert d.manifest["source"]["background_trt"] == [128, 128, 128] and "alpha.mp4 -> full_alpha.mp4" in text
+    frames = list(read_frames(d.path("full.mp4")))
+    mattes = [m[..., 0] for m in read_frames(d.path("full_alpha.mp4"))]
+    assert len(frames) == len(mattes) == N - 2
+    for k, (rgb, alpha) in enumerate(zip(frames, mattes)):
+        assert alpha[50, 60] == 255 and alpha[2, 2] == 0
+        np.testing.assert_allclose(rgb[alpha > 40].mean(0), [10 * (k + 2), 200, 60], atol=5)  # no grey at the edge
+        np.testing.assert_allclose(rgb[2, 2], [10 * (k + 2), 200, 60], atol=12)  # continued
+        crop = images.decode_png(d.frame_bytes("alpha_bytes", k))
+        assert crop.shape == (48, 40) and crop[24, 20] == 255 and crop[0, 0] == 0
+    clip = Clip(d.root, tmp_path / "cache")
+    assert clip.target(0).shape == (48, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("gray", (128, 128, 128)), ("(1, 2, 3)", (1, 2, 3)), ([4, 5, 6], (4, 5, 6)), ("cyan", (255, 255, 0)),
+        ("yellow", (0, 255, 255)), ("__import__('os')", None), ("/a/picture.png", None), ([1, 2], None), (None, None),
+        ([1, 2, 300], None),
+    ],
+)  # fmt: skip
+def test_target_colours_are_read_as_avatar_ernerf_meant_them(named, expected):
+    assert import_full.parse_colour(named) == expected
+    if expected:
+        plate = np.clip(np.array(expected) + np.random.default_rng(0).integers(-3, 4, (9, 9, 3)), 0, 255)
+        assert import_full.constant_colour(named, plate.astype(np.uint8)) == expected
 
 
 def test_without_sound_or_arrays_there_is_nothing_to_train_on(whole, tmp_path):
@@ -609,3 +662,79 @@ def test_ranges_are_compact_and_complete(numbers):
         a, _, b = part.partition("-")
         back |= set(range(int(a), int(b or a) + 1))
     assert back == numbers and len(text.split(", ")) <= max(1, len(numbers))
+
+
+def test_other_arrays_and_bad_numbers_are_taken_as_they_are(whole, tmp_path, capsys):
+    folder = copy(whole, tmp_path)
+    pairs = np.random.default_rng(0).standard_normal((N - 1, 2, 1024)).astype(np.float32)
+    pairs[5] = np.nan
+    np.save(folder / "aud_hu.npy", pairs)
+    foreign = np.random.default_rng(1).standard_normal((N, 16, 44))  # windows that do not overlap consistently
+    np.save(folder / "aud_eo.npy", foreign)
+    np.save(folder / "aud.npy", windows())  # the name under which DeepSpeech is extracted
+    np.save(folder / "Obama_mel.npy", np.ones((N, 8, 80)))
+    d, text = imported(folder, tmp_path, capsys)
+    assert set(d.manifest["audio"]) == {"logmel", "deepspeech", "wav2vec2", "hubert", "mel"}
+    np.testing.assert_array_equal(
+        feature_arrays.to_windows(d.audio_features("wav2vec2"), N), foreign.astype(np.float32)
+    )
+    hubert = feature_arrays.to_windows(d.audio_features("hubert"), N)
+    np.testing.assert_array_equal(hubert[[0, 4, 6, N - 2]], pairs[[0, 4, 6, N - 2]])
+    assert np.isfinite(hubert).all() and not hubert[N - 1].any()
+    for said in (
+        "aud_hu.npy is not finite here: the nearest steps instead: 5 (1 frame)",
+        "aud_hu.npy has no window for these frames: zeros: 13",
+        "window 0 does not begin with zeros",
+        "aud.npy is a second deepspeech array",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda d: d.update(focal_len=999.0), "one camera"),
+        (lambda d: d.pop("frames"), "no list of frames"),
+        (lambda d: d["frames"].append({"transform_matrix": []}), "img_id None"),
+        (lambda d: d["frames"].append({"img_id": -1}), "img_id -1"),
+        (lambda d: d["frames"].append({"img_id": "7"}), "img_id '7'"),
+    ],
+)
+def test_broken_transforms_are_one_sentence(whole, tmp_path, capsys, change, part):
+    folder = copy(whole, tmp_path)
+    path = folder / "transforms_val.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    assert import_dataset.main(["--source", str(folder), "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert part in error and "transforms_val.json" in error and error.count("\n") == 1
+
+
+def test_poses_that_are_none_are_holes(whole, tmp_path, capsys):
+    folder = copy(whole, tmp_path)
+    path = folder / "transforms_train.json"
+    data = json.loads(path.read_text())
+    for frame in data["frames"]:
+        if frame["img_id"] in (1, 6, 7):
+            frame["transform_matrix"][frame["img_id"] % 3][0] = float("nan") if frame["img_id"] == 1 else 5.0
+        if frame["img_id"] == 9:
+            del frame["transform_matrix"]
+    path.write_text(json.dumps(data))
+    d, text = imported(folder, tmp_path, capsys)
+    assert "no usable transform_matrix: 1, 6-7, 9 (4 frames)" in text
+    np.testing.assert_array_equal(np.flatnonzero(d.column("confidence") == 0), [1, 6, 7, 9])
+    assert_same_frames(d, whole[1], [0, 2, 3, 4, 5, 8, 10, 11, 12, 13])
+
+
+def test_a_split_that_interleaves_is_said(whole, tmp_path, capsys):
+    folder = copy(whole, tmp_path)
+    both = [json.loads((folder / f"transforms_{p}.json").read_text()) for p in ("train", "val")]
+    frames = both[0]["frames"] + both[1]["frames"]
+    for data, part, odd in zip(both, ("train", "val"), (0, 1)):
+        (folder / f"transforms_{part}.json").write_text(json.dumps({**data, "frames": frames[odd::2]}))
+    d, text = imported(folder, tmp_path, capsys)
+    assert "interleave" in text and d.train_range == (0, N * 10 // 11)
+    (folder / "transforms_train.json").unlink()
+    d, text = imported(folder, tmp_path, capsys)
+    assert "one part only" in text and d.n_frames == N - 1 and d.manifest["source"]["first_img_id"] == 1
