@@ -197,7 +197,8 @@ def lookup(grid: Float[Array, "S S"], coordinates: Float[Array, "*N 2"]) -> Floa
     at = jnp.clip((coordinates + 1.0) * (0.5 * (side - 1)), -1.0, side)
     cell = jnp.clip(jnp.floor(at), -1.0, side - 1)
     row, col = jnp.moveaxis(at - cell, -1, 0)
-    index = (cell.astype(jnp.int32) + 1) @ jnp.array([1, side + 1], jnp.int32)
+    first, second = jnp.moveaxis(cell.astype(jnp.int32) + 1, -1, 0)
+    index = first + (side + 1) * second
     near, far = (1.0 - col, col)
     weights = jnp.stack([near * (1.0 - row), near * row, far * (1.0 - row), far * row], -1)
     return jnp.sum(corners[index] * weights, -1)
