@@ -17,6 +17,7 @@ metrics as such); anything else in a file is refused, because to unpickle it is 
 import argparse
 import json
 import os
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -69,12 +70,11 @@ def _load(path: Path):
         with torch.serialization.safe_globals(safe):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is none of its own
-        text = " ".join(str(error).split())
-        if "Unsupported global" in text or "Unsupported class" in text or "WeightsUnpickler error" in text:
-            name = text.split("GLOBAL ")[1].split()[0] if "GLOBAL " in text else "an object of its own"
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
             raise UserError(
-                f"{path} holds more than numbers ({name}), and reading that could run a stranger's code; save it again "
-                "as a plain state dict: torch.save({'model': net.state_dict()}, path)"
+                f"{path} holds more than numbers ({foreign[1]}), and reading that could run a stranger's code; save it "
+                "again as a plain state dict: torch.save({'model': net.state_dict()}, path)"
             ) from error
         raise UserError(f"{path} is not readable as a PyTorch checkpoint ({type(error).__name__})") from error
 

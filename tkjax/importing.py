@@ -160,24 +160,26 @@ def _clip(opts: Options, workdir: Path, found: Recognised, name: str) -> tuple[A
         spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
         return stand_in.StandIn(spec), spec
     root = cli.dataset_of(opts, workdir)
-    clip = data.Clip(root, workdir / "cache", audio_kind=_kind(root, found.sizes.audio))
-    if clip.n_frames > found.sizes.code_rows:
+    dataset, rows = contract.Dataset(root), found.sizes.code_rows
+    kind = _kind(dataset, found.sizes.audio)
+    if dataset.n_frames > rows:
         raise UserError(
-            f"{root} has {clip.n_frames} frames, but the checkpoint codes for {found.sizes.code_rows}; "
+            f"{root} has {dataset.n_frames} frames, but the checkpoint codes for {rows}; "
             "give the dataset that it was trained on"
         )
+    clip = data.Clip(root, workdir / "cache", audio_kind=kind)
     return clip, avatar.audio_spec(clip.audio)
 
 
-def _kind(root: Path, width: int) -> str:
+def _kind(dataset: contract.Dataset, width: int) -> str:
     """The dataset's sound features of this width, the usual kind first; UserError where it has none."""
-    kinds = {kind: facts["channels"] for kind, facts in contract.Dataset(root).manifest["audio"].items()}
+    kinds = {kind: facts["channels"] for kind, facts in dataset.manifest["audio"].items()}
     fitting = sorted((k for k, channels in kinds.items() if channels == width), key=lambda k: ("_" in k, k))
     if not fitting:
         wanted = {29: "deepspeech (29)", 32: "wav2vec2 (32)", 44: "wav2vec2 (44)", 1024: "hubert (1024)"}
         have = ", ".join(f"{k} ({n})" for k, n in kinds.items()) or "none"
         raise UserError(
-            f"the checkpoint hears {wanted.get(width, f'sound features of width {width}')}, but {root} has {have}; "
+            f"the checkpoint hears {wanted.get(width, f'sound of width {width}')}, but {dataset.root} has {have}; "
             "import the dataset with the features that the checkpoint was trained on"
         )
     return fitting[0]
