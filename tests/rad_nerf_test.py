@@ -1,6 +1,10 @@
 """RAD-NeRF: sizes, field, marching, losses and stages against the dossier's formulas and known values."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +14,10 @@ import pytest
 from configs import rad_nerf as rad_nerf_config
 from tests import oracle
 from tests import rad_nerf_oracle as literal
+from tests import tiny as tiny_subject
 from tests.ops.rays import occupancy as random_occupancy
-from tkjax import losses
+from tests.stubs.process import ROOT
+from tkjax import audio, cli, losses, options
 from tkjax.cameras import pixel_rays
 from tkjax.models.base import load
 from tkjax.models.hash_head import frame_keys
@@ -756,3 +762,50 @@ def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
             updates, opt = update(grads, opt, v.params)
             v = Variables(optax.apply_updates(v.params, updates), v.state)
     assert np.mean(errors[-6:]) < 0.5 * np.mean(errors[:5])
+
+
+# -- the whole way
+
+
+TRAIN = """
+import sys
+import jax
+import numpy as np
+from tests.stubs.clip import FakeClip
+from tests.stubs.config import smoke_config
+from tkjax.train import train
+
+jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
+config = smoke_config("rad_nerf")
+config.train.head.steps, config.train.frames = 20, 2
+variables = train(config, FakeClip(), sys.argv[1], stages=("head",))
+np.save(sys.argv[1] + ".npy", np.concatenate([np.float32(x).ravel() for x in jax.tree.leaves(variables)]))
+"""
+
+
+@pytest.mark.heavy
+def test_two_devices_train_what_one_does(tmp_path):
+    """Two frames a step: the same numbers but for the order of sums."""
+    trained = []
+    for n in ("1", "2"):
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / n), n]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True)
+        trained.append(np.load(tmp_path / f"{n}.npy"))
+    apart = np.abs(trained[0] - trained[1]) / (1e-2 + np.abs(trained[0]))
+    assert np.mean(apart < 1e-3) > 0.999
+
+
+@pytest.mark.slow  # trains and renders
+def test_one_command_trains_all_stages_and_the_avatar_speaks(tmp_path):
+    dataset = tiny_subject.make_dataset(tmp_path / "d", names=("jawOpen", "eyeBlinkLeft", "eyeBlinkRight"))
+    command = ["launch.py", "--mode=fit", "--config=configs/rad_nerf.py:smoke", f"--dataset={dataset}"]
+    command += [f"--workdir={tmp_path / 'W'}", "--consent=a test", "--config.data.size=0"]
+    cli.run(options.parse(command))
+    report = json.loads((tmp_path / "W" / "report.json").read_text())
+    assert report["system"] == "rad_nerf" and report["params"]["head"] > 0 and report["params"]["torso"] > 0
+    assert json.loads((tmp_path / "W" / "avatar" / "avatar.json").read_text())["stages"] == ["head", "lips", "torso"]
+    sound = tmp_path / "new.wav"
+    audio.write_wav(sound, tiny_subject.sound(0.4, 1))
+    command = ["launch.py", "--mode=render", f"--workdir={tmp_path / 'W'}", f"--audio={sound}"]
+    cli.run(options.parse([*command, f"--out={tmp_path / 'out.mp4'}"]))
+    assert (tmp_path / "out.mp4").stat().st_size > 1000
