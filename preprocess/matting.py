@@ -13,126 +13,24 @@ A picture is I = a F + (1 - a) B with the person's colour F (straight, not premu
 - Despill: no colour of F has more of the screen's colour than min(screen's channels) <= max(the others). Done for
   screens whose colour skin and lips do not have (green, blue, cyan); for others (red, magenta, yellow, greys, plates)
   the equation alone removes the backdrop.
-Alpha bytes are rounded to nearest: 0.999 becomes 255 (Avatar-ERNeRF truncates to 254, its dossier §2.4), and a blend of
-200 over 128 at byte 64 is 146 in both. Its frames keep the original colour in the blend, so spill stays: not followed.
+Alpha bytes are rounded to nearest: 0.999 becomes 255 (Avatar-ERNeRF truncates to 254, its dossier §2.4). Its frames
+keep the original colour in the blend, so spill stays: not followed.
 """
 
 import dataclasses
-import hashlib
-import re
-from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from tkjax.errors import UserError
-from tkjax.images import read_rgb, resize_area
+from preprocess.backdrop import Hue
+from tkjax.images import resize_area
 
-TARGET = (128, 128, 128)  # what stands behind the keyed person in the dataset: Avatar-ERNeRF's gray (§2.4, §8)
-# (R, G, B). The original has cyan and yellow swapped (a trap of its §2.4): here they are what their names say.
-NAMES = {
-    "black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128), "grey": (128, 128, 128),
-    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "cyan": (0, 255, 255),
-    "fuchsia": (255, 0, 255), "magenta": (255, 0, 255), "yellow": (255, 255, 0),
-}  # fmt: skip
-BODY = np.array([[205, 150, 125], [120, 75, 55], [170, 85, 90]], np.float32)  # light skin, dark skin, lips
 BAND = 0.012  # of the picture's longer side: farther than this from any backdrop lies the inside of the person
 STRETCH = 0.02  # alpha this near to 0 and 1 is exactly that: noise of the recording
 RIDGE = 0.03  # (noise / spread of F)^2 in the solution for F
 FORGIVE = 0.4  # of brightness differences in the projection: measured best on recorded composites (0.3 to 0.5)
-OPPOSITE = 10.0  # levels of the opposite of the screen's colour that a solved F may have beyond its neighbourhood
 ALIKE = 15.0  # levels of |F - B| at which the projection counts half
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """--background_ref: a colour (r, g, b) or the path of a clean plate; `identity` goes into hashes."""
-
-    identity: str
-    colour: tuple[int, int, int] | None = None
-    plate: Path | None = None
-
-
-def parse_reference(text: str) -> Reference:
-    """A colour name, `r,g,b`, `#rrggbb` or the path of a picture; never evaluated. UserError for anything else."""
-    word = text.strip()
-    if word.lower() in NAMES:
-        return _colour(NAMES[word.lower()])
-    if m := re.fullmatch(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", word):
-        return _colour(tuple(int(x, 16) for x in m.groups()))
-    if m := re.fullmatch(r"(\()?\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*(?(1)\))", word):
-        rgb = tuple(int(x) for x in m.groups()[1:])
-        if not all(0 <= x <= 255 for x in rgb):
-            raise UserError(f"--background_ref={text} is no colour; r, g and b lie in 0..255")
-        return _colour(rgb)
-    path = Path(word).expanduser()
-    if not word or not path.is_file():
-        raise UserError(
-            f"--background_ref={text} is neither a colour ({', '.join(sorted(NAMES))}, r,g,b or #rrggbb) nor a picture "
-            "of the clean background that exists"
-        )
-    picture = read_rgb(path)
-    return Reference(f"plate-{hashlib.sha256(picture.tobytes()).hexdigest()[:16]}", plate=path)
-
-
-def _colour(rgb: tuple[int, int, int]) -> Reference:
-    return Reference(",".join(map(str, rgb)), colour=rgb)
-
-
-def blend(
-    colour: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "H W"], background: tuple[int, int, int] = TARGET
-) -> UInt8[np.ndarray, "H W 3"]:
-    """a F + (1 - a) background, rounded to nearest; exactly the background where alpha is 0."""
-    a = alpha[..., None].astype(np.uint32)
-    v = a * colour + (255 - a) * np.asarray(background, np.uint32)
-    return ((2 * v + 255) // 510).astype(np.uint8)
-
-
-# ---------------------------------------------------------------- colours
-
-
-@dataclasses.dataclass(frozen=True)
-class Hue:
-    """Channels of a screen's colour that stand out, and those that do not."""
-
-    high: tuple[int, ...]
-    low: tuple[int, ...]
-
-    @classmethod
-    def of(cls, rgb: np.ndarray) -> "Hue | None":
-        """None for a colour without hue (black, white, grey and pale ones)."""
-        rgb = np.asarray(rgb, np.float32)
-        middle = (rgb.max() + rgb.min()) / 2
-        hue = cls(tuple(np.flatnonzero(rgb > middle).tolist()), tuple(np.flatnonzero(rgb <= middle).tolist()))
-        return hue if rgb.max() - rgb.min() >= 30 and float(hue.excess(rgb)) >= 20 else None
-
-    def excess(self, rgb: np.ndarray) -> Float[np.ndarray, "..."]:
-        """min(high channels) - max(low channels) in levels: how much of the screen's colour is in it, negative for
-        the opposite; green: G - max(R, B)."""
-        rgb = rgb.astype(np.float32)
-        high = np.minimum.reduce([rgb[..., c] for c in self.high])
-        return high - np.maximum.reduce([rgb[..., c] for c in self.low])
-
-    @property
-    def despills(self) -> bool:
-        """Whether skin and lips have none of this colour, so that it can be taken away everywhere."""
-        return bool((self.excess(BODY) <= 0).all())
-
-    def despill(self, rgb: np.ndarray) -> Float[np.ndarray, "... 3"]:
-        """The high channels lowered until there is no excess; other colours stay as they are."""
-        return self._moved(rgb, -np.maximum(self.excess(rgb), 0))
-
-    def near(self, rgb: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "... 3"]:
-        """Colours that lack more of the screen's colour than others `like` them (magenta rims on green) lack it no
-        more than these, and OPPOSITE levels."""
-        return self._moved(rgb, np.maximum(self.excess(like) - OPPOSITE - self.excess(rgb), 0))
-
-    def _moved(self, rgb: np.ndarray, by: np.ndarray) -> np.ndarray:
-        out = rgb.astype(np.float32)
-        for c in self.high:
-            out[..., c] += by
-        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +77,16 @@ def _distance(mask: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
 
 
-def _shaded(rgb: np.ndarray, back: np.ndarray, tolerance: float, darkest: float) -> Bool[np.ndarray, "H W"]:
+def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sum over the colours."""
+    return np.einsum("...c,...c->...", x, y)
+
+
+def _shaded(rgb: np.ndarray, back: np.ndarray, tolerance: float, darkest: float) -> Bool[np.ndarray, "..."]:
     """Whether a pixel is the backdrop in other light: I close to s B with s between `darkest` and 1.25."""
-    s = (rgb * back).sum(-1) / np.maximum((back * back).sum(-1), 1)
+    s = _dot(rgb, back) / np.maximum(_dot(back, back), 1)
     off = rgb - s[..., None] * back
-    return ((off * off).sum(-1) < tolerance**2) & (s > darkest) & (s < 1.25)
+    return (_dot(off, off) < tolerance**2) & (s > darkest) & (s < 1.25)
 
 
 def _large(mask: np.ndarray, least: int) -> np.ndarray:
@@ -200,7 +103,8 @@ def _coloured(rgb: np.ndarray, back: np.ndarray, screen: Screen, reach: float) -
     backdrop = share > 1 - float(np.clip(3 * screen.noise, 0.05, 0.2))
     person = share < 0.06
     person &= _large(person, max(4, person.size // 20000))
-    backdrop |= _shaded(rgb, back, 14.0, 0.35) & (_distance(person) > 2 * reach)
+    apart = ~backdrop & (_distance(person) > 2 * reach)
+    backdrop[apart] = _shaded(rgb[apart], back[apart], 14.0, 0.35)
     inside = (_distance(backdrop) > reach) & (share < 0.6)  # spill on clothes is no hole in them
     return _shrink(backdrop, 1), (_shrink(person, 1) | inside) & ~backdrop
 
@@ -208,7 +112,7 @@ def _coloured(rgb: np.ndarray, back: np.ndarray, screen: Screen, reach: float) -
 def _different(rgb: np.ndarray, back: np.ndarray, screen: Screen, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """(backdrop, person) by the distance from the plate."""
     off = rgb - back
-    far = np.sqrt(cv2.GaussianBlur((off * off).sum(-1), (3, 3), 0.6))
+    far = np.sqrt(cv2.GaussianBlur(_dot(off, off), (3, 3), 0.6))
     low, high = max(4 * screen.noise, 10.0), max(9 * screen.noise, 34.0)
     weak = (far > low) & ~(_shaded(rgb, back, low, 0.6) & (far < 60))
     n, component = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
@@ -255,7 +159,10 @@ def sharpen(rgb: UInt8[np.ndarray, "H W 3"], eps: float = 4.0) -> Float[np.ndarr
     a = shared / (spread[..., :1] + eps)
     b = mean - a * mean[..., :1]
     explained = shared[..., 1:] ** 2 / ((spread[..., :1] + eps) * (spread[..., 1:] + eps))
-    a, b, trust = (cv2.resize(box(x), (w, h), interpolation=cv2.INTER_LINEAR) for x in (a, b, np.min(explained, -1)))
+    a, b, trust = (
+        cv2.resize(box(x), (w, h), interpolation=cv2.INTER_LINEAR)
+        for x in (a, b, np.minimum(explained[..., 0], explained[..., 1]))
+    )
     trust = np.clip((trust - 0.1) / 0.3, 0, 1)[..., None]
     sharp = ycc + trust * (a * ycc[..., :1] + b - ycc)
     sharp[..., 0] = ycc[..., 0]
@@ -349,8 +256,8 @@ def _projected(picture: np.ndarray, fore: np.ndarray, back: np.ndarray) -> tuple
     """(alpha [n], how sure it is [n]) of pixels [n,3] between `fore` and `back`."""
     x, y = picture - back, fore - back
     grey = np.float32(FORGIVE / 3)  # the part along u = (1, 1, 1) / sqrt(3)
-    across = (x * y).sum(-1) - grey * x.sum(-1) * y.sum(-1)
-    size = (y * y).sum(-1) - grey * y.sum(-1) ** 2
+    across = _dot(x, y) - grey * x.sum(-1) * y.sum(-1)
+    size = _dot(y, y) - grey * y.sum(-1) ** 2
     a = (across / np.maximum(size, 1) - STRETCH) / (1 - 2 * STRETCH)
     return np.clip(a, 0, 1), size / (size + ALIKE**2)
 

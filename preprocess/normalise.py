@@ -1,6 +1,6 @@
 """25 frames a second by timestamp, turned upright, cropped and scaled; sound at 16 kHz mono, as long as the video.
 
-Of a keyed clip the pictures are the person over the constant plate `matting.TARGET`, with the matte beside them.
+Of a keyed clip the pictures are the person over the constant plate `backdrop.TARGET`, with the matte beside them.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess import full_frame, matting
+from preprocess import backdrop, full_frame
 from preprocess.chunks import CHUNK_FRAMES, has_chunk, pack, write_chunk
 from preprocess.stages import progress
 from preprocess.survey import FPS, Framing
@@ -42,7 +42,7 @@ def _pictures(source: Path, keyed: Path | None, framing: Framing) -> Iterator[di
         return
     for colour, alpha in full_frame.read_keyed(keyed):
         yield {
-            "image": lambda c=colour, a=alpha: encode_jpeg(reframe(matting.blend(c, a), framing), JPEG_QUALITY),
+            "image": lambda c=colour, a=alpha: encode_jpeg(reframe(backdrop.blend(c, a), framing), JPEG_QUALITY),
             "alpha": lambda a=alpha: encode_png(reframe(a, framing)),
         }
 

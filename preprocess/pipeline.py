@@ -88,11 +88,11 @@ def run(options: Options) -> Path:
     info = check_clip(path)
     with native("OpenCV (cv2)"):
         import cv2  # noqa: F401  (its system libraries are the ones that are missing most often)
-    from preprocess import head_box, matting
+    from preprocess import backdrop, head_box
     from preprocess.labels import parse_method
 
     method = parse_method(options.labels)
-    reference = matting.parse_reference(options.background_ref) if options.background_ref else None
+    reference = backdrop.parse_reference(options.background_ref) if options.background_ref else None
     body = head_box.read_points(options.body_points) if options.body_points else None
     model = need_model(options.models_dir)
     root = Path(options.workdir) / "preprocess"
@@ -120,6 +120,7 @@ def _take_back(root: Path, fresh: list[Path]) -> None:
 def _stages(options, path, info, model, kinds, method, reference, body, stages: Stages, executor) -> Path:
     from preprocess import (
         audio_features,
+        backdrop,
         chunks,
         face_model,
         full_frame,
@@ -154,7 +155,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
             lambda out: screen.screen(out, path, expected, FPS, reference),
             {"reference": reference.identity},
             {"source": source_sha},
-            [screen, matting, video],
+            [screen, matting, backdrop, video],
         )
     keyed = {} if key is None else {"screen": key.digest}
     points = {"body_points": sha256_file(Path(options.body_points))} if body else {}
@@ -164,7 +165,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
                                   options.min_face, executor, key and key.path, body),
         {"crop": options.crop, "size": options.size, "min_face": options.min_face},
         {**given, **keyed, **points},
-        [survey, looks, head_box, landmarker, video, *([matting] if key else [segment, labels])],
+        [survey, looks, head_box, landmarker, video, *([matting, backdrop] if key else [segment, labels])],
     )  # fmt: skip
     framing = survey.Framing.load(looked.path)
     h, w = framing.height, framing.width
@@ -176,7 +177,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
             lambda out: full_frame.full_frames(out, path, expected, key and key.path, executor),
             {},
             {"source": source_sha, **keyed},
-            [full_frame, chunks, video, *([matting] if key else [])],
+            [full_frame, chunks, video, *([matting, backdrop] if key else [])],
         )
 
     entire = full() if key else None
@@ -185,7 +186,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
         lambda out: normalise.normalise(out, path, framing, expected, entire and entire.path),
         {},
         {"source": source_sha, "framing": looked.digest, **({"full": entire.digest} if entire else {})},
-        [normalise, chunks, video, audio, images, *([matting] if key else [])],
+        [normalise, chunks, video, audio, images, *([backdrop] if key else [])],
     )
     n = normalise.frame_count(frames.path)
     say(f"normalise: {n} frames of {w}x{h}, crop {framing.crop_px}")
@@ -231,9 +232,9 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
     behind = stages.run(
         "plate",
         lambda out: (
-            plate.constant_plate(out, h, w, matting.TARGET) if key else plate.plate(out, frames.path, labelled.path, n)
+            plate.constant_plate(out, h, w, backdrop.TARGET) if key else plate.plate(out, frames.path, labelled.path, n)
         ),
-        {"target": matting.TARGET} if key else {},
+        {"target": backdrop.TARGET} if key else {},
         {"frames": frames.digest, "labels": labelled.digest},
         [plate, chunks],
     )
@@ -242,7 +243,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
         lambda out: torso.torso(out, frames.path, labelled.path, n, executor),
         {},
         {"frames": frames.digest, "labels": labelled.digest},
-        [torso, chunks, *([matting] if key else [])],
+        [torso, chunks, *([backdrop] if key else [])],
     )
     looks_at = stages.run(
         "qa",
@@ -262,7 +263,7 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
     source = {"sha256": source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
               "full_size": [info.width, info.height]}  # fmt: skip
     if reference is not None:
-        source |= {"background_ref": reference.colour or reference.identity, "background_trt": matting.TARGET}
+        source |= {"background_ref": reference.colour or reference.identity, "background_trt": backdrop.TARGET}
     return _dataset(options, source, model_sha, framing, n, method, stages, folders, shards)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess.matting import Hue, Reference, Screen, extend
+from preprocess.backdrop import Hue, Reference
+from preprocess.matting import Screen, extend
 from preprocess.stages import progress
 from tkjax import video
 from tkjax.errors import UserError

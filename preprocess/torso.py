@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from preprocess import chunks
-from preprocess.matting import TARGET
+from preprocess.backdrop import TARGET
 from preprocess.stages import progress
 from preprocess.workers import ordered
 from tkjax.contract import LABEL_HEAD, LABEL_NECK, LABEL_TORSO

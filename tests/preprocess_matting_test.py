@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import full_frame, labels, matting, screen, torso
+from preprocess import backdrop, full_frame, labels, matting, screen, torso
 from preprocess.__main__ import main
 from tests import greenscreen
 from tkjax import contract, data, images, video
@@ -50,7 +50,7 @@ def measure(truth, alpha, colour) -> dict[str, float]:
 def keyed(truth, back, reference, path=None, noise=1.5):
     frames = clip(truth, back, noise)
     frames = frames if path is None else greenscreen.recorded(frames, path, 18)
-    found = screen.learn(frames, matting.parse_reference(reference), "clip")
+    found = screen.learn(frames, backdrop.parse_reference(reference), "clip")
     return found, *matting.matte(found, frames[0])
 
 
@@ -120,7 +120,7 @@ def test_no_green_is_left_and_skin_and_grey_clothes_stay(truth):
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
 def test_despill_leaves_what_has_no_excess_and_removes_what_has(rgb):
-    hue = matting.Hue.of(np.array(greenscreen.GREEN))
+    hue = backdrop.Hue.of(np.array(greenscreen.GREEN))
     pixel = np.array(rgb, np.float32)
     out = hue.despill(pixel)
     if max(pixel[0], pixel[2]) >= pixel[1]:
@@ -130,10 +130,10 @@ def test_despill_leaves_what_has_no_excess_and_removes_what_has(rgb):
 
 
 def test_screens_like_skin_are_not_despilled():
-    despilled = {k: matting.Hue.of(np.array(v)).despills for k, v in matting.NAMES.items() if len(set(v)) > 1}
+    despilled = {k: backdrop.Hue.of(np.array(v)).despills for k, v in backdrop.NAMES.items() if len(set(v)) > 1}
     assert despilled == {"red": False, "green": True, "blue": True, "cyan": True, "fuchsia": False, "magenta": False,
                          "yellow": False}  # fmt: skip
-    assert matting.Hue.of(np.array([128, 128, 128])) is None and matting.Hue.of(np.array([250, 250, 245])) is None
+    assert backdrop.Hue.of(np.array([128, 128, 128])) is None and backdrop.Hue.of(np.array([250, 250, 245])) is None
 
 
 def test_shadows_on_the_screen_are_backdrop(truth):
@@ -142,14 +142,14 @@ def test_shadows_on_the_screen_are_backdrop(truth):
     clips = clip(truth, back)
     shaded = back.copy()
     shaded[40:120, 10:60] *= 0.6
-    found = screen.learn(clips, matting.parse_reference("green"), "clip")
+    found = screen.learn(clips, backdrop.parse_reference("green"), "clip")
     alpha, _ = matting.matte(found, greenscreen.compose(fore, a, shaded))
     assert alpha[45:115, 15:55].mean() < 3
 
 
 def test_an_empty_stage_has_no_person_and_a_full_one_no_backdrop(truth):
     back = greenscreen.backdrop(SIZE)
-    found = screen.learn(clip(truth, back), matting.parse_reference("green"), "clip")
+    found = screen.learn(clip(truth, back), backdrop.parse_reference("green"), "clip")
     empty = greenscreen.compose(np.zeros_like(back), np.zeros((SIZE, SIZE)), back)
     assert matting.matte(found, empty)[0].max() == 0
     wall = np.full((SIZE, SIZE, 3), (200, 150, 130), np.uint8)
@@ -160,7 +160,7 @@ def test_an_empty_stage_has_no_person_and_a_full_one_no_backdrop(truth):
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 300), (33, 64), (121, 77)])
 def test_awkward_sizes_pass(height, width):
     rng = np.random.default_rng(0)
-    for hue in (matting.Hue.of(np.array(greenscreen.GREEN)), None):
+    for hue in (backdrop.Hue.of(np.array(greenscreen.GREEN)), None):
         found = matting.Screen(np.full((4, 4, 3), greenscreen.GREEN, np.float32), hue, 0.02 if hue else 2.0)
         alpha, colour = matting.matte(found, rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
         assert alpha.shape == (height, width) and colour.shape == (height, width, 3) and colour.dtype == np.uint8
@@ -183,18 +183,18 @@ def test_continued_colours_are_smooth_and_keep_what_is_known():
 
 
 def test_blends_are_the_known_bytes():
-    over = matting.blend(np.full((1, 1, 3), 200, np.uint8), np.array([[64]], np.uint8))
+    over = backdrop.blend(np.full((1, 1, 3), 200, np.uint8), np.array([[64]], np.uint8))
     assert over.tolist() == [[[146, 146, 146]]]  # 200·64/255 + 128·191/255 = 146.07, as in the dossier
     assert np.rint(0.999 * 255) == 255  # the original's truncation makes 254 of it
     every = np.arange(256, dtype=np.uint8)
     a, c = np.meshgrid(every, every)
     exact = (a.astype(float) * c + (255.0 - a) * 128) / 255
-    assert np.abs(matting.blend(np.repeat(c[..., None], 3, -1), a)[..., 0] - exact).max() <= 0.5
+    assert np.abs(backdrop.blend(np.repeat(c[..., None], 3, -1), a)[..., 0] - exact).max() <= 0.5
 
 
 def test_colours_are_what_their_names_say():
     def colour(text):
-        return matting.parse_reference(text).colour
+        return backdrop.parse_reference(text).colour
 
     assert colour("green") == (0, 255, 0) and colour(" Gray ") == (128, 128, 128) == colour("grey")
     assert colour("cyan") == (0, 255, 255) and colour("yellow") == (255, 255, 0)  # the original swaps them
@@ -205,23 +205,23 @@ def test_colours_are_what_their_names_say():
 @pytest.mark.parametrize("text", ["grren", "1,2", "1,2,300", "-1,2,3", "#12345", "__import__('os')", "", "(1,2,3"])
 def test_other_words_are_one_sentence(text):
     with pytest.raises(UserError, match="--background_ref") as e:
-        matting.parse_reference(text)
+        backdrop.parse_reference(text)
     assert "\n" not in str(e.value)
 
 
 def test_a_clip_without_that_screen_is_one_sentence(truth, tmp_path):
     frames = clip(truth, greenscreen.backdrop(SIZE, (90, 80, 160)))
     with pytest.raises(UserError, match=r"shows the background colour 0,255,0 in 0\.0%"):
-        screen.learn(frames, matting.parse_reference("green"), "me.mp4")
+        screen.learn(frames, backdrop.parse_reference("green"), "me.mp4")
     (tmp_path / "p.png").write_bytes(images.encode_png(np.zeros((40, 40, 3), np.uint8)))
     with pytest.raises(UserError, match="is not the background of me"):
-        screen.learn(frames, matting.parse_reference(str(tmp_path / "p.png")), "me.mp4")
+        screen.learn(frames, backdrop.parse_reference(str(tmp_path / "p.png")), "me.mp4")
     (tmp_path / "w.png").write_bytes(images.encode_png(np.zeros((40, 80, 3), np.uint8)))
     with pytest.raises(UserError, match="another shape"):
-        screen.learn(frames, matting.parse_reference(str(tmp_path / "w.png")), "me.mp4")
+        screen.learn(frames, backdrop.parse_reference(str(tmp_path / "w.png")), "me.mp4")
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot be decoded"):
-        matting.parse_reference(str(tmp_path / "no.png"))
+        backdrop.parse_reference(str(tmp_path / "no.png"))
 
 
 # ---------------------------------------------------------------- stages
@@ -299,9 +299,9 @@ def test_a_keyed_torso_over_the_plate_is_the_frame(seed):
     alpha = np.where(label > 0, 255, 0).astype(np.uint8)
     alpha[30:, 6:10], alpha[30:, 54:58] = rng.integers(60, 255, (34, 4)), rng.integers(60, 255, (34, 4))
     label = labels.by_matte(label, alpha)
-    frame = matting.blend(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), alpha)
-    rgba = torso.soft_edges(torso.torso_picture(frame, label), frame, label, alpha, matting.TARGET)
-    over = data.over(rgba, np.full((64, 64, 3), matting.TARGET, np.uint8))
+    frame = backdrop.blend(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), alpha)
+    rgba = torso.soft_edges(torso.torso_picture(frame, label), frame, label, alpha, backdrop.TARGET)
+    over = data.over(rgba, np.full((64, 64, 3), backdrop.TARGET, np.uint8))
     below = np.s_[31:, :]
     assert np.abs(over[below].astype(int) - frame[below]).max() <= 1
 
@@ -341,7 +341,7 @@ def test_a_half_body_clip_before_a_green_screen_becomes_a_keyed_dataset(half_bod
         alpha = images.decode_png(d.frame_bytes("alpha_bytes", k))
         assert np.array_equal(alpha, full[k][1][y0:y1, x0:x1])
         picture = images.decode_rgb(d.frame_bytes("image_bytes", k))
-        over = matting.blend(full[k][0], full[k][1])[y0:y1, x0:x1]
+        over = backdrop.blend(full[k][0], full[k][1])[y0:y1, x0:x1]
         assert np.abs(picture.astype(int) - over).mean() < 1.5
         label = images.decode_png(d.frame_bytes("label_bytes", k))
         assert np.array_equal(label > 0, alpha >= 128) and (label == contract.LABEL_HEAD).any()
