@@ -1,5 +1,9 @@
 """Layers and backgrounds of a frame: what is over what, in the crop and in the whole frame, with and without alpha."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -7,7 +11,7 @@ from PIL import Image
 
 from tests import tiny, tiny_full, tiny_layers
 from tests.alpha_test import read_rgba
-from tkjax import audio, cli, drive, options, stream, video
+from tkjax import audio, cli, config, drive, options, stream, video
 from tkjax.data import Clip, over
 from tkjax.errors import UserError
 from tkjax.scene import Scene, bleed
@@ -141,6 +145,25 @@ def test_what_cannot_be_composed_is_one_sentence(made, tmp_path):
     assert render(made, "cropped", tmp_path, background="red").shape[1:3] == (24, 32)  # default: the crop
     with pytest.raises(UserError, match=r"o\.mp4 cannot hold an alpha channel"):
         stream.render(made["plain"], made["sound"], tmp_path / "o.mp4", drive.plan(made["plain"]), alpha=True)
+
+
+@pytest.mark.slow  # renders a minute of sound
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from Linux's /proc")
+def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
+    """With paste-back, a new background and maps; the source frames are played forth and back."""
+    peaks = []
+    for seconds in (5, 60):
+        audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
+        code = (
+            "import sys; sys.path.insert(0, '.'); from tkjax import avatar, drive, stream; "
+            f"s = avatar.load({str(made['keyed'].folder)!r}); plan = drive.plan(s, background='red'); "
+            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, plan, maps=('depth',)); "
+            "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 20, f"{peaks} MB"
 
 
 @pytest.mark.parametrize("suffix", video.ALPHA_SUFFIXES)

@@ -20,7 +20,7 @@ from tkjax.video import VideoWriter, open_media, to_rgb
 
 GOP = 8  # frames between key frames of files made here: a step back decodes at most so many
 CRF = 16  # hardly visible loss: these pixels are what the pasted video consists of
-CACHE_BYTES = 160 << 20  # decoded frames that are kept
+KEPT, CACHE_BYTES = 32, 160 << 20  # decoded frames that are kept: so many, fewer where they are large
 AHEAD = 24  # frames that are rather decoded through than jumped over
 
 
@@ -34,7 +34,7 @@ class FullFrames:
         self.path, self.hw, self.grey, self._fps = Path(path), tuple(hw), grey, fps
         self._kept: collections.OrderedDict[int, av.VideoFrame] = collections.OrderedDict()
         self._container, self._stream, self._coming, self._next = None, None, None, 0
-        self._most = max(GOP + 1, CACHE_BYTES // (2 * hw[0] * hw[1]))
+        self._most = max(GOP + 1, min(KEPT, CACHE_BYTES // (2 * hw[0] * hw[1])))
 
     def __getitem__(self, k: int) -> UInt8[np.ndarray, "H W *C"]:
         if k not in self._kept:
