@@ -1,12 +1,10 @@
 """The ER-NeRF head (er-nerf dossier §3, head 1 to 5) as a field of render_fused.py: sigma and rgb of a tile of samples.
 
-With features f [36] of three planes, audio code a, blink e, and c = [sh | frame code] constant along a ray:
+With features f [36] of three planes, audio code a, blink e:
   v = A1 relu(A0 f);  w = sigmoid(E1 relu(E0 f));  h = relu(D1 relu(D0 [f | v a | w e]))
-  sigma = exp(min(D2_0 h, 40));  rgb = 1.002 sigmoid(C1 relu(C0 [c | D2_1.. h])) - 0.001
-Products with one column (E1, D2_0, the column of w e) are sums in float32. c is read again for every sample: its
-product with C0, held over the march, would cost more registers than the multiplications cost time. Widths are
-padded with zeros to powers of two from 16. The features come in tiles of 16: what a thread has in flight for the
-corners of a wider one does not fit its registers.
+and from h on as heads.py says, with rgb' = 1.002 rgb - 0.001. Products with one column (E1, D2_0, the column of w e)
+are sums in float32. The features come in tiles of 16: what a thread has in flight for the corners of a wider one does
+not fit its registers.
 """
 
 # ruff: noqa: RUF005 (Triton has no starred tuples)
@@ -20,36 +18,24 @@ import triton
 import triton.language as tl
 
 from tkjax.ops.program import Program, ProgramBuilder
-from tkjax.ops.triton import grid_encode
+from tkjax.ops.triton import grid_encode, heads
 from tkjax.ops.triton.device import grid_cell, grid_index, grid_weight
-from tkjax.ops.triton.field_mlp import activate, as_operand, operand, product
+from tkjax.ops.triton.field_mlp import activate, operand, product
 from tkjax.ops.triton.grid_encode import _rule
-from tkjax.ops.triton.render_fused import COLUMNS, Fused, Packed
+from tkjax.ops.triton.heads import dot_row, matrix, of_tiles, relu, side_inputs, sigma_and_rgb
+from tkjax.ops.triton.render_fused import Fused, Packed
 
 PAIRS = ((0, 1), (1, 2), (0, 2))
 MAX_LOG_DENSITY = 40.0
-SIDE_ROWS = 32  # sh and frame code, padded
 
 # META: levels, entries, smoothstep, modulo, bound, features, width of the audio code, whether audio and blink are per
-# ray, padded widths (attention, blink, density, density, geometry, colour), starts of the matrices and of the floats.
+# ray, padded widths (attention, blink, density, density, colour), starts of the matrices and of the floats.
 
 
 @triton.constexpr_function
 @no_type_check
 def _tiles(features):
     return (features + 15) // 16
-
-
-@triton.jit
-@no_type_check
-def _matrix(ptr, K: tl.constexpr, M: tl.constexpr):
-    return tl.load(ptr + tl.arange(0, K)[:, None] * M + tl.arange(0, M)[None, :])
-
-
-@triton.jit
-@no_type_check
-def _relu(v):
-    return activate(v, "relu")
 
 
 @triton.jit
@@ -77,16 +63,6 @@ def _features(x, y, z, live, column, tables, scales, rules, META: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _of_features(f, ptr, total, PRECISION: tl.constexpr):
-    """total + f W of the tiles of features."""
-    for i in tl.static_range(len(f)):
-        w = _matrix(ptr + 16 * total.shape[1] * i, 16, total.shape[1])
-        total = product(f[i], w, total, PRECISION)
-    return total
-
-
-@triton.jit
-@no_type_check
 def _inputs(ray, live, frame, rays, META: tl.constexpr):
     """(audio code [B or 1,A], blink [B or 1,1], side inputs [B,32]) of rays [B,1]."""
     STRIDE: tl.constexpr = 32 + META[7] * (META[6] + 1)
@@ -98,7 +74,7 @@ def _inputs(ray, live, frame, rays, META: tl.constexpr):
     else:
         audio = tl.load(frame + a)
         eye = tl.load(frame + META[6] + tl.zeros((1, 1), tl.int32))
-    return audio, eye, tl.load(at + tl.arange(0, 32)[None, :], mask=live, other=0.0)
+    return audio, eye, side_inputs(at, live)
 
 
 @triton.jit
@@ -111,8 +87,7 @@ def field(x, y, z, ray, live, weights, floats, rules, frame, rays, META: tl.cons
     HE: tl.constexpr = META[8][1]
     H0: tl.constexpr = META[8][2]
     H1: tl.constexpr = META[8][3]
-    G: tl.constexpr = META[8][4]
-    HC: tl.constexpr = META[8][5]
+    HC: tl.constexpr = META[8][4]
     audio, eye, side = _inputs(ray, live, frame, rays, META)
     # Coordinates in the grids' units, as in the program.
     x = (x + META[4]) * (0.5 / META[4])
@@ -125,28 +100,22 @@ def field(x, y, z, ray, live, weights, floats, rules, frame, rays, META: tl.cons
         tile = _features(x, y, z, live, 16 * i + tl.arange(0, 16)[None, :], tables, scales, rules, META)
         f = f + (operand(tile, PRECISION),)
     # Attention.
-    v = _relu(_of_features(f, weights + META[9][0], tl.zeros((B, HA), tl.float32), PRECISION))
+    v = relu(of_tiles(f, weights + META[9][0], tl.zeros((B, HA), tl.float32), PRECISION))
     v = product(
-        operand(v, PRECISION), _matrix(weights + META[9][1], HA, AUDIO), tl.zeros((B, AUDIO), tl.float32), PRECISION
+        operand(v, PRECISION), matrix(weights + META[9][1], HA, AUDIO), tl.zeros((B, AUDIO), tl.float32), PRECISION
     )
-    w = _relu(_of_features(f, weights + META[9][2], tl.zeros((B, HE), tl.float32), PRECISION))
-    w = tl.sum(w * tl.load(floats + META[10][0] + tl.arange(0, HE))[None, :], 1, keep_dims=True)
-    w = activate(w, "sigmoid") * eye
+    w = relu(of_tiles(f, weights + META[9][2], tl.zeros((B, HE), tl.float32), PRECISION))
+    w = activate(dot_row(w, floats + META[10][0]), "sigmoid") * eye
     # Density.
     h = w * tl.load(floats + META[10][1] + tl.arange(0, H0))[None, :]
-    h = _of_features(f, weights + META[9][3], h, PRECISION)
-    h = _relu(product(operand(v * audio, PRECISION), _matrix(weights + META[9][4], AUDIO, H0), h, PRECISION))
-    h = product(operand(h, PRECISION), _matrix(weights + META[9][5], H0, H1), tl.zeros((B, H1), tl.float32), PRECISION)
-    h = _relu(h)
-    log_sigma = tl.sum(h * tl.load(floats + META[10][2] + tl.arange(0, H1))[None, :], 1, keep_dims=True)
-    sigma = tl.exp(tl.where(log_sigma > 40.0, 40.0, log_sigma))
-    # Colour.
-    h = product(operand(h, PRECISION), _matrix(weights + META[9][6], H1, G), tl.zeros((B, G), tl.float32), PRECISION)
-    c = tl.zeros((B, HC), tl.float32)
-    c = product(operand(side, PRECISION), _matrix(weights + META[9][9], 32, HC), c, PRECISION)
-    c = _relu(product(operand(h, PRECISION), _matrix(weights + META[9][7], G, HC), c, PRECISION))
-    c = product(operand(c, PRECISION), _matrix(weights + META[9][8], HC, 16), tl.zeros((B, 16), tl.float32), PRECISION)
-    return sigma, activate(c, "sigmoid") * 1.002 - 0.001
+    h = of_tiles(f, weights + META[9][3], h, PRECISION)
+    h = relu(product(operand(v * audio, PRECISION), matrix(weights + META[9][4], AUDIO, H0), h, PRECISION))
+    h = product(operand(h, PRECISION), matrix(weights + META[9][5], H0, H1), tl.zeros((B, H1), tl.float32), PRECISION)
+    sigma, rgb = sigma_and_rgb(
+        relu(h), side, floats + META[10][2], weights + META[9][6], weights + META[9][7], weights + META[9][8], HC,
+        40.0, PRECISION,
+    )  # fmt: skip
+    return sigma, rgb * 1.002 - 0.001
 
 
 # -- packing
@@ -164,10 +133,6 @@ def head(spec, bound: float, audio: int, widths: tuple[int, ...], sh: int, code:
     parts = [p.row("sh", sh), h[1:], p.row("code", code)]
     rgb = p.act(p.mlp("colour", parts, (sh + geometry + code, colour, 3)), "sigmoid")
     return p.build(sigma=p.act(p.clip_max(h[:1], MAX_LOG_DENSITY), "exp"), rgb=p.affine(rgb, 1.002, -0.001))
-
-
-def _power(width: int) -> int:
-    return max(16, 1 << (width - 1).bit_length())
 
 
 @functools.cache
@@ -193,11 +158,11 @@ def fused(program: Program) -> Fused:
     if not same:
         raise NotImplementedError(reason)
     features = len(PAIRS) * grid.spec.channels
-    small = max(widths) <= 64 and sizes[0] <= 64 and sizes[2] + sizes[3] <= SIDE_ROWS
+    small = max(widths) <= 64 and sizes[0] <= 64 and sizes[2] + sizes[3] <= heads.SIDE_ROWS
     if grid.spec.features != 1 or features > 64 or not small:
         raise NotImplementedError(
-            f"the fused ER-NeRF head takes up to 64 features of one channel, widths up to 64 and {SIDE_ROWS} side "
-            f"inputs, got {features} and {sizes}"
+            f"the fused ER-NeRF head takes up to 64 features of one channel, widths up to 64 and {heads.SIDE_ROWS} "
+            f"side inputs, got {features} and {sizes}"
         )
     return Fused(field, functools.partial(_pack, grid, *sizes))
 
@@ -205,51 +170,30 @@ def fused(program: Program) -> Fused:
 def _pack(grid, audio, widths, sh, code, params, values, count, precision):
     """(Packed, META) of this call."""
     spec, features = grid.spec, len(PAIRS) * grid.spec.channels
-    first = 16 * _tiles.fn(features)
-    wide = tuple(_power(w) for w in widths)
-    attention, blink, h0, h1, geometry, colour = wide
-    wide_audio = _power(audio)
+    first, wide_audio = 16 * _tiles.fn(features), heads.power(audio)
+    attention, blink, h0, h1, _, colour = (heads.power(w) for w in widths)
     d0, d1, d2 = (params["density"][f"kernel_{i}"] for i in range(3))
-    c0, c1 = params["colour"]["kernel_0"], params["colour"]["kernel_1"]
-    side = jnp.concatenate([c0[:sh], c0[sh + widths[4] :]])
-    matrices = [
+    weights, matrix_starts = heads.pack_matrices([
         (params["audio_channel_attention"]["kernel_0"], first, attention),
         (params["audio_channel_attention"]["kernel_1"], attention, wide_audio),
         (params["eye_attention"]["kernel_0"], first, blink),
         (d0[:features], first, h0), (d0[features : features + audio], wide_audio, h0), (d1, h0, h1),
-        (d2[:, 1:], h1, geometry), (c0[sh : sh + widths[4]], geometry, colour), (c1, colour, COLUMNS),
-        (side, SIDE_ROWS, colour),
-    ]  # fmt: skip
+        *heads.end_matrices(d2, params["colour"]["kernel_0"], params["colour"]["kernel_1"], sh),
+    ], precision)  # fmt: skip
     scales, rules, rule_meta = grid_encode._rules(spec)
-    vectors = [
+    floats, starts = heads.pack_vectors([
         jnp.pad(params["eye_attention"]["kernel_1"][:, 0], (0, blink - widths[1])),
         jnp.pad(d0[features + audio], (0, h0 - widths[2])), jnp.pad(d2[:, 0], (0, h1 - widths[3])),
-        jnp.pad(jnp.asarray(scales), (0, -len(scales) % 16)), params["planes"]["tables"].reshape(-1),
-    ]  # fmt: skip
-    padded = [jnp.pad(m, [(0, rows - m.shape[0]), (0, columns - m.shape[1])]) for m, rows, columns in matrices]
-    per_ray = values["audio"].shape[0] != 1 or values["eye"].shape[0] != 1
-    frame = jnp.concatenate([_wide(values["audio"], wide_audio), values["eye"]], 1) if not per_ray else None
-    rays = [_wide(jnp.concatenate([_rows(values[name], count) for name in ("sh", "code")], 1), SIDE_ROWS)]
-    if per_ray:
-        rays += [_wide(_rows(values["audio"], count), wide_audio), _rows(values["eye"], count)]
+        jnp.asarray(scales), params["planes"]["tables"].reshape(-1),
+    ])  # fmt: skip
+    is_per_ray = values["audio"].shape[0] != 1 or values["eye"].shape[0] != 1
+    frame, rays = jnp.zeros(1, jnp.float32), [heads.side_rows([values["sh"], values["code"]], count)]
+    if is_per_ray:
+        rays += [heads.wide(heads.per_ray(values["audio"], count), wide_audio), heads.per_ray(values["eye"], count)]
+    else:
+        frame = jnp.concatenate([heads.wide(values["audio"], wide_audio), values["eye"]], 1)[0]
     meta = (
         spec.levels, spec.entries, spec.interpolation == "smoothstep", rule_meta["MODULO"], grid.numbers[0], features,
-        wide_audio, per_ray, wide, _starts(padded), _starts(vectors),
+        wide_audio, is_per_ray, (attention, blink, h0, h1, colour), matrix_starts, starts,
     )  # fmt: skip
-    weights = jnp.concatenate([as_operand(m, precision).reshape(-1) for m in padded])
-    return Packed(
-        weights, jnp.concatenate(vectors), jnp.asarray(np.asarray(rules)),
-        jnp.zeros(1, jnp.float32) if per_ray else frame[0], jnp.concatenate(rays, 1),
-    ), meta  # fmt: skip
-
-
-def _starts(arrays) -> tuple[int, ...]:
-    return tuple(sum(a.size for a in arrays[:i]) for i in range(len(arrays)))
-
-
-def _wide(matrix, columns: int):
-    return jnp.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
-
-
-def _rows(value, count: int):
-    return jnp.broadcast_to(value, (count, value.shape[1]))
+    return Packed(weights, floats, jnp.asarray(np.asarray(rules)), frame, jnp.concatenate(rays, 1)), meta

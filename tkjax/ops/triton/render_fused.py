@@ -21,7 +21,10 @@ from tkjax.ops.composite import Composited
 from tkjax.ops.triton import field_mlp, launch, march
 from tkjax.ops.triton.device import composite_step, march_occupied, march_step, slab
 
-FIELDS = {"er_nerf_head": "tkjax.ops.triton.er_nerf_head"}  # program name -> module with `fused(program) -> Fused`
+FIELDS = {  # program name -> module with `fused(program) -> Fused`
+    "er_nerf_head": "tkjax.ops.triton.er_nerf_head",
+    "rad_nerf_head": "tkjax.ops.triton.rad_nerf_head",
+}
 RAYS, WARPS = 128, 8  # of a tile; smaller ones spill more registers
 AHEAD = 16  # lattice points; their bits fit a float32 exactly
 COLUMNS = 16  # of the tile of weighted channels: the least that tl.dot makes
