@@ -66,7 +66,8 @@ def order_is_swapped(plan: Plan, points: np.ndarray) -> bool:
     pairs = []
     for k in have[:: max(1, len(have) // 8)][:8]:
         try:
-            pairs.append((decode_rgb(plan.files["parsing"][int(plan.ids[k])].read_bytes()), points[k]))
+            rgb = decode_rgb(plan.files["parsing"][int(plan.ids[k])].read_bytes())
+            pairs.append((rgb, points[k] * (rgb.shape[1] / plan.size[1], rgb.shape[0] / plan.size[0])))
         except UserError:
             continue
     swapped = import_pictures.is_swapped(pairs)
@@ -272,12 +273,12 @@ def take_sound(plan: Plan, folder: Path) -> list[Path]:
     for array in import_sound.arrays(plan.root):
         made = import_sound.take_array(array, taken, aud, plan.ids, folder, notes)
         out += [made] if made else []
-    if not any(p.suffix == ".npz" for p in out):
-        raise UserError(
-            f"{plan.root}: holds neither sound (aud.wav, audio.wav or a video with sound) nor usable feature arrays "
-            f"({', '.join(import_sound.ARRAYS)}); " + "; ".join(s for s in notes.said if s.startswith("not used"))
-        )
-    if path is None:
+    refused = [s for s in notes.said if s.startswith("not used: ")]
+    if path is None and not out and refused:
+        raise UserError(f"{plan.root}: holds no sound (aud.wav, audio.wav or a video), and {'; '.join(refused)[10:]}")
+    if path is None and not out:
+        notes.said.append("neither sound nor feature arrays: no system can learn to speak from this dataset")
+    elif path is None:
         notes.said.append("no sound file: log-mel features are missing, and new sound needs feature arrays of its own")
     return out
 

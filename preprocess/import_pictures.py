@@ -66,15 +66,22 @@ def labels_of_colours(rgb: UInt8[np.ndarray, "H W 3"], swapped: bool = False) ->
 def is_swapped(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
     """Whether colour maps were written in the other order: (map [H,W,3], landmarks [68,2]) of some frames.
 
-    The points inside the face lie on head; where most lie on the torso's colour, the order is the other one.
+    Two things must agree: nearly all points inside the face lie on the torso's colour and next to none on the head's,
+    and the torso's colour stands above the head's in the picture.
     """
-    head = torso = 0
+    hits, rows = {LABEL_HEAD: 0, LABEL_TORSO: 0}, {LABEL_HEAD: [], LABEL_TORSO: []}
     for rgb, points in pairs:
         h, w = rgb.shape[:2]
         x = np.clip(points[17:].astype(int), 0, [w - 1, h - 1])
-        found = labels_of_colours(rgb)[x[:, 1], x[:, 0]]
-        head, torso = head + int((found == LABEL_HEAD).sum()), torso + int((found == LABEL_TORSO).sum())
-    return torso > 2 * max(head, 1)
+        label = labels_of_colours(rgb)
+        for part in hits:
+            hits[part] += int((label[x[:, 1], x[:, 0]] == part).sum())
+            rows[part].extend(np.flatnonzero((label == part).any(1)).tolist())
+    if not (rows[LABEL_HEAD] and rows[LABEL_TORSO]):
+        return False
+    above = np.mean(rows[LABEL_TORSO]) < np.mean(rows[LABEL_HEAD])
+    total = 51 * len(pairs)
+    return bool(above and hits[LABEL_TORSO] > 0.6 * total and hits[LABEL_HEAD] < 0.1 * total)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -424,6 +424,13 @@ def test_colour_maps_in_the_other_order_and_size_are_read(whole, tmp_path, capsy
     assert_same_frames(d, whole[1], list(range(N)))
 
 
+def test_points_on_the_clothes_alone_do_not_swap_the_colours(whole):
+    rgb = images.read_rgb(whole[0] / "parsing/0.png")
+    below = np.argwhere(import_pictures.labels_of_colours(rgb) == contract.LABEL_TORSO)[:68, ::-1].astype(float)
+    assert len(below) == 68 and not import_pictures.is_swapped([(rgb, below)])
+    assert not import_pictures.is_swapped([])
+
+
 def test_other_targets_than_frame_parsing_and_plate_are_named(whole, tmp_path, capsys):
     folder = copy(whole, tmp_path)
     for i in (3, 4, 8):
@@ -584,6 +591,15 @@ def avatar_folder(native, tmp_path_factory):
     return folder
 
 
+def test_the_import_needs_neither_torch_nor_jax(whole, tmp_path):
+    code = "import sys\nsys.modules.update(torch=None, jax=None)\nfrom preprocess import import_dataset\n"
+    code += "sys.exit(import_dataset.main(sys.argv[1:]))"
+    arguments = ["--source", whole[0], "--workdir", tmp_path / "w"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_frames(contract.Dataset(tmp_path / "w" / "dataset"), whole[1], list(range(N)))
+
+
 def test_whole_frames_classes_and_facts_of_avatar_ernerf(avatar_folder, tmp_path, capsys):
     folder = shutil.copytree(avatar_folder, tmp_path / "f")
     (folder / "parsing_label/3.png").unlink()
@@ -644,14 +660,17 @@ def test_target_colours_are_read_as_avatar_ernerf_meant_them(named, expected):
         assert import_full.constant_colour(named, plate.astype(np.uint8)) == expected
 
 
-def test_without_sound_or_arrays_there_is_nothing_to_train_on(whole, tmp_path):
+def test_without_sound_or_arrays_there_is_nothing_to_train_on(whole, tmp_path, capsys):
     folder = copy(whole, tmp_path)
     (folder / "aud.wav").unlink()
     d, _ = imported(folder, tmp_path)
     assert set(d.manifest["audio"]) == {"deepspeech"} and "audio.wav" not in d.manifest["files"]
     np.save(folder / "aud_ds.npy", np.zeros((N, 1)))
-    with pytest.raises(UserError, match="class labels"):
+    with pytest.raises(UserError, match=r"holds no sound .*class labels"):
         imported(folder, tmp_path)
+    (folder / "aud_ds.npy").unlink()
+    d, text = imported(folder, tmp_path, capsys)
+    assert d.manifest["audio"] == {} and "neither sound nor feature arrays" in text
 
 
 @given(st.sets(st.integers(0, 60)))
