@@ -356,7 +356,7 @@ def test_a_transparent_torso_is_forgotten_and_comes_back(torso):
 
 def test_a_torso_in_a_corner_costs_the_pixels_of_that_corner(torso):
     alpha = np.zeros((SIDE, SIDE), np.float32)
-    alpha[6:, 7:] = 0.8  # [col, row]: the lower right corner of the picture
+    alpha[6:, 7:] = 0.2  # [col, row]: the lower right corner; below the threshold, far above the mean
     x, y = np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5)
     pixels = jnp.asarray(np.stack([x, y], -1).reshape(1, -1, 2), jnp.float32)
     state = {"alpha": jnp.asarray(alpha.reshape(-1))}
