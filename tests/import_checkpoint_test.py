@@ -457,6 +457,32 @@ def test_a_dataset_gives_cameras_plate_and_torso(small, tmp_path):
     assert len(list((tmp_path / "frames").glob("*.png"))) == 10
 
 
+@pytest.mark.heavy
+def test_training_goes_on_under_an_imported_head(small, tmp_path):
+    """The head's stage counts as finished; the torso's two steps leave the head as it was imported."""
+    file = originals.whole(small)
+    originals.save(tmp_path / "x.pth", file)
+    workdir, root = tmp_path / "W", dataset(tmp_path / "dataset", 29)
+    run("import", source=tmp_path / "x.pth", workdir=workdir, dataset=root)
+    run("import", source=tmp_path / "x.pth", workdir=workdir)  # again, with the dataset that the workdir knows
+    before = avatar.load(workdir / "avatar")
+    assert before.stages == ("head", "lips")  # 203616 steps are more than the head's
+    a = avatar.flatten(before.variables(before.model()).params)
+    few = {"train.torso.steps": "2", "train.torso.rays": "32", "train.torso.ema_every": "1", "train.preview_every": "0"}
+    few = [*few.items(), ("model.chunk", "64")]
+    opts = options.Options("train", {"workdir": str(workdir), "stages": ("torso",), "consent": "a test"}, few)
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.run(opts)
+    after = avatar.load(workdir / "avatar")
+    assert after.stages == ("head", "lips", "torso")
+    b = avatar.flatten(after.variables(after.model()).params)
+    same = {k for k in a if np.array_equal(a[k], b[k])}
+    assert {k for k in a if not k.startswith("torso/")} <= same and "torso/colour/kernel_0" not in same
+    np.testing.assert_array_equal(b["density/kernel_1"], originals.averaged(file)["sigma_net.net.1.weight"].T)
+    with pytest.raises(UserError, match="holds a training run"):
+        run("import", source=tmp_path / "x.pth", workdir=workdir)
+
+
 def test_a_dataset_with_other_sound_is_refused_with_both_named(small, tmp_path):
     root = dataset(tmp_path / "dataset", 44)
     said = refused(tmp_path, originals.whole(small, "best"), "deepspeech", dataset=root)
@@ -554,5 +580,6 @@ def test_folders_of_checkpoints_and_finished_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match="neither a file nor a folder"):
         run("import", source=tmp_path / "none", workdir=tmp_path / "W")
     (tmp_path / "W" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "W" / "checkpoints" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="holds a training run"):
         run("import", source=tmp_path / "ws" / "checkpoints" / "ngp.pth", workdir=tmp_path / "W")

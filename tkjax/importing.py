@@ -1,8 +1,10 @@
 """`--mode=import`: a dataset folder or a checkpoint file of RAD-NeRF, ER-NeRF or Avatar-ERNeRF, known by its content.
 
 A folder becomes WORKDIR/dataset in the PyTorch child. A checkpoint becomes WORKDIR/avatar with what the workdir's
-dataset knows (cameras, plate, torso pictures, sound); without a dataset it looks straight at the head in front of
-white. What the file holds beside the avatar's part stays in WORKDIR/import, so that `--mode=export` gives it back.
+dataset knows (cameras, plate, torso pictures, sound), and its stages count as finished in WORKDIR/checkpoints, so that
+a torso can be trained under an imported head. Without a dataset it looks straight at the head in front of white, and
+nothing can be trained. The optimiser starts afresh (its state is not taken). What the file holds beside the avatar's
+part stays in WORKDIR/import, so that `--mode=export` gives it back.
 """
 
 import json
@@ -36,7 +38,7 @@ def run(opts: Options) -> None:
     if path.is_dir():
         take_dataset(opts, path, workdir)
         return
-    if (workdir / "checkpoints").is_dir():
+    if (workdir / "checkpoints" / "run.json").is_file():
         raise UserError(f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir")
     with lock.alone(workdir):
         take_checkpoint(opts, path, workdir)
@@ -75,6 +77,7 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         resolved = resolve(found, spec["kind"], tensors.get("aabb_infer"))
         model = base.load(resolved.system)(resolved, clip.info)
         variables, occupancy = fill(model, found, tensors)
+        raw = fill(model, found, file.model)[0] if chosen == "ema" else variables
         stages = _stages(model, found, file)
         config.write(resolved, workdir / "config.json")
         consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
@@ -86,6 +89,9 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         images.write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         shutil.rmtree(workdir / KEPT, ignore_errors=True)
         folder.rename(workdir / KEPT)
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+        if isinstance(clip, data.Clip):
+            finish(workdir, model, stages, raw, variables, path.name)
         facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
         if isinstance(clip, data.Clip):
             facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
@@ -132,6 +138,18 @@ def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple
     state["torso/alpha"] = np.asarray(tensors.get("density_grid_torso", model.torso.init_state()["alpha"]), np.float32)
     flat = {f"params/{k}": v for k, v in params.items()} | {f"state/{k}": v for k, v in state.items()}
     return avatar.unflatten(template, flat, "the checkpoint"), about
+
+
+def finish(workdir: Path, model: base.Model, stages: list[str], raw: Variables, drawn: Variables, name: str) -> None:
+    """Checkpoints of the stages that the file went through, so that training goes on with the next one."""
+    for stage in model.stages():
+        if stage.name not in stages or not stage.steps:
+            continue
+        saved = checkpoint.Checkpoints(workdir, stage.name, keep=1)
+        items = {"params": raw.params, "state": drawn.state, "ema": drawn.params if stage.ema else None}
+        meta = {"stage": stage.name, "step": stage.steps, "seconds": 0.0, "imported": name}
+        saved.save(stage.steps, items, meta)
+        saved.close()
 
 
 def _name(found: Recognised, forced: str | None) -> str:
@@ -213,6 +231,7 @@ def describe(
         lines.append("eyes: the checkpoint was trained without --exp_eye, so --fix_eye and --eye change nothing")
     if isinstance(clip, data.Clip):
         lines.append(f"dataset: {clip.dataset.root}, {clip.n_frames} frames")
+        lines.append("training: --mode=train goes on with the stages that the file has not finished")
     else:
         lines.append(
             f"no dataset: one frontal camera, {stand_in.SIZE} x {stand_in.SIZE}, white background, no torso pictures; "
