@@ -172,19 +172,19 @@ def blocks(
     collections.deque(mattes, 0)  # to its end, where it closes its files
     if rows:
         yield rows
-    _report_differences(differences, notes)
+    _report_differences(differences, "gt_imgs" if plan.files["gt_imgs"] else "com_imgs", notes)
 
 
-def _report_differences(differences: list[tuple[float, int]], notes: Notes) -> None:
+def _report_differences(differences: list[tuple[float, int]], folder: str, notes: Notes) -> None:
     if not differences:
         return
     values = np.array([d for d, _ in differences])
-    notes.took.append(f"gt_imgs: compared, frame + parsing + plate agrees to {np.median(values):.1f} dB (median)")
+    notes.took.append(f"{folder}: compared, frame + parsing + plate agrees to {np.median(values):.1f} dB (median)")
     far = [i for d, i in differences if d < ALIKE_DB]
     if far:
         worst, at = min(differences)
         notes.said.append(
-            f"the targets of the folder differ from frame + parsing + plate at {ranges(far)} (worst {worst:.1f} dB at "
+            f"the targets in {folder} differ from frame + parsing + plate at {ranges(far)} (worst {worst:.1f} dB at "
             f"{at}); frame + parsing + plate is trained on"
         )
 

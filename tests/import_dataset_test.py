@@ -437,7 +437,7 @@ def test_other_targets_than_frame_parsing_and_plate_are_named(whole, tmp_path, c
         rgb = images.read_rgb(folder / f"gt_imgs/{i}.jpg")
         (folder / f"gt_imgs/{i}.jpg").write_bytes(images.encode_jpeg(255 - rgb))
     _, text = imported(folder, tmp_path, capsys)
-    assert "the targets of the folder differ from frame + parsing + plate at 3-4, 8" in text
+    assert "the targets in gt_imgs differ from frame + parsing + plate at 3-4, 8" in text
 
 
 def test_frames_that_are_no_baseline_jpeg_are_encoded_again(whole, tmp_path):
