@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from preprocess.backdrop import Hue
+from preprocess.backdrop import TARGET, Hue
 from tkjax.images import resize_area
 
 BAND = 0.012  # of the picture's longer side: farther than this from any backdrop lies the inside of the person
@@ -221,14 +221,44 @@ def matte(
     The colour is continued smoothly where alpha is 0. A picture without any person has alpha 0 everywhere.
     """
     h, w = rgb.shape[:2]
-    reach = max(3.0, BAND * max(h, w))
+    reach, back = max(3.0, BAND * max(h, w)), screen.at(h, w)
+    x0, y0, x1, y1 = _window(screen, rgb, back, reach)
+    part = np.s_[y0:y1, x0:x1]
+    alpha, colour = _matte(screen, np.ascontiguousarray(rgb[part]), back[part], reach)
+    edges = (y0, h - y1, x0, w - x1)
+    alpha = cv2.copyMakeBorder(alpha, *edges, cv2.BORDER_CONSTANT, value=0)
+    return alpha, cv2.copyMakeBorder(colour, *edges, cv2.BORDER_REPLICATE)
+
+
+def _window(screen: Screen, rgb: np.ndarray, back: np.ndarray, reach: float) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) around all that is not surely a colour screen, by a quarter of the pixels each way."""
+    h, w = rgb.shape[:2]
+    if screen.hue is None or min(h, w) < 200:
+        return 0, 0, w, h
+    size = (w // 4, h // 4)
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    plate = cv2.resize(back, size, interpolation=cv2.INTER_AREA)
+    seen = screen.hue.excess(small) < 0.88 * np.maximum(screen.hue.excess(plate), 10)
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    if not len(rows):
+        return 0, 0, w, h
+    far = round(3 * reach)
+    return (
+        max(0, 4 * int(columns[0]) - far),
+        max(0, 4 * int(rows[0]) - far),
+        min(w, 4 * int(columns[-1]) + 4 + far),
+        min(h, 4 * int(rows[-1]) + 4 + far),
+    )
+
+
+def _matte(screen: Screen, rgb: np.ndarray, back: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """`matte` of a part of the picture with the plate `back` behind it."""
     picture = sharpen(rgb)
-    back = screen.at(h, w)
     if screen.hue is None:
         back = back * _gain(picture, back)
     backdrop, person = (_coloured if screen.hue else _different)(picture, back, screen, reach)
     if not person.any():
-        return np.zeros((h, w), np.uint8), rgb.copy()
+        return np.zeros(rgb.shape[:2], np.uint8), np.full_like(rgb, TARGET)
     own = rgb.astype(np.float32)
     if screen.hue and screen.hue.despills:
         own = np.clip(screen.hue.despill(own), 0, 255)

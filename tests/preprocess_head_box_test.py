@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import head_box, looks
+from preprocess import head_box, landmarker, looks
 from preprocess.face_model import FACE_OVAL
+from preprocess.workers import pool
+from tkjax import images, video
 from tkjax.errors import UserError
 
 H, W = 1080, 1920
@@ -234,3 +236,18 @@ def test_tiles_cover_the_picture_and_halves_of_faces_are_whole_in_another(height
             assert 0 <= x <= width - side and 0 <= y <= height - side
             covered[y // 8 : (y + side) // 8 + 1, x // 8 : (x + side) // 8 + 1] = True
         assert covered.all()
+
+
+@pytest.mark.heavy
+def test_a_small_face_in_a_wide_picture_is_found(data_dir, models_dir, tmp_path):
+    frame = next(video.read_frames(data_dir / "talking" / "may_portrait_512.mp4"))
+    model = str(models_dir / "face_landmarker.task")
+    wide = np.full((720, 1280, 3), 120, np.uint8)
+    wide[100:260, 900:1060] = images.resize_area(frame, (160, 160))
+    with pool(tmp_path / "log") as workers:
+        alone = workers.submit(landmarker.detect, model, [frame]).result().landmarks[0, :, :2]
+        assert not workers.submit(landmarker.detect, model, [wide]).result().found[0]  # it looks at 128 pixels
+        found = workers.submit(looks.detect, model, wide).result()
+        nobody = workers.submit(looks.detect, model, np.full((480, 640, 3), 90, np.uint8)).result()
+    assert found.found[0] and not nobody.found[0]
+    assert np.abs(found.landmarks[0, :, :2] - (alone * 160 / 512 + [900, 100])).mean() < 2

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -155,6 +156,21 @@ def test_an_empty_stage_has_no_person_and_a_full_one_no_backdrop(truth):
     wall = np.full((SIZE, SIZE, 3), (200, 150, 130), np.uint8)
     alpha, colour = matting.matte(found, wall)
     assert alpha.min() == 255 and np.array_equal(colour, wall)
+
+
+def test_a_person_in_a_corner_of_a_large_picture_is_cut_out_as_alone():
+    fore, a = greenscreen.subject(200)
+    back = cv2.resize(greenscreen.backdrop(300), (700, 500))
+    large, alpha = np.zeros((500, 700, 3), np.float32), np.zeros((500, 700), np.float32)
+    large[300:, 480:680], alpha[300:, 480:680] = fore, a
+    frames = [greenscreen.compose(large, alpha, back, seed=i) for i in range(3)]
+    found = screen.learn(frames, backdrop.parse_reference("green"), "clip")
+    x0, y0, x1, y1 = matting._window(found, frames[0], found.at(500, 700), 8.0)
+    assert x0 > 300 and y0 > 200 and x1 > 660 and y1 == 500
+    mine, colour = matting.matte(found, frames[0])
+    assert mine.shape == (500, 700) and mine[:200].max() == 0 and mine[:, :300].max() == 0
+    assert np.abs(mine / 255 - alpha)[300:, 480:680].mean() < 0.008
+    assert np.abs(np.diff(colour[:250].astype(int), axis=1)).max() < 25  # what is continued is smooth
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 300), (33, 64), (121, 77)])
