@@ -244,7 +244,7 @@ class VideoWriter:
             container.metadata.update({str(k): str(v) for k, v in metadata.items()})
             codec, self._format, options, sound = self._codecs(crf)
             if gop is not None:
-                options |= {"g": str(gop), "keyint_min": str(gop)}
+                options |= {"g": str(gop), "keyint_min": str(gop), "threads": "2"}  # the bytes depend on the threads
             v = container.add_stream(codec, rate=self.fps, options=options)
             v.height, v.width = self.height + self.height % 2, self.width + self.width % 2
             v.pix_fmt = self._format
