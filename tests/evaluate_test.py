@@ -259,6 +259,16 @@ def test_thinning_keeps_the_ends_and_no_held_out_frame_is_an_error(clip):
         evaluate.frames_to_score(empty, 0)
 
 
+def test_frames_whose_picture_is_made_up_are_not_scored(clip):
+    missing = np.zeros(clip.n_frames, bool)
+    missing[30] = True
+    holes = type("Clip", (), {"heldout_range": clip.heldout_range, "picture_missing": missing})
+    assert evaluate.frames_to_score(holes, 0).tolist() == [i for i in range(*clip.heldout_range) if i != 30]
+    holes.picture_missing = np.ones(clip.n_frames, bool)
+    with pytest.raises(UserError, match="none of the held-out frames 30.. has a picture of its own"):
+        evaluate.frames_to_score(holes, 0)
+
+
 def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch):
     """The path of --mode=fit --dataset in this process: files, keys, the same config again, strangers refused."""
     monkeypatch.setenv("TKJAX_MODELS", str(tmp_path))

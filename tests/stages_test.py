@@ -104,6 +104,11 @@ def variables(model):
     return v.replace(params=jax.tree_util.tree_map_with_path(grow, v.params))
 
 
+@pytest.fixture(scope="module")
+def render(model):
+    return jax.jit(model.render, static_argnums=4)
+
+
 def clock(stage, progress=0.5):
     return Clock(jnp.int32(8), jnp.float32(progress), stage)
 
@@ -128,12 +133,12 @@ def test_stages_follow_the_dossier(model):
 
 
 @pytest.mark.parametrize("sampler, weight", [("lips", 0.01), ("patch", 0.1)])
-def test_lips_terms_equal_their_formulas(model, variables, sampler, weight):
+def test_lips_terms_equal_their_formulas(model, render, variables, sampler, weight):
     data = patches(sampler=sampler)
-    render = model.render(variables, data, KEY, clock("lips"), True)
-    terms = model.loss_terms(variables, render, data, KEY, clock("lips"))
+    drawn = render(variables, data, KEY, clock("lips"), True)
+    terms = jax.jit(model.loss_terms)(variables, drawn, data, KEY, clock("lips"))
     assert set(terms) == set(model.stages()[1].weights)
-    shown = np.asarray(picture(render, data.background), np.float64)[0]
+    shown = np.asarray(picture(drawn, data.background), np.float64)[0]
     target = np.asarray(data.target, np.float64)[0]
     square = ((shown - target) ** 2).mean(-1)
     inside = np.asarray(data.in_lips)[0]
@@ -174,29 +179,29 @@ def test_each_stage_moves_only_its_own_parameters(model, variables):
             assert any(jax.tree.leaves(head["camera_rotation"])) and any(jax.tree.leaves(head["camera_translation"]))
 
 
-def test_the_picture_of_the_torso_stage_is_head_over_torso_over_plate(model, variables):
+def test_the_picture_of_the_torso_stage_is_head_over_torso_over_plate(render, variables):
     data = batch((3, 5), rays=200)
-    head = model.render(variables, data, None, clock("head"), False)
-    torso = model.render(variables, data.replace(frame=jnp.zeros_like(data.frame)), None, clock("torso"), True)
-    both = model.render(variables, data, None, clock("torso"), False)
+    head = render(variables, data, None, clock("head"), False)
+    torso = render(variables, data.replace(frame=jnp.zeros_like(data.frame)), None, clock("torso"), True)
+    both = render(variables, data, None, clock("torso"), False)
     plate = np.asarray(data.background, np.float64)
     under = np.asarray(torso.rgb) + (1 - np.asarray(torso.alpha)) * plate
     want = np.asarray(head.rgb) + (1 - np.asarray(head.alpha)) * under
     got = np.asarray(both.rgb) + (1 - np.asarray(both.alpha)) * plate
     np.testing.assert_allclose(got, want, atol=2e-3)  # behind an opaque head no torso is evaluated
     np.testing.assert_array_equal(both.front, head.alpha)
-    assert np.ptp(np.asarray(head.alpha)) > 0.1 and np.asarray(torso.alpha).max() > 0.1
+    assert 0.05 < np.mean(head.alpha) < 0.95 and 0.05 < np.mean(torso.alpha)
 
 
-def test_torso_terms(model, variables):
+def test_torso_terms(model, render, variables):
     data = batch()
-    render = model.render(variables, data, KEY, clock("torso"), True)
-    terms = model.loss_terms(variables, render, data, KEY, clock("torso"))
-    shown = np.asarray(picture(render, data.background))
+    drawn = render(variables, data, KEY, clock("torso"), True)
+    terms = model.loss_terms(variables, drawn, data, KEY, clock("torso"))
+    shown = np.asarray(picture(drawn, data.background))
     np.testing.assert_allclose(terms["mse"], np.mean((shown - np.asarray(data.target)) ** 2), rtol=1e-5)
     anchors = variables.params["torso"]["anchors"] * jnp.array([1, 1, 1, 1.5])
     moved = variables.replace(params=variables.params | {"torso": variables.params["torso"] | {"anchors": anchors}})
-    assert model.loss_terms(moved, render, data, KEY, clock("torso"))["anchors"] == pytest.approx(0.25)
+    assert model.loss_terms(moved, drawn, data, KEY, clock("torso"))["anchors"] == pytest.approx(0.25)
 
 
 def test_a_camera_correction_moves_the_training_rays_alone(model, variables):
@@ -220,14 +225,14 @@ def test_a_camera_correction_moves_the_training_rays_alone(model, variables):
     np.testing.assert_array_equal(other[1], d)
 
 
-def test_maps_show_depth_ambient_and_uncertainty(model, variables):
+def test_maps_show_depth_ambient_and_uncertainty(model, render, variables):
     data = batch((3,), rays=64)
     maps = jax.jit(lambda v, b: model.maps(v, b, clock("torso")))(variables, data)
     assert set(maps) == {"depth", "uncertainty", "audio_norm", "eye_weight"}
     assert all(value.shape == (1, 64) for value in maps.values())
     assert np.all(np.asarray(maps["uncertainty"]) >= 0) and np.ptp(np.asarray(maps["audio_norm"])) > 0
     seen = np.isfinite(maps["depth"])
-    alpha = np.asarray(model.render(variables, data, None, clock("head"), False).alpha)[..., 0]
+    alpha = np.asarray(render(variables, data, None, clock("head"), False).alpha)[..., 0]
     assert np.array_equal(seen, alpha >= 0.5) or np.mean(seen == (alpha >= 0.5)) > 0.95  # bfloat16 pictures
 
 

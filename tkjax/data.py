@@ -301,6 +301,8 @@ class Clip:
         stored = "eye_area" in d.manifest["members"]
         self.eye_area = d.column("eye_area") if stored else eye_area(d.landmarks68(), d.height, d.width)
         self.lower_face = lower_face_boxes(self.landmarks68_px)
+        made_up = "x_picture_missing" in d.manifest["members"]  # an imported clip's holes, filled from neighbours
+        self.picture_missing = d.column("x_picture_missing") if made_up else np.zeros(d.n_frames, bool)
         self.expression = d.column("expression")
         self.expression_names = tuple(d.manifest["expression_names"])
         path = d.path(contract.BACKGROUND)

@@ -59,13 +59,15 @@ def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def frames_to_score(clip: Any, max_frames: int) -> np.ndarray:
-    """Held-out frame numbers, evenly thinned to max_frames (0 = all)."""
+    """Held-out frame numbers with a picture of their own, evenly thinned to max_frames (0 = all)."""
     first, last = clip.heldout_range
     if last <= first:
         raise UserError(
             "the dataset has no held-out frames; a clip of at least 11 frames keeps every eleventh for scoring"
         )
-    frames = np.arange(first, last)
+    frames = np.arange(first, last)[~clip.picture_missing[first:last]]
+    if not len(frames):
+        raise UserError(f"none of the held-out frames {first}..{last - 1} has a picture of its own to be scored against")
     if 0 < max_frames < len(frames):
         frames = frames[np.linspace(0, len(frames) - 1, max_frames).round().astype(int)]
     return frames

@@ -65,6 +65,7 @@ class FakeClip:
         }
 
         # what the evaluator asks for besides
+        self.picture_missing = np.zeros(self.n_frames, bool)
         self.fps, self.plate = 25.0, self._background["plate"]
         self.dataset = SimpleNamespace(manifest={"files": {}})
 
