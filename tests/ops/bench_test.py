@@ -34,7 +34,7 @@ def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out.json"
     names = (
         "er_planes,rays_4096_side_64,dense_65536,composite_packed,packbits,dilate_morton,width_64_layers_3,"
-        "field_er_nerf_train,render_fused"
+        "field_er_nerf_train,er_nerf_256"
     )
     assert bench.main(["--quick", "--json", str(out), "--cases", names, "--peers", "none"]) == 0
     return json.loads(out.read_text())
@@ -222,12 +222,22 @@ def test_thread_counts():
 
 def test_the_head_field_costs_what_the_dossier_says():
     program = inputs.er_nerf_program()
-    inference = bench_cost.field(1, 4, bench_cases.FIELD_MLPS, 0, inputs.ER_PLANES, 3)["forward"]
+    picture = bench_cases.mlps(program.select("sigma", "rgb"))
+    inference = bench_cost.field(1, 4, picture, 0, inputs.ER_PLANES, 3)["forward"]
     assert inference.flop == 46_368 == program.select("sigma", "rgb").flops
     assert inference.gathers == 144
-    training = bench_cost.field(1, 7, bench_cases.ALL_MLPS, 0, inputs.ER_PLANES, 3)["forward+backward"]
+    training = bench_cost.field(1, 7, bench_cases.mlps(program), 0, inputs.ER_PLANES, 3)["forward+backward"]
     assert training.flop == 3 * 2 * 24_368 and program.flops == 2 * 24_368
     assert inputs.NGP3D.table[-1].entries == 2**16 and inputs.ER_PLANES.entries == 163_584
+
+
+def test_the_rad_nerf_field_costs_what_its_dossier_says():
+    """§10: 28,352 multiply-adds, 16 x 8 and 16 x 4 gathers."""
+    program = inputs.rad_nerf_program()
+    grids = (inputs.RAD_SPACE, 1), (inputs.RAD_AMBIENT, 1)
+    forward = bench_cost.field(1, 4, bench_cases.mlps(program), 0, *grids[0], grids[1])["forward"]
+    assert forward.flop == 2 * 28_352 == program.flops and forward.gathers == 192
+    assert (inputs.RAD_SPACE.entries, inputs.RAD_AMBIENT.entries) == (903_480, 555_520)
 
 
 def test_grid_costs_by_hand():

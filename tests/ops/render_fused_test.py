@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tests.ops import programs
 from tests.ops.rays import CASES as RAYS_CASES
 from tests.ops.rays import COMMON, ISAS, VARIANTS, occupancy, rays, spoiled, variant
-from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, dispatch, field, march, render_fused
+from tkjax.ops import GridSpec, ProgramBuilder, bench_inputs, composite, cpu, dispatch, field, march, render_fused
 
 SMALL = GridSpec(2, 4, 1, 8, 40, 8)
 HEAD = programs.er_nerf_head(SMALL, audio=8, geometry=16).select("sigma", "rgb")
@@ -160,6 +160,61 @@ def test_not_a_number_in_a_ray_s_row_stays_in_that_ray(name):
         got = jax.block_until_ready(renderer(HEAD, backend)(*args[:3], rows, args[4]))
     others = np.arange(64) != 5
     np.testing.assert_allclose(got.weighted[others], clean.weighted[others], atol=1e-5)
+
+
+REAL_RAD = programs.rad_nerf_head(bench_inputs.RAD_SPACE, bench_inputs.RAD_AMBIENT)
+
+
+def trained(params):
+    """Tables of a trained head's size: white noise of size 1 in 2048 cells would amplify rounding."""
+    return {name: {k: 0.2 * v if k == "tables" else v for k, v in group.items()} for name, group in params.items()}
+
+
+@functools.cache
+def _unfused_jitted(program, n):
+    return jax.jit(lambda args: unfused(program, args, CASES["constant"]))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=3)
+@given(seed=st.integers(0, 2**20), n=st.sampled_from([1, 65]))
+def test_rad_nerf_of_real_size_is_the_three_ops(isa, seed, n):
+    """16 levels of both tiled grids: 903,480 and 555,520 entries, seven levels without a third coordinate."""
+    program = REAL_RAD.select("sigma", "rgb")
+    (*args, params), _ = scene(program, n, seed, scale=1.0)
+    args = (*args, trained(params))
+    with cpu.isa(isa):
+        got = jax.block_until_ready(renderer(program, "cpu")(*args))
+    close(got, _unfused_jitted(program, n)(args))
+
+
+@functools.cache
+def _value_and_gradients(backend):
+    """(value, gradients to params, rows and points) of the real field."""
+
+    def run(params, rows, points, index, g):
+        def value(params, rows, points):
+            return field(REAL_RAD, points, {k: (v, index.get(k)) for k, v in rows.items()}, params, backend=backend)
+
+        y, vjp = jax.vjp(value, params, rows, points)
+        return y, *vjp(g)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rad_nerf_of_real_size_has_the_gradients_of_the_reference(isa, n=65):
+    """The gradient to the audio goes through tanh and the ambient grid's coordinates."""
+    points, rows, params = jax.tree.map(jnp.asarray, programs.make(REAL_RAD, n, n, scale=0.5))
+    index = {k: i for k, (_, i) in rows.items() if i is not None}
+    args = trained(params), {k: v for k, (v, _) in rows.items()}, points, index, jnp.ones((n, REAL_RAD.channels)) / n
+    with cpu.isa(isa):
+        got = jax.block_until_ready(_value_and_gradients("cpu")(*args))
+    want = _value_and_gradients("reference")(*args)
+    assert float(jnp.max(jnp.abs(want[2]["audio"]))) > 1e-4  # there is something to compare
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        size = 1e-5 + float(np.max(np.abs(b)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * size)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -21,11 +21,10 @@ from tkjax.ops.field_mlp import field_mlp
 from tkjax.ops.grid_encode import grid_encode
 from tkjax.ops.march import march, march_packed
 from tkjax.ops.packbits import dilate_morton, packbits
+from tkjax.ops.program import Program
 from tkjax.ops.render_fused import render_fused
 
 MODES = ("forward", "backward", "forward+backward")
-FIELD_MLPS = tuple(inputs.ER_MLPS[name] for name in ("audio_channel_attention", "eye_attention", "density", "colour"))
-ALL_MLPS = tuple(inputs.ER_MLPS.values())
 MARCHING = {"box": BOX, "dt": DT, "t_min": T_MIN}
 
 
@@ -167,17 +166,18 @@ def _mlp(widths: tuple[int, ...], biased: bool, output: str, quick: bool) -> Pro
     return Problem(run, (x, kernels, biases), (), cost.field_mlp(n, widths), n, "samples", peer)
 
 
-def _field(total: int, train: bool, quick: bool) -> Problem:
+def _field(program: Program, total: int, train: bool, quick: bool) -> Problem:
     n = 300 if quick else total
-    return field_problem(inputs.samples(n, 32 if quick else 256), train)
+    return field_problem(inputs.samples(n, 32 if quick else 256), train, program)
 
 
-def field_problem(some: inputs.Samples, train: bool) -> Problem:
-    """The head field at samples; with `train` all its outputs, else sigma and rgb."""
+def field_problem(some: inputs.Samples, train: bool, program: Program | None = None) -> Problem:
+    """A head field (ER-NeRF's by default) at samples; with `train` all its outputs, else sigma and rgb."""
     n = len(some.points)
-    program = inputs.er_nerf_program() if train else inputs.er_nerf_program().select("sigma", "rgb")
-    rows, whole = inputs.er_nerf_rows(some.rays.direction), inputs.er_nerf_params()
-    params = {name: whole[name] for name in program.params}
+    whole = inputs.er_nerf_program() if program is None else program
+    program = whole if train else whole.select("sigma", "rgb")
+    rows, params = inputs.rows(whole, some.rays.direction), inputs.params(whole)
+    params = {name: params[name] for name in program.params}
     points, ray = jnp.asarray(some.points), jnp.asarray(some.ray)
     sh = rows.pop("sh")
 
@@ -185,31 +185,37 @@ def field_problem(some: inputs.Samples, train: bool) -> Problem:
         values = {name: (v, None) for name, v in rows.items()} | {"sh": (sh, ray)}
         return field(program, points, values, params, backend=backend)
 
-    mlps = ALL_MLPS if train else FIELD_MLPS
-    costs = cost.field(n, program.channels, mlps, sh.size * 4, inputs.ER_PLANES, 3)
-    peer = {"kind": "field", "spec": inputs.ER_PLANES, "params": params, "rows": rows, "train": train}
-    peer |= {"sh": sh, "ray": ray, "points": points}
+    grid, *more = [(i.spec, len(i.subsets)) for i in program.instructions if i.op == "grid"]
+    costs = cost.field(n, program.channels, mlps(program), sh.size * 4, *grid, *more)
+    peer = None
+    if whole == inputs.er_nerf_program():
+        peer = {"kind": "field", "spec": inputs.ER_PLANES, "params": params, "rows": rows, "train": train}
+        peer |= {"sh": sh, "ray": ray, "points": points}
     return Problem(run, (params, rows), (sh, ray, points), costs, n, "samples", peer)
 
 
-def _live_samples(size: int, side: int, params) -> int:
+def _mlps(program: Program) -> list[tuple[int, ...]]:
+    return [i.widths for i in program.instructions if i.op == "mlp"]
+
+
+def _live_samples(size: int, side: int, program: Program) -> int:
     """Samples of a picture that an early stop leaves, by the reference."""
     t, count = inputs.marched(size, 0.0, side)
     r = inputs.rays(size)
     row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
     points = r.origin[row] + t[row, slot][:, None] * r.direction[row]
     optical = np.zeros((len(count), SAMPLES))
-    optical[row, slot] = inputs.densities(params, points) * DT
+    optical[row, slot] = inputs.densities(program, inputs.params(program), points) * DT
     before = np.cumsum(optical, 1) - optical
     return int(np.sum((np.exp(-before) >= STOP)[row, slot]))
 
 
-def _render(size: int, quick: bool) -> Problem:
+def _render(whole: Program, size: int, quick: bool) -> Problem:
     size, side = (12, 16) if quick else (size, 64)
     r = inputs.rays(size)
-    program, whole = inputs.er_nerf_program().select("sigma", "rgb"), inputs.er_nerf_params()
-    params = {name: whole[name] for name in program.params}
-    values = inputs.er_nerf_rows(r.direction)
+    program, params = whole.select("sigma", "rgb"), inputs.params(whole)
+    params = {name: params[name] for name in program.params}
+    values = inputs.rows(whole, r.direction)
     bits = jnp.asarray(inputs.occupancy(side))
 
     def run(backend, params, values, origin, direction, bits):
@@ -218,7 +224,7 @@ def _render(size: int, quick: bool) -> Problem:
 
     constant = (params, values, jnp.asarray(r.origin), jnp.asarray(r.direction), bits)
     live, weights = _live_samples(size, side, whole), sum(v.size for v in jax.tree.leaves(params))
-    costs = cost.render_fused(live, size * size, FIELD_MLPS, bits.size, 4 * weights)
+    costs = cost.render_fused(live, size * size, mlps(program), bits.size, 4 * weights)
     return Problem(run, (), constant, costs, live, "samples")
 
 
@@ -240,6 +246,7 @@ def _density(side: int) -> jax.Array:
 
 BOTH = ("torch", "torch_compiled")
 P, F = functools.partial, MODES[:1]
+ER, RAD = inputs.er_nerf_program(), inputs.rad_nerf_program()
 CASES = (
     Case("grid_encode", "ngp3d", MODES, P(_grid, inputs.NGP3D, 131_072), peers=BOTH),
     Case("grid_encode", "ngp3d_bfloat16", F, P(_grid, inputs.NGP3D, 131_072, dtype=jnp.bfloat16)),
@@ -259,7 +266,10 @@ CASES = (
     Case("field_mlp", "er_density", MODES, P(_mlp, inputs.ER_MLPS["density"], False, "none")),
     Case("field_mlp", "er_colour", MODES, P(_mlp, inputs.ER_MLPS["colour"], False, "sigmoid")),
     Case("field_mlp", "width_128_biased", MODES, P(_mlp, (32, 128, 128, 16), True, "none")),
-    Case("field", "field_er_nerf", F, P(_field, 524_288, False), peers=BOTH),
-    Case("field", "field_er_nerf_train", MODES, P(_field, 49_152, True)),
-    Case("render_fused", "er_nerf_256", F, P(_render, 256)),
+    Case("field", "field_rad_nerf", F, P(_field, RAD, 524_288, False), peers=()),
+    Case("field", "field_rad_nerf_train", MODES, P(_field, RAD, 49_152, True), peers=()),
+    Case("render_fused", "render_fused_rad_nerf", F, P(_render, RAD, 256), peers=()),
+    Case("field", "field_er_nerf", F, P(_field, ER, 524_288, False), peers=BOTH),
+    Case("field", "field_er_nerf_train", MODES, P(_field, ER, 49_152, True)),
+    Case("render_fused", "er_nerf_256", F, P(_render, ER, 256)),
 )

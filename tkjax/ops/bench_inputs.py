@@ -19,7 +19,7 @@ from tkjax.ops.field import field
 from tkjax.ops.grid_encode import GridSpec
 from tkjax.ops.march import march
 from tkjax.ops.morton import morton_decode
-from tkjax.ops.program import ProgramBuilder
+from tkjax.ops.program import Program, ProgramBuilder
 from tkjax.ops.sh_encode import sh_encode
 
 BOX = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)
@@ -170,38 +170,52 @@ def er_nerf_program():
     return p.build(sigma=sigma, rgb=rgb, uncertainty=u, audio_norm=p.norm(v), eye_weight=w)
 
 
-def er_nerf_rows(directions: np.ndarray) -> dict[str, jax.Array]:
-    """Values of the rows: `sh` per ray, the others one for all."""
+@functools.cache
+def rad_nerf_program():
+    """The whole RAD-NeRF head field (rad-nerf dossier §3.3); outputs sigma, rgb and one more for training."""
+    p = ProgramBuilder("rad_nerf_head")
+    x = p.grid("encoder", RAD_SPACE, p.points)
+    a = p.mlp("ambient", [x, p.row("audio", 64)], (96, 64, 64, 2), output="tanh")
+    h = p.mlp("sigma", [x, p.grid("encoder_ambient", RAD_AMBIENT, a), p.row("eye", 1)], (65, 64, 64, 65))
+    rgb = p.mlp("colour", [p.row("sh", 16), h[1:65], p.row("code", 4)], (84, 64, 3), output="sigmoid")
+    return p.build(sigma=p.act(h[0:1], "trunc_exp"), rgb=rgb, ambient=p.sum_abs(a))
+
+
+def rows(program: Program, directions: np.ndarray) -> dict[str, jax.Array]:
+    """Values of a head's rows: `sh` per ray, the others one for all."""
     rng = np.random.default_rng(4)
     return {
         "sh": jax.jit(sh_encode, static_argnums=1)(jnp.asarray(directions), 4),
-        "audio": jnp.asarray(rng.normal(0.0, 0.5, (1, 32)).astype(np.float32)),
+        "audio": jnp.asarray(rng.normal(0.0, 0.5, (1, program.rows["audio"])).astype(np.float32)),
         "eye": jnp.full((1, 1), 0.2, jnp.float32),
         "code": jnp.asarray(rng.normal(0.0, 0.1, (1, 4)).astype(np.float32)),
     }
 
 
-def densities(params: dict, points: np.ndarray) -> np.ndarray:
-    """Sigma [N] of the head field by the reference."""
-    program = er_nerf_program().select("sigma")
-    rows = {name: v for name, v in er_nerf_rows(np.zeros((1, 3), np.float32)).items() if name in program.rows}
+def densities(program: Program, params: dict, points: np.ndarray) -> np.ndarray:
+    """Sigma [N] of a head field by the reference."""
+    values = {name: (v, None) for name, v in rows(program, np.zeros((1, 3), np.float32)).items()}
+    program = program.select("sigma")
 
-    def run(params, rows, points):
-        indexed = {name: (v, None) for name, v in rows.items()}
-        return field(program, points, indexed, params, backend="reference")[:, 0]
+    def run(params, points):
+        return field(program, points, values, params, backend="reference")[:, 0]
 
-    return np.asarray(jax.jit(run)(params, rows, jnp.asarray(points)))
+    return np.asarray(jax.jit(run)(params, jnp.asarray(points)))
 
 
 @functools.cache
-def er_nerf_params() -> dict:
-    """Tables and matrices of trained-like size; the density's are scaled so that log densities spread as trained
-    ones do, which decides how early rays end."""
-    params: dict = {"planes": {"tables": table(ER_PLANES, 3)}}
-    for i, (name, widths) in enumerate(ER_MLPS.items()):
-        params[name] = {f"kernel_{k}": v for k, v in enumerate(kernels(widths, 10 + i))}
-    log_density = np.log(densities(params, samples(4096, size=48).points))
+def params(program: Program) -> dict:
+    """Tables and matrices of trained-like size for a whole head; those of log sigma are scaled so that log densities
+    spread as trained ones do, which decides how early rays end."""
+    out: dict = {}
+    for i in program.instructions:
+        if i.op == "grid":
+            out[i.name] = {"tables": table(i.spec, len(i.subsets))}
+    mlps = [i for i in program.instructions if i.op == "mlp"]
+    for seed, i in enumerate(mlps):
+        out[i.name] = {f"kernel_{k}": v for k, v in enumerate(kernels(i.widths, 10 + seed))}
+    log_density = np.log(densities(program, out, samples(4096, size=48).points))
     gain = LOG_DENSITY_SPREAD / np.std(log_density) * np.sign(np.mean(log_density))
-    last = params["density"]["kernel_2"]
-    params["density"]["kernel_2"] = last.at[:, 0].multiply(gain)
-    return params
+    density = out["density" if "density" in out else "sigma"]
+    density["kernel_2"] = density["kernel_2"].at[:, 0].multiply(gain)
+    return out
