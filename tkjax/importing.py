@@ -219,19 +219,20 @@ def describe(
     lines += [f"taken: weights are {about}", f"taken: occupancy of {layout.SIDE}^3 cells from {occupancy}"]
     lines += [f"sound: {spec['kind']}, {spec['channels']} channels, windows of {spec['window']} steps"]
     if found.missing:
-        lines.append(f"missing: {', '.join(t.key for t in found.missing)} (no picture needs them)")
+        lines.append(f"missing: {', '.join(t.key for t in found.missing)} (taken as in a new model)")
     if found.unknown:
         lines.append(f"unknown, not used: {', '.join(f'{k} {list(file.shapes[k])}' for k in found.unknown)}")
     unused = [k for k in ("aabb_train", "step_counter") if k in file.model] + file.facts["left_out"]
     if unused:
         lines.append(f"not used: {', '.join(unused)} (they serve the original's training only)")
     if not sizes.torso:
-        lines.append("no torso in this file: pictures show the head over the clip's own torso")
+        lines.append("no torso in this file: pictures show the head over the clip's own torso pictures")
     if not sizes.eye:
         lines.append("eyes: the checkpoint was trained without --exp_eye, so --fix_eye and --eye change nothing")
     if isinstance(clip, data.Clip):
         lines.append(f"dataset: {clip.dataset.root}, {clip.n_frames} frames")
-        lines.append("training: --mode=train goes on with the stages that the file has not finished")
+        if not sizes.torso:
+            lines.append("next: --mode=train --stages=torso trains a torso under this head")
     else:
         lines.append(
             f"no dataset: one frontal camera, {stand_in.SIZE} x {stand_in.SIZE}, white background, no torso pictures; "

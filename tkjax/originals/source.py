@@ -94,6 +94,8 @@ def recognise(source: Source, forced: str | None) -> Recognised:
     if needed:
         what = f"{layout.NAMES[system]} {'head and torso' if sizes.torso else 'head'}"
         other = f"; its keys are those of {layout.NAMES[found]}" if found not in (system, None) else ""
+        strange = weights.unknown(tensors, shapes)
+        other += f"; unknown: {', '.join(strange)}" if strange and not other else ""
         raise UserError(f"{path} lacks {len(needed)} tensors that a {what} needs: {', '.join(needed)}{other}")
     bound = shapes.get("density_bitfield", (layout.SIDE**3 // 8,))
     if bound != (layout.SIDE**3 // 8,):
@@ -117,7 +119,8 @@ def choose(source: Source, found: Recognised, wanted: str | None) -> tuple[dict[
     """(tensors with the chosen parameters, `ema` or `raw`, a sentence about it).
 
     Rolling files (`ngp_ep*.pth`) hold raw parameters and the moving average; `ngp.pth` holds the average in their place
-    and no density grid (rad-nerf dossier §5 "EMA").
+    and no density grid (rad-nerf dossier §5 "EMA"). The originals' --test takes raw parameters where nothing is said;
+    here the average is taken (neither: what their validation shows).
     """
     path = source.path
     if source.shadow is not None and wanted != "raw":

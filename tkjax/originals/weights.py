@@ -60,13 +60,13 @@ def shadow_names(tensors: Iterable[Tensor], keys: list[str], shapes: Mapping[str
     """The parameters that the nameless tensors of a moving average belong to, or None where they fit none.
 
     torch_ema 0.3 lists all parameters; 0.2 leaves out the frozen ones, in a torso file those of the head. Their order
-    is that of the file, which is that of the originals unless somebody sorted it.
+    is that of the file, or, where somebody sorted the file, the one in which the originals make them.
     """
     known = {t.key: t for t in tensors}
     ours = [t.key for t in tensors if t.parameter and t.key in shapes]
     file = [k for k in keys if k not in known or known[k].parameter]
-    torso = [k for k in ours if known[k].torso]
-    for names in (ours, file, torso):
+    frozen = [[k for k in names if k in known and known[k].torso] for names in (file, ours)]
+    for names in (file, ours, *frozen):
         if names and [shapes[k] for k in names] == shadow:
             return names
     return None
