@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import tiny, tiny_full
 from tkjax import avatar, avatar_track, contract, images
-from tkjax.data import Clip
+from tkjax.data import Clip, over
 from tkjax.errors import UserError
 from tkjax.models import base
 
@@ -138,9 +138,24 @@ def test_whole_frames_of_a_crop_are_taken_over(tmp_path, keyed):
         if keyed:
             np.testing.assert_array_equal(subject.full_matte(i), matte)
             assert (frame[matte == 0] == tiny_full.TRT).all()
+            colour = subject._video("full")[i]
+            plate = np.broadcast_to(np.uint8(tiny_full.TRT), colour.shape)
+            np.testing.assert_array_equal(frame, over(np.concatenate([colour, matte[..., None]], -1), plate))
         else:
             assert subject.full_matte(i) is None and np.abs(frame[:8].mean((0, 1)) - grey).max() < 2
     assert (tmp_path / "avatar" / subject.meta["files"]["full"]["name"]).is_file()
+
+
+def test_a_keyed_clip_that_was_not_cropped_keeps_its_matte(tmp_path):
+    mattes = [np.random.default_rng(i).integers(0, 256, (24, 32), np.uint8) for i in range(33)]
+    more = {"alpha_bytes": [images.encode_png(m) for m in mattes]}
+    tiny.make_dataset(tmp_path / "dataset", more=more, source={"background_trt": [40, 0, 120]})
+    save(tmp_path / "avatar", Clip(tmp_path / "dataset", tmp_path / "cache"), 0)
+    subject = avatar.load(tmp_path / "avatar")
+    assert not subject.cropped and not subject.meta["full"]["straight"]
+    for i in (32, 0, 7):
+        np.testing.assert_array_equal(subject.full_matte(i), mattes[i])
+        assert subject.full_frame(i).shape == (24, 32, 3)
 
 
 def test_parsing_classes_decide_what_the_face_is(tmp_path):

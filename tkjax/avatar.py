@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from tkjax import __version__, avatar_track, config, contract, images
-from tkjax.data import over
 from tkjax.errors import UserError
 from tkjax.full_frames import FullFrames
 from tkjax.models import base
@@ -303,8 +303,8 @@ class Avatar:
         rgb = self._video("full")[self.frame_number(i)]
         if not straight:
             return rgb
-        plate = np.broadcast_to(np.array(self.meta["background_trt"], np.uint8), rgb.shape)
-        return over(np.concatenate([rgb, self.full_matte(i)[..., None]], -1), plate)
+        plate = Image.new("RGB", rgb.shape[1::-1], tuple(self.meta["background_trt"]))
+        return np.array(Image.composite(Image.fromarray(rgb), plate, Image.fromarray(self.full_matte(i))))
 
     def full_matte(self, i: int) -> UInt8[np.ndarray, "FH FW"] | None:
         """The coverage of the person in the whole frame; None where the clip was not keyed."""
