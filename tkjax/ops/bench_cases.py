@@ -194,7 +194,8 @@ def field_problem(some: inputs.Samples, train: bool, program: Program | None = N
     return Problem(run, (params, rows), (sh, ray, points), costs, n, "samples", peer)
 
 
-def _mlps(program: Program) -> list[tuple[int, ...]]:
+def mlps(program: Program) -> list[tuple[int, ...]]:
+    """Widths of its MLPs."""
     return [i.widths for i in program.instructions if i.op == "mlp"]
 
 
