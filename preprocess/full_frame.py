@@ -29,8 +29,9 @@ from preprocess.workers import ordered
 from tkjax import video
 from tkjax.errors import UserError
 
-CRF, GOP = 12, 12
-THREADS = 2  # fixed: the bytes of H.264 depend on it
+# The bytes depend on the number of threads, and with the macroblock tree (measured: one run in ten, sizes that are no
+# multiples of 16) on what memory held before; a run that was killed has to give the same ones.
+H264 = {"crf": "12", "preset": "fast", "bf": "0", "g": "12", "threads": "2", "mbtree": "0", "rc-lookahead": "0"}
 STEP = 1 / Fraction(FPS).limit_denominator(1000)
 ALPHA_MOST = 4  # frames in flight to the workers
 
@@ -46,8 +47,7 @@ class Part:
             stream = self._out.add_stream("ffv1", rate=1 / STEP)
             stream.pix_fmt = "gray"
         else:
-            options = {"crf": str(CRF), "preset": "fast", "bf": "0", "g": str(GOP), "threads": str(THREADS)}
-            stream = self._out.add_stream("libx264", rate=1 / STEP, options=options)
+            stream = self._out.add_stream("libx264", rate=1 / STEP, options=H264)
             stream.pix_fmt = "yuv444p"
             stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU709, ColorRange.MPEG
             stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # BT.709

@@ -242,7 +242,7 @@ def _window(screen: Screen, rgb: np.ndarray, back: np.ndarray, reach: float) -> 
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if not len(rows):
         return 0, 0, w, h
-    far = round(3 * reach)
+    far = 4 * round(0.75 * reach)  # even, as the pixels that share a colour in video
     return (
         max(0, 4 * int(columns[0]) - far),
         max(0, 4 * int(rows[0]) - far),
