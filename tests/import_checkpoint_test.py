@@ -132,11 +132,16 @@ def test_an_imported_avatar_draws_what_the_formulas_say(imported):
     got = np.clip(np.asarray(out.rgb[0] + (1 - out.alpha[0]) * background, np.float64), 0, 1)
     eye = None if not case.eye else np.float32(0.2 if case.system == "rad_nerf" else 0.3)
     pose, sure = loader_pose(batch.cam_to_world[0]), 0
+    maps = model.maps(variables, batch, clock)
+    names = ("ambient",) if case.system == "rad_nerf" else ("audio_norm", "eye_weight", "uncertainty")
     for i, (row, column) in enumerate(zip(rows, columns)):
         hw = (info.height, info.width)
         want, unsure = truth.picture(pose, info.intrinsics, row, column, hw, code, eye, case.torso, background)
         if not unsure:
             np.testing.assert_allclose(got[i], want, atol=1e-4)
+            for name, value in zip(names, truth.extras):
+                if case.eye or name != "eye_weight":  # without a blink ours is 1/2 everywhere, and times 0
+                    np.testing.assert_allclose(maps[name][0, i], value, rtol=1e-4, atol=1e-4)
             sure += 1
     assert sure >= 9 and np.std(got) > 0.02 and 0.1 < float(np.mean(out.alpha)) < 0.95
     assert (out.front is not None) == case.torso

@@ -98,6 +98,10 @@ def _value(key: str, shape: tuple, rng: np.random.Generator) -> np.ndarray:
         return np.where(rng.random(shape) < 0.7, rng.random(shape), 0).astype(np.float32)
     fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 64
     value = rng.uniform(-1, 1, shape) * 1.5 / np.sqrt(fan_in)
+    if key.startswith("audio_att"):
+        value *= 4.0  # so that neighbouring frames weigh differently
+    if key.startswith(("eye_att", "aud_ch", "unc_net")):
+        value *= 2.0
     if key == "sigma_net.net.2.weight":
         value[0] = np.abs(value[0]) * 4  # hidden values are positive: densities of some tens
     return value.astype(np.float32)

@@ -107,8 +107,11 @@ class Original:
         rows = [self.field(o + v * d, d, audio, eye) for v in t]
         n = len(rows)
         sigma, rgb = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]).reshape(n, 3)
-        sums, _, weight, _ = oracle.composite(sigma, [True] * n, t, rgb, np.zeros((n, 1)), DT)
-        return sums, weight, unsure
+        weighted = np.concatenate([rgb, np.array([r[3] for r in rows]).reshape(n, 1)], 1)
+        plain = np.array([r[2] for r in rows]).reshape(n, 1 if self.system == "rad_nerf" else 2)
+        sums, plain, weight, _ = oracle.composite(sigma, [True] * n, t, weighted, plain, DT)
+        self.extras = [*plain, sums[3]]  # of the last ray: the ambient sums, and the uncertainty
+        return sums[:3], weight, unsure
 
     def torso(self, pose, row, column, height, width):
         """(rgb, alpha, whether the map is near its threshold) of one pixel; pose is the loader's 3x4."""
