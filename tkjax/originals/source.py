@@ -92,11 +92,11 @@ def recognise(source: Source, forced: str | None) -> Recognised:
     absent = weights.missing(tensors, shapes)
     needed = [t.key for t in absent if not t.dispensable]
     if needed:
-        what = f"{layout.NAMES[system]} {'head and torso' if sizes.torso else 'head'}"
+        what = f"{'head and torso' if sizes.torso else 'the head'} of {layout.NAMES[system]}"
         other = f"; its keys are those of {layout.NAMES[found]}" if found not in (system, None) else ""
         strange = weights.unknown(tensors, shapes)
         other += f"; unknown: {', '.join(strange)}" if strange and not other else ""
-        raise UserError(f"{path} lacks {len(needed)} tensors that a {what} needs: {', '.join(needed)}{other}")
+        raise UserError(f"{path} lacks {len(needed)} tensors that {what} cannot do without: {', '.join(needed)}{other}")
     bound = shapes.get("density_bitfield", (layout.SIDE**3 // 8,))
     if bound != (layout.SIDE**3 // 8,):
         raise UserError(
