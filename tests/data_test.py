@@ -146,6 +146,27 @@ def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, bac
 
 
 @pytest.mark.parametrize("sampler", data.SAMPLERS)
+@pytest.mark.parametrize("sampler", ["focus", "close"])
+def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
+    rays = 960
+    b = clip.batch(np.array([3]), generators(0), sampler, rays)
+    column, row = (b.pixels_px[0] - 0.5).astype(int).T
+
+    def inside(box, part):
+        x0, y0, x1, y1 = box
+        c, r = column[part], row[part]
+        return np.all((c >= x0) & (c < x1) & (r >= y0) & (r < y1))
+
+    lips, eye = rays // data.FOCUS[sampler], rays // data.FOCUS_EYES
+    assert inside(clip.boxes["lips_box_px"][3], slice(0, lips))
+    for k, name in enumerate(("eye_left_box_px", "eye_right_box_px")):
+        x0, y0, x1, y1 = clip.eye_regions[3, k]
+        assert inside((x0, y0, x1, y1), slice(lips + k * eye, lips + (k + 1) * eye))
+        a0, b0, a1, b1 = clip.boxes[name][3]
+        assert x0 <= a0 and y0 <= b0 and x1 >= a1 and y1 >= b1
+        assert 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
+
+
 def test_a_frame_of_a_batch_depends_on_its_own_generator_alone(clip, sampler):
     together = clip.batch(np.array([4, 9, 4]), generators(1, 2, 3), sampler, 64, 4)
     for k, (i, seed) in enumerate(((4, 1), (9, 2), (4, 3))):

@@ -31,6 +31,7 @@ from tkjax.types import Batch, SubjectInfo
 AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
 SAMPLERS = ("rays", "focus", "close", "patch", "lips", "frame")
 FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
+FOCUS_EYES = 24  # and one in so many from the surroundings of each eye: blinks are small and rare
 BACKGROUNDS = ("torso", "plate")
 TARGETS = {"frame": "target", "torso": "background"}  # what a stage compares with -> cached array
 EYES, NOSE = (slice(36, 42), slice(42, 48)), slice(31, 36)  # of the 68 points
@@ -74,6 +75,13 @@ def eye_area(points68: Float[np.ndarray, "n 68 2"], height: int, width: int) -> 
     """100 (A(36..41) + A(42..47)) / (H W): both eyes' share of the picture in percent (rad-nerf dossier §2.6)."""
     points = np.asarray(points68, np.float64)
     return (100.0 * sum(polygon_area(points[:, eye]) for eye in EYES) / (height * width)).astype(np.float32)
+
+
+def widened(boxes: Int[np.ndarray, "n 4"], hw: tuple[int, int]) -> Int[np.ndarray, "n 4"]:
+    """Boxes of eyes with what moves around them: a quarter of the width more on every side, inside the picture."""
+    margin = np.maximum(1, (boxes[:, 2] - boxes[:, 0] + 2) // 4)[:, None]
+    low = np.clip(boxes[:, :2] - margin, 0, np.array(hw[::-1]) - 1)
+    return np.concatenate([low, np.clip(boxes[:, 2:] + margin, low + 1, hw[::-1])], 1)
 
 
 def lower_face_boxes(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray, "n 4"]:
@@ -300,6 +308,7 @@ class Clip:
         self.eye_closed, self.confidence = d.column("eye_closed"), d.column("confidence")
         stored = "eye_area" in d.manifest["members"]
         self.eye_area = d.column("eye_area") if stored else eye_area(d.landmarks68(), d.height, d.width)
+        self.eye_regions = np.stack([widened(self.boxes[f"eye_{s}_box_px"], hw) for s in ("left", "right")], 1)
         self.lower_face = lower_face_boxes(self.landmarks68_px)
         made_up = "x_picture_missing" in d.manifest["members"]  # an imported clip's holes, filled from neighbours
         self.picture_missing = d.column("x_picture_missing") if made_up else np.zeros(d.n_frames, bool)
@@ -422,6 +431,9 @@ class Clip:
             if sampler in FOCUS and rays >= FOCUS[sampler]:
                 n = rays // FOCUS[sampler]
                 flat[:n] = rng.integers(y0, y1, n) * w + rng.integers(x0, x1, n)
+                for x0, y0, x1, y1 in self.eye_regions[i].tolist():
+                    start, n = n, n + rays // FOCUS_EYES
+                    flat[start:n] = rng.integers(y0, y1, n - start) * w + rng.integers(x0, x1, n - start)
             return flat
         self._check_patch(patch)
         if sampler == "patch":
@@ -453,7 +465,8 @@ class Clip:
 
         keys: one generator per frame, so a frame's pixels do not depend on the others or on the device.
         `rays`: `rays` pixels, uniform with replacement over the picture. `focus`, `close`: the same, but one in FOCUS
-        of them uniform over the frame's lips box, which is a few hundredths of the picture.
+        of them uniform over the frame's lips box, which is a few hundredths of the picture, and one in FOCUS_EYES over
+        each eye with its lids.
         `patch`: rays // patch² patches of patch x patch at uniform places.
         `lips`: the k x k tiles of patch x patch around the middle of the lips
         box that cover it in every training frame (`lips_tiles`; one size per clip, so one compilation; `in_lips`
