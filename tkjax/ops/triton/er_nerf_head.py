@@ -63,10 +63,8 @@ def _features(x, y, z, live, column, tables, scales, rules, META: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _inputs(ray, live, frame, rays, META: tl.constexpr):
-    """(audio code [B or 1,A], blink [B or 1,1], side inputs [B,32]) of rays [B,1]."""
-    STRIDE: tl.constexpr = 32 + META[7] * (META[6] + 1)
-    at = rays + ray.to(tl.int64) * STRIDE
+def _inputs(at, live, frame, META: tl.constexpr):
+    """(audio code [B or 1,A], blink [B or 1,1]) of rays whose inputs begin at `at` [B,1]."""
     a = tl.arange(0, META[6])[None, :]
     if META[7]:
         audio = tl.load(at + 32 + a, mask=live, other=0.0)
@@ -74,7 +72,7 @@ def _inputs(ray, live, frame, rays, META: tl.constexpr):
     else:
         audio = tl.load(frame + a)
         eye = tl.load(frame + META[6] + tl.zeros((1, 1), tl.int32))
-    return audio, eye, side_inputs(at, live)
+    return audio, eye
 
 
 @triton.jit
@@ -88,7 +86,8 @@ def field(x, y, z, ray, live, weights, floats, rules, frame, rays, META: tl.cons
     H0: tl.constexpr = META[8][2]
     H1: tl.constexpr = META[8][3]
     HC: tl.constexpr = META[8][4]
-    audio, eye, side = _inputs(ray, live, frame, rays, META)
+    at = rays + ray.to(tl.int64) * (32 + META[7] * (META[6] + 1))
+    audio, eye = _inputs(at, live, frame, META)
     # Coordinates in the grids' units, as in the program.
     x = (x + META[4]) * (0.5 / META[4])
     y = (y + META[4]) * (0.5 / META[4])
@@ -112,8 +111,8 @@ def field(x, y, z, ray, live, weights, floats, rules, frame, rays, META: tl.cons
     h = relu(product(operand(v * audio, PRECISION), matrix(weights + META[9][4], AUDIO, H0), h, PRECISION))
     h = product(operand(h, PRECISION), matrix(weights + META[9][5], H0, H1), tl.zeros((B, H1), tl.float32), PRECISION)
     sigma, rgb = sigma_and_rgb(
-        relu(h), side, floats + META[10][2], weights + META[9][6], weights + META[9][7], weights + META[9][8], HC,
-        40.0, PRECISION,
+        relu(h), side_inputs(at, live), floats + META[10][2], weights + META[9][6], weights + META[9][7],
+        weights + META[9][8], HC, 40.0, PRECISION,
     )  # fmt: skip
     return sigma, rgb * 1.002 - 0.001
 

@@ -4,8 +4,8 @@ rgb, and how weights and inputs are laid out for it.
 With hidden layer h [B,H], D2 the last matrix of density, C0 and C1 those of colour and c = [sh | frame code] of a ray:
   sigma = exp(min(D2_0 h, highest));  rgb = sigmoid(C1 relu(C0_c c + (C0_g D2_1..) h))
 There is no activation between D2 and C0, so their product is formed once a call. c is read again for every sample: its
-product with C0, held over the march, would cost more registers than the multiplications cost time. Widths are padded
-with zeros to powers of two from 16.
+product with C0, held over the march, would cost more registers than the multiplications cost time; c is read late and
+its product taken after that of h for the same reason. Widths are padded with zeros to powers of two from 16.
 """
 
 from typing import no_type_check
@@ -68,8 +68,8 @@ def sigma_and_rgb(
     log_sigma = dot_row(h, log_sigma_ptr)
     sigma = tl.exp(tl.where(log_sigma > HIGHEST, HIGHEST, log_sigma))
     c = tl.zeros((B, HC), tl.float32)
-    c = product(operand(side, PRECISION), matrix(side_ptr, 32, HC), c, PRECISION)
-    c = relu(product(operand(h, PRECISION), matrix(folded_ptr, h.shape[1], HC), c, PRECISION))
+    c = product(operand(h, PRECISION), matrix(folded_ptr, h.shape[1], HC), c, PRECISION)
+    c = relu(product(operand(side, PRECISION), matrix(side_ptr, 32, HC), c, PRECISION))
     c = product(operand(c, PRECISION), matrix(last_ptr, HC, 16), tl.zeros((B, 16), tl.float32), PRECISION)
     return sigma, activate(c, "sigmoid")
 
