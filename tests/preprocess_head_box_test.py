@@ -2,15 +2,17 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import head_box, landmarker, looks
+from preprocess.__main__ import main
 from preprocess.face_model import FACE_OVAL
 from preprocess.workers import pool
-from tkjax import images, video
+from tkjax import contract, images, video
 from tkjax.errors import UserError
 
 H, W = 1080, 1920
@@ -251,3 +253,25 @@ def test_a_small_face_in_a_wide_picture_is_found(data_dir, models_dir, tmp_path)
         nobody = workers.submit(looks.detect, model, np.full((480, 640, 3), 90, np.uint8)).result()
     assert found.found[0] and not nobody.found[0]
     assert np.abs(found.landmarks[0, :, :2] - (alone * 160 / 512 + [900, 100])).mean() < 2
+
+
+@pytest.mark.slow  # a whole run of the command; what it is made of is tested above and in preprocess_clip_test
+def test_a_small_person_in_a_wide_picture_becomes_a_dataset_with_its_whole_frames(data_dir, models_dir, tmp_path):
+    frames = list(video.read_frames(data_dir / "talking" / "may_portrait_512.mp4", 0, 60))
+    sound = iter([0.1 * np.sin(np.arange(640) / 9).astype(np.float32)] * len(frames))
+    with video.VideoWriter(tmp_path / "clip.mp4", 480, 854, audio=sound) as out:
+        for f in frames:
+            small = images.resize_area(f, (240, 240))
+            out.write(cv2.copyMakeBorder(small, 60, 180, 400, 214, cv2.BORDER_REPLICATE))
+    args = ["--video", str(tmp_path / "clip.mp4"), "--workdir", str(tmp_path / "W"), "--models_dir", str(models_dir)]
+    assert main(args) == 0
+    d = contract.Dataset(tmp_path / "W" / "dataset")
+    x0, y0, x1, y1 = d.manifest["source"]["crop_px"]
+    assert 340 < x0 < 430 and 20 < y0 < 70 and 610 < x1 < 700 and x1 - x0 == y1 - y0 == d.width, (x0, y0, x1, y1)
+    assert d.manifest["source"]["full_size"] == [854, 480] and "background_trt" not in d.manifest["source"]
+    assert "alpha_bytes" not in d.manifest["members"] and "full_alpha.mp4" not in d.manifest["files"]
+    for k, full in enumerate(video.read_frames(d.path("full.mp4"))):
+        if k % 20 == 0:
+            crop = images.decode_rgb(d.frame_bytes("image_bytes", k))
+            assert np.abs(full[y0:y1, x0:x1].astype(int) - crop).mean() < 2
+    assert k == d.n_frames - 1 == 59
