@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from preprocess import backdrop, full_frame, labels, matting, screen, torso
 from preprocess.__main__ import main
 from tests import greenscreen
+from tests.tiny_dataset import frames, write_tiny, writer
 from tkjax import contract, data, images, video
 from tkjax.errors import UserError
 
@@ -320,6 +321,23 @@ def test_a_keyed_torso_over_the_plate_is_the_frame(seed):
     over = data.over(rgba, np.full((64, 64, 3), backdrop.TARGET, np.uint8))
     below = np.s_[31:, :]
     assert np.abs(over[below].astype(int) - frame[below]).max() <= 1
+
+
+def test_a_keyed_dataset_needs_its_mattes(tmp_path):
+    plate = np.full((12, 16, 3), 128, np.uint8)
+    source = {"background_trt": [128, 128, 128]}
+    write_tiny(tmp_path / "without", source=source)
+    with pytest.raises(contract.ContractError, match="expected the matte of a keyed clip"):
+        data._decode(contract.Dataset(tmp_path / "without"), 0, plate, (12, 16))
+    mattes = [np.where(np.arange(16) < k + 1, 40, 0).astype(np.uint8)[None].repeat(12, 0) for k in range(3)]
+    with writer(tmp_path / "with", source=source) as w:
+        w.add({**frames(3), "alpha_bytes": [images.encode_png(m) for m in mattes]})
+        w.add_file("background.png", images.encode_png(plate))
+    d = contract.Dataset(tmp_path / "with")
+    for k in range(3):
+        target = data._decode(d, k, plate, (12, 16))["target"]
+        picture = images.decode_rgb(d.frame_bytes("image_bytes", k))
+        assert np.array_equal(target[:, : k + 1], picture[:, : k + 1]) and (target[:, k + 1 :] == 128).all()
 
 
 # ---------------------------------------------------------------- a whole clip
