@@ -130,7 +130,7 @@ def _decode(dataset: Dataset, i: int, plate: np.ndarray, size: tuple[int, int]) 
         where = dataset.where("label_bytes", i)
         raise ContractError(f"{where} holds label {label.max()}, expected 0..{contract.LABEL_TORSO}")
     shown = label != contract.LABEL_BACKGROUND
-    if dataset.manifest["source"].get("background_trt"):  # keyed: the frame is a blend over the plate, soft edges and all
+    if dataset.manifest["source"].get("background_trt"):  # keyed: a blend over the plate, soft edges and all
         data, where = dataset.frame_bytes("alpha_bytes", i), dataset.where("alpha_bytes", i)
         if data is None:
             raise ContractError(f"{where} is missing, expected the matte of a keyed clip (source.background_trt)")
