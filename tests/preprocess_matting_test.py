@@ -323,6 +323,30 @@ def test_a_keyed_torso_over_the_plate_is_the_frame(seed):
     assert np.abs(over[below].astype(int) - frame[below]).max() <= 1
 
 
+@pytest.mark.parametrize("flag, value, words", [("--background_ref", "grren", "neither a colour"),
+                                                ("--body_points", "none.json", "No such file")])  # fmt: skip
+def test_the_command_refuses_what_is_no_background_or_points(tmp_path, capsys, flag, value, words):
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    with video.VideoWriter(tmp_path / "c.mp4", 64, 64, audio=iter([np.zeros(640, np.float32)] * 60)) as out:
+        for _ in range(60):
+            out.write(picture)
+    assert main(["--video", str(tmp_path / "c.mp4"), "--workdir", str(tmp_path / "W"), flag, value]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not (tmp_path / "W").exists()
+
+
+@pytest.mark.heavy
+def test_a_clip_without_the_screen_leaves_nothing(tmp_path, capsys, models_dir):
+    picture = np.random.default_rng(0).integers(90, 160, (96, 96, 3)).astype(np.uint8)
+    with video.VideoWriter(tmp_path / "c.mp4", 96, 96, audio=iter([np.zeros(640, np.float32)] * 60)) as out:
+        for _ in range(60):
+            out.write(picture)
+    args = ["--video", str(tmp_path / "c.mp4"), "--workdir", str(tmp_path / "W"), "--models_dir", str(models_dir)]
+    assert main([*args, "--background_ref", "green"]) == 2
+    said = capsys.readouterr().err
+    assert "shows the background colour" in said and said.count("\n") == 1 and not (tmp_path / "W").exists()
+
+
 def test_a_keyed_dataset_needs_its_mattes(tmp_path):
     plate = np.full((12, 16, 3), 128, np.uint8)
     source = {"background_trt": [128, 128, 128]}
