@@ -145,7 +145,6 @@ def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, bac
     np.testing.assert_array_equal(b.audio, clip.audio_windows(np.array(chosen)))
 
 
-@pytest.mark.parametrize("sampler", data.SAMPLERS)
 @pytest.mark.parametrize("sampler", ["focus", "close"])
 def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
     rays = 960
@@ -167,6 +166,7 @@ def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
         assert 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
 
 
+@pytest.mark.parametrize("sampler", data.SAMPLERS)
 def test_a_frame_of_a_batch_depends_on_its_own_generator_alone(clip, sampler):
     together = clip.batch(np.array([4, 9, 4]), generators(1, 2, 3), sampler, 64, 4)
     for k, (i, seed) in enumerate(((4, 1), (9, 2), (4, 3))):
