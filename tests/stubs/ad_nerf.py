@@ -77,7 +77,7 @@ class Model(base.Model):
         picture, alpha = over([head, (torso_alpha * jax.nn.sigmoid(torso[..., :3]), torso_alpha)])
         z = camera_z(batch.cam_to_world, d, jnp.sum(weights * t, -1) / jnp.maximum(head_alpha[..., 0], 1e-6))
         depth = jnp.where(alpha < 0.5, jnp.nan, jax.lax.stop_gradient(z)[..., None])
-        return Render(picture, alpha, depth, {"metrics": {"head_alpha": jnp.mean(head_alpha)}})
+        return Render(picture, alpha, depth, aux={"metrics": {"head_alpha": jnp.mean(head_alpha)}})
 
     def loss_terms(self, variables, render, batch, key, clock):
         picture = render.rgb + (1 - render.alpha) * batch.background
