@@ -67,7 +67,7 @@ def frames_to_score(clip: Any, max_frames: int) -> np.ndarray:
         )
     frames = np.arange(first, last)[~clip.picture_missing[first:last]]
     if not len(frames):
-        raise UserError(f"none of the held-out frames {first}..{last - 1} has a picture of its own to be scored against")
+        raise UserError(f"none of the held-out frames {first}..{last - 1} has a picture of its own to score against")
     if 0 < max_frames < len(frames):
         frames = frames[np.linspace(0, len(frames) - 1, max_frames).round().astype(int)]
     return frames
