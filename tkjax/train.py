@@ -1,7 +1,8 @@
 """The trainer: every stage of any system, on every device of every host, resumable at any moment.
 
-Reads top to bottom: `train` runs the stages, `run_stage` one of them. The update is `step.make_step`, its
-frames come from `batches`, `devices` has the processes and their devices, `progress` what a run shows of itself.
+Reads top to bottom: `train` runs the stages, `run_stage` one of them. `stages` says which, the update is
+`step.make_step`, its frames come from `batches`, `devices` has the processes and their devices, `progress` what a run
+shows of itself.
 
 Parallelism: a mesh with the axis `data` over all devices. A global batch has `train.frames` frames, split over
 the devices; parameters, optimiser and occupancy are replicated. The step runs inside `shard_map`: each device
@@ -25,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -38,8 +38,9 @@ from tkjax.models.base import Model, Stage, load
 from tkjax.ops import dispatch
 from tkjax.optim import optimiser
 from tkjax.progress import check_finite, due, means, memory_estimate, open_board, preview, psnr, write_row
+from tkjax.stages import chosen, counts, finished, plan, stages_of, stands_at
 from tkjax.step import TrainState, check_terms, make_step
-from tkjax.types import PyTree, Variables
+from tkjax.types import Batch, PyTree, Variables
 
 __all__ = ["finished", "initialise_distributed", "load_variables", "train"]
 
@@ -150,68 +151,6 @@ def train(
     return local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
 
 
-def stages_of(config: Any, model: Model) -> tuple[Stage, ...]:
-    """The stages that have steps to train."""
-    stages = tuple(stage for stage in model.stages() if stage.steps > 0)
-    names = [stage.name for stage in stages]
-    if not names:
-        given = ", ".join(f"{stage.name}: {stage.steps}" for stage in model.stages())
-        raise UserError(f"no stage of {config.system} has a step to train (steps: {given}); expected at least 1")
-    if len(set(names)) != len(names):
-        raise UserError(f"a system needs stages of different names, got {names}")
-    return stages
-
-
-def chosen(stages: Sequence[Stage], stands: Sequence[int], wanted: Sequence[str] | None, workdir: Path) -> set[str]:
-    """Names of the stages to train, checked: each is known and stands on what is or will be trained before it."""
-    names = [stage.name for stage in stages]
-    last = max((i for i, stand in enumerate(stands) if stand > 0), default=-1)
-    if wanted is None:
-        return {name for i, name in enumerate(names) if i >= last or stands[i] > 0}
-    for name in wanted:
-        if name not in names:
-            raise UserError(f"--stages names {name!r}, but the stages with steps to train are {', '.join(names)}")
-    first = min(names.index(name) for name in wanted)
-    for index, (stage, stand) in enumerate(zip(stages, stands)):
-        if stage.name in wanted and stand == 0 and index < last:
-            raise UserError(
-                f"stage {stage.name} cannot be trained any more: {workdir} holds {names[last]}, which follows it; "
-                "train it in another workdir"
-            )
-        if index < first and stage.name not in wanted and (0 < stand < stage.steps or (index == 0 and stand == 0)):
-            raise UserError(
-                f"--stages={','.join(wanted)} needs stage {stage.name} first, which stands at step {stand} of "
-                f"{stage.steps} in {workdir}; add it: --stages={','.join([stage.name, *wanted])}"
-            )
-    return set(wanted)
-
-
-def counts(stage: Stage, stand: int, wanted: set[str]) -> bool:
-    """Whether a stage is trained in this run or gives what a later one starts from."""
-    return stage.name in wanted or stand >= stage.steps
-
-
-def plan(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -> str:
-    """One line: what is finished, what comes next, what stays."""
-    parts, coming = [], "next"
-    for stage, stand in zip(stages, stands):
-        if stand >= stage.steps:
-            parts.append(f"{stage.name} finished ({stage.steps} steps)")
-        elif stage.name in wanted:
-            at = f"from step {stand} of {stage.steps}" if stand else f"{stage.steps} steps"
-            parts.append(f"{stage.name} {coming} ({at})")
-            coming = "then"
-        else:
-            parts.append(f"{stage.name} not now ({stage.steps - stand} steps)")
-    return "stages: " + ", ".join(parts)
-
-
-def finished(config: Any, info: Any, workdir: str | os.PathLike) -> list[str]:
-    """Names of the stages that the workdir's checkpoints have finished, in order."""
-    stages = stages_of(config, load(config.system)(config, info))
-    return [stage.name for stage in stages if stands_at(Path(workdir), stage.name) >= stage.steps]
-
-
 def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     """Train one stage from where it stands to its end."""
     stage, config, model = run.stages[index], run.config, run.model
@@ -225,14 +164,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
     # -- variables and optimiser, before training
     run_key = jax.random.key(config.seed)
-    if before is None:
-        variables = jax.jit(model.init)(jax.random.fold_in(run_key, len(run.stages)))
-    else:
-        variables = start_from(before, model, stage)
-    if before is None and start == 0:
-        poses = np.asarray(run.clip.cam_to_world)[run.train_frames]
-        intrinsics = np.broadcast_to(np.asarray(run.clip.intrinsics, np.float32), (len(poses), 4))
-        variables = model.prepare(variables, poses, intrinsics)
+    variables = first_variables(run, run_key, start) if before is None else start_from(before, model, stage)
     if start >= stage.steps:
         run.on_event("stage", {"stage": stage.name, "steps": stage.steps})
         like = replicate({"params": variables.params, "state": variables.state}, run.replicated)
@@ -273,11 +205,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     steps = {}
     for sampler, batch in first.items():
         train_step = make_step(model, stage, tx, is_trained, run.mesh, run.n_frames // run.mesh.size)
-        began = time.perf_counter()
-        steps[sampler] = train_step.lower(state, shard(batch, run.sharded, run.n_frames)).compile()
-        took = time.perf_counter() - began
-        run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
-        run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
+        steps[sampler] = compiled(run, stage, train_step, state, sampler, batch)
     run.say(memory_estimate(stage.name, state, steps.values()))
     checkpoint.meet("compiled")  # some processes may have found the programs in their cache
 
@@ -332,13 +260,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
             if preview_now:
                 paused = time.perf_counter()
                 if run.chief:
-                    shown = local(Variables(state.params, state.state))
-                    middle = int(run.train_frames[len(run.train_frames) // 2])
-                    frame = run.clip.frame_batch(middle, stage.background)
-                    chunk, folder = config.eval.chunk_rays, run.workdir / "previews"
-                    path, value = preview(folder, model, shown, stage, done, frame, chunk)
-                    board.add_scalar("preview_psnr", value, done)
-                    run.on_event("preview", {"stage": stage.name, "step": done, "path": str(path), "psnr": value})
+                    show(run, stage, state, done, board)
                 checkpoint.meet("preview")
                 last_time += time.perf_counter() - paused  # steps/s is that of training
     finally:
@@ -354,7 +276,38 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     return Trained(state.params, state.state, state.ema)
 
 
+def compiled(run: Run, stage: Stage, train_step: Any, state: TrainState, sampler: str, batch: Batch) -> Any:
+    """The executable of a step for batches like `batch`."""
+    began = time.perf_counter()
+    executable = train_step.lower(state, shard(batch, run.sharded, run.n_frames)).compile()
+    took = time.perf_counter() - began
+    run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
+    run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
+    return executable
+
+
+def show(run: Run, stage: Stage, state: TrainState, done: int, board: Any) -> None:
+    """A preview of the middle training frame after `done` steps."""
+    variables = local(Variables(state.params, state.state))
+    middle = int(run.train_frames[len(run.train_frames) // 2])
+    frame = run.clip.frame_batch(middle, stage.background)
+    folder, chunk = run.workdir / "previews", run.config.eval.chunk_rays
+    path, value = preview(folder, run.model, variables, stage, done, frame, chunk)
+    board.add_scalar("preview_psnr", value, done)
+    run.on_event("preview", {"stage": stage.name, "step": done, "path": str(path), "psnr": value})
+
+
 # -- start, save, resume ------------------------------------------------------------------------
+
+
+def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
+    """Variables of a stage with none before it: from init, and from prepare where its training begins at step 0."""
+    variables = jax.jit(run.model.init)(jax.random.fold_in(run_key, len(run.stages)))
+    if start > 0:
+        return variables
+    poses = np.asarray(run.clip.cam_to_world)[run.train_frames]
+    intrinsics = np.broadcast_to(np.asarray(run.clip.intrinsics, np.float32), (len(poses), 4))
+    return run.model.prepare(variables, poses, intrinsics)
 
 
 def stage_key(run_key: jax.Array, index: int, stage: Stage) -> jax.Array:
@@ -377,11 +330,6 @@ def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:
         "devices": [d.device_kind for d in jax.devices()],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
-
-
-def stands_at(workdir: Path, stage: str) -> int:
-    """Step of the stage's newest checkpoint, 0 without one; what the first process sees counts for all."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(checkpoint.latest_step(workdir, stage) or 0)))
 
 
 def start_from(before: Trained, model: Model, stage: Stage) -> Variables:
