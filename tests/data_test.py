@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.contract_test import rewrite_shard
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract, data, images
+from tkjax import contract, data, frame_cache, images, sampling
 from tkjax.contract import AudioFeatures, ContractError
 from tkjax.data import Clip
 from tkjax.errors import UserError
@@ -79,14 +79,14 @@ def test_smaller_pictures_are_area_means_of_the_full_composition_and_all_else_sc
         assert np.abs(box - clip.boxes[name] / 2).max() <= 1
     assert small.info.intrinsics == pytest.approx((15.0, 15.5, 7.5, 5.0))
     assert (small.info.audio_channels, small.info.audio_steps, small.info.audio_windows) == (80, 16, 8)
-    assert data.training_size(100, 50, 0) == data.training_size(100, 50, 300) == (100, 50)
-    assert data.training_size(450, 300, 256) == (256, 171)
+    assert sampling.training_size(100, 50, 0) == sampling.training_size(100, 50, 300) == (100, 50)
+    assert sampling.training_size(450, 300, 256) == (256, 171)
 
 
 def test_squares_stay_square_when_boxes_shrink():
     low = np.random.default_rng(0).integers(0, 400, (50, 2))
     boxes = np.concatenate([low, low + 73], 1)
-    new = data.scale_boxes(boxes, (512, 512), (256, 256))
+    new = sampling.scale_boxes(boxes, (512, 512), (256, 256))
     assert (new[:, 2] - new[:, 0] == new[:, 3] - new[:, 1]).all()
 
 
@@ -108,7 +108,9 @@ def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeyp
     a, b = (c.batch(np.array([5]), generators(1), "rays", 50) for c in (clip, small))
     np.testing.assert_array_equal(np.asarray(a.background), b.background)
     monkeypatch.setattr(data, "_free_memory", lambda: 10)
-    assert isinstance(Clip(root, root.parent / "cache", size=15, preload="host")._cache["target"], data._Array)
+    assert isinstance(
+        Clip(root, root.parent / "cache", size=15, preload="host")._cache["target"], frame_cache.CachedArray
+    )
 
 
 # ---------------------------------------------------------------- batches
@@ -156,7 +158,7 @@ def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
         c, r = column[part], row[part]
         return np.all((c >= x0) & (c < x1) & (r >= y0) & (r < y1))
 
-    lips, eye = rays // data.FOCUS[sampler], rays // data.FOCUS_EYES
+    lips, eye = rays // sampling.FOCUS[sampler], rays // sampling.FOCUS_EYES
     assert inside(clip.boxes["lips_box_px"][3], slice(0, lips))
     for k, name in enumerate(("eye_left_box_px", "eye_right_box_px")):
         x0, y0, x1, y1 = clip.eye_regions[3, k]
@@ -328,7 +330,7 @@ def test_a_cache_is_kept_while_the_dataset_is_the_same_and_not_when_it_changed(t
 def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
     write_tiny(tmp_path / "d", n=150)
     wanted = Clip(tmp_path / "d", tmp_path / "whole")
-    decode, seen = data._decode, []
+    decode, seen = frame_cache.decode_frame, []
 
     def counted(dataset, i, *rest):
         if len(seen) == 100:
@@ -336,10 +338,12 @@ def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
         seen.append(i)
         return decode(dataset, i, *rest)
 
-    monkeypatch.setattr(data, "_decode", counted)
+    monkeypatch.setattr(frame_cache, "decode_frame", counted)
     with pytest.raises(KeyboardInterrupt):
         Clip(tmp_path / "d", tmp_path / "cache")
-    monkeypatch.setattr(data, "_decode", lambda dataset, i, *rest: seen.append(-i) or decode(dataset, i, *rest))
+    monkeypatch.setattr(
+        frame_cache, "decode_frame", lambda dataset, i, *rest: seen.append(-i) or decode(dataset, i, *rest)
+    )
     clip = Clip(tmp_path / "d", tmp_path / "cache")
     assert sorted(i for i in seen if i < 0) == sorted(range(-149, -63)), "the first 64 frames were there"
     for i in range(150):
@@ -349,7 +353,7 @@ def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_reported_before_work_begins(tmp_path, monkeypatch):
     write_tiny(tmp_path / "d", n=4)
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="decoded frames need"):
         Clip(tmp_path / "d", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

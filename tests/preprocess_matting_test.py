@@ -12,7 +12,7 @@ from preprocess import backdrop, full_frame, labels, matting, screen, torso
 from preprocess.__main__ import main
 from tests import greenscreen
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract, data, images, video
+from tkjax import contract, frame_cache, images, video
 from tkjax.errors import UserError
 
 NEW = np.array([30, 40, 140], np.float32)  # a background that neither screen nor person has
@@ -318,7 +318,7 @@ def test_a_keyed_torso_over_the_plate_is_the_frame(seed):
     label = labels.by_matte(label, alpha)
     frame = backdrop.blend(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8), alpha)
     rgba = torso.soft_edges(torso.torso_picture(frame, label), frame, label, alpha, backdrop.TARGET)
-    over = data.over(rgba, np.full((64, 64, 3), backdrop.TARGET, np.uint8))
+    over = frame_cache.over(rgba, np.full((64, 64, 3), backdrop.TARGET, np.uint8))
     below = np.s_[31:, :]
     assert np.abs(over[below].astype(int) - frame[below]).max() <= 1
 
@@ -352,14 +352,14 @@ def test_a_keyed_dataset_needs_its_mattes(tmp_path):
     source = {"background_trt": [128, 128, 128]}
     write_tiny(tmp_path / "without", source=source)
     with pytest.raises(contract.ContractError, match="expected the matte of a keyed clip"):
-        data._decode(contract.Dataset(tmp_path / "without"), 0, plate, (12, 16))
+        frame_cache.decode_frame(contract.Dataset(tmp_path / "without"), 0, plate, (12, 16))
     mattes = [np.where(np.arange(16) < k + 1, 40, 0).astype(np.uint8)[None].repeat(12, 0) for k in range(3)]
     with writer(tmp_path / "with", source=source) as w:
         w.add({**frames(3), "alpha_bytes": [images.encode_png(m) for m in mattes]})
         w.add_file("background.png", images.encode_png(plate))
     d = contract.Dataset(tmp_path / "with")
     for k in range(3):
-        target = data._decode(d, k, plate, (12, 16))["target"]
+        target = frame_cache.decode_frame(d, k, plate, (12, 16))["target"]
         picture = images.decode_rgb(d.frame_bytes("image_bytes", k))
         assert np.array_equal(target[:, : k + 1], picture[:, : k + 1]) and (target[:, k + 1 :] == 128).all()
 
@@ -403,7 +403,7 @@ def test_a_half_body_clip_before_a_green_screen_becomes_a_keyed_dataset(half_bod
         assert np.abs(picture.astype(int) - over).mean() < 1.5
         label = images.decode_png(d.frame_bytes("label_bytes", k))
         assert np.array_equal(label > 0, alpha >= 128) and (label == contract.LABEL_HEAD).any()
-        decoded = data._decode(d, k, np.full((*alpha.shape, 3), 128, np.uint8), alpha.shape)
+        decoded = frame_cache.decode_frame(d, k, np.full((*alpha.shape, 3), 128, np.uint8), alpha.shape)
         assert (decoded["target"][alpha == 0] == 128).all()
         assert np.array_equal(decoded["target"][alpha > 0], picture[alpha > 0])
     plate = images.read_rgb(d.path("background.png"))
