@@ -25,7 +25,7 @@ from tkjax import __version__, audio, contract, drive, metrics, models_dir, perc
 from tkjax.drawn import Combination, PasteBack, combinations, draw
 from tkjax.errors import UserError
 from tkjax.models.base import Model
-from tkjax.render.image import final_clock
+from tkjax.render.image import final_clock, to_draw
 from tkjax.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, Lips, mean, score
 from tkjax.types import PyTree, Variables
 from tkjax.video import VideoWriter
@@ -141,8 +141,8 @@ def look(
 
 
 def _draw(clip, model, variables, step: int, i: int, layers: Combination, chunk_rays: int):
-    batch = clip.frame_batch(i, layers.behind).replace(target=None, label=None, in_face=None, in_lips=None)
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = clip.frame_batch(i, layers.behind)
+    batch = jax.tree.map(jnp.asarray, to_draw(batch, batch.background))
     behind, clock = clip.background(i, layers.behind), final_clock(step, layers.stage)
     return draw(model, variables, batch, (clip.height, clip.width), behind, clock, chunk_rays)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from tkjax.errors import UserError
 from tkjax.models.base import Model
-from tkjax.render.image import pixel_grid
+from tkjax.render.image import pixel_grid, to_draw
 from tkjax.types import Batch, Clock, Variables
 
 MAPS = ("depth", "ambient", "uncertainty")
@@ -41,17 +41,7 @@ def render_maps(
     model: Model, variables: Variables, frame: Batch, hw: tuple[int, int], clock: Clock, chunk_rays: int = 8192
 ) -> dict[str, Float[Array, "H W"]]:
     """All maps of one frame (B = 1), deterministically; compiles once per model object, size and chunk."""
-    frame = frame.replace(
-        pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
-        background=jnp.zeros((1, 0, 3), jnp.float32),
-        target=None,
-        label=None,
-        in_face=None,
-        in_lips=None,
-        in_lower_face=None,
-        image_hw=None,
-        sampler=None,
-    )
+    frame = to_draw(frame, jnp.zeros((1, 0, 3), jnp.float32))
     pixels = hw[0] * hw[1]
     return _render(model, hw, min(chunk_rays or pixels, pixels), variables, frame, clock)
 

@@ -45,6 +45,21 @@ def final_clock(stage_steps: int = 1, stage: str = "") -> Clock:
     return Clock(step=jnp.int32(stage_steps), progress=jnp.float32(1), stage=stage)
 
 
+def to_draw(frame: Batch, background: Float[Array, "1 R 3"] | Float[np.ndarray, "1 R 3"]) -> Batch:
+    """A frame as a renderer wants it: without pixels, which it chooses itself, and without anything of the truth."""
+    return frame.replace(
+        pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
+        background=background,
+        target=None,
+        label=None,
+        in_face=None,
+        in_lips=None,
+        in_lower_face=None,
+        image_hw=None,
+        sampler=None,
+    )
+
+
 def render_image(
     model: Model,
     variables: Variables,
@@ -68,18 +83,8 @@ def render_image(
     background = frame.background
     if background.shape[1] != pixels:
         background = jnp.zeros((1, pixels, 3), jnp.float32)
-    frame = frame.replace(
-        pixels_px=jnp.zeros((1, 0, 2), jnp.float32),
-        background=background,
-        target=None,
-        label=None,
-        in_face=None,
-        in_lips=None,
-        in_lower_face=None,
-        image_hw=None,
-        sampler=None,
-    )
-    return _render(model, hw, 0 if whole else chunk_rays, variables, frame, clock or final_clock())
+    chunk = 0 if whole else chunk_rays
+    return _render(model, hw, chunk, variables, to_draw(frame, background), clock or final_clock())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
