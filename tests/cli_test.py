@@ -187,3 +187,11 @@ def test_json_of_a_run_merges_facts(tmp_path):
     cli.update_run(tmp_path, a=1)
     cli.update_run(tmp_path, b=2)
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2}
+
+
+def test_the_choices_of_flags_are_those_of_the_modules_behind_them():
+    """`options` imports none of them, so that --help stays quick."""
+    from tkjax import maps, paste_back, scene
+
+    assert options.SCHEMES == paste_back.SCHEMES and options.MAPS == maps.MAPS
+    assert options.FLAGS["torso"].choices == scene.TORSOS
