@@ -9,7 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: more threa
 os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from preprocess import pipeline
-from tkjax.errors import UserError
+from preprocess.command import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,12 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 with one sentence on standard error."""
     args = parser().parse_args(argv)
-    try:
-        pipeline.run(pipeline.Options(**vars(args)))
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    return exit_code(lambda: pipeline.run(pipeline.Options(**vars(args))))
 
 
 if __name__ == "__main__":

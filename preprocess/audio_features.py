@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.command import exit_code
 from preprocess.workers import native
 from tkjax import audio
 from tkjax.contract import save_audio_features
@@ -247,17 +248,16 @@ def main(argv: list[str] | None = None) -> int:
         "--segments", action="store_true", help="in pieces as RAD-NeRF and Avatar-ERNeRF, windows of 16"
     )
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         kinds = parse_kinds(args.kind)
         if len(kinds) != 1:
             raise UserError(f"--kind={args.kind} names {len(kinds)} kinds; give one")
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         [(kind, where)] = kinds.items()
         write_features(args.audio, kind, where, Path(args.out), args.segments)
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.command import exit_code
 from preprocess.workers import native
 from tkjax.contract.npz import write_npz
 from tkjax.errors import UserError
@@ -170,17 +171,16 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--write", type=Path, help="the folder to write as the .pth --out")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if torch is None:
             raise LACKING
         if args.read:
             read(args.read, args.out)
         else:
             write(args.write, args.out)
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from preprocess.command import exit_code
 from tkjax.errors import UserError
 from tkjax.images import write_atomic
 
@@ -100,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--linear", required=True, type=Path, help="LPIPS' alex.pth or vgg.pth, version 0.1")
     parser.add_argument("--out", required=True, type=Path, help="lpips_alex.npz or lpips_vgg.npz")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         name, arrays = convert(args.trunk, args.linear)
         if args.out.name != f"lpips_{name}.npz":
             raise UserError(
@@ -111,11 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         np.savez(data, **arrays)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, data.getvalue())
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: LPIPS on {TITLES[name]}; put it into the folder of --models_dir or $TKJAX_MODELS")
-    return 0
+        print(f"{args.out}: LPIPS on {TITLES[name]}; put it into the folder of --models_dir or $TKJAX_MODELS")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from preprocess import (
     import_shift,
     import_sound,
 )
+from preprocess.command import exit_code
 from preprocess.import_full import Full
 from preprocess.import_layout import SYSTEMS, Notes, ranges
 from preprocess.import_pictures import Files, Pictures
@@ -315,12 +316,8 @@ def main(argv: list[str] | None = None) -> int:
     place.add_argument("--out", help="the dataset's own folder")
     parser.add_argument("--system", default="", help=f"force the kind of folder: {', '.join(SYSTEMS)}")
     args = parser.parse_args(argv)
-    try:
-        run(Path(args.source), Path(args.out or Path(args.workdir, "dataset")), args.system or None)
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    out = Path(args.out or Path(args.workdir, "dataset"))
+    return exit_code(lambda: run(Path(args.source), out, args.system or None))
 
 
 if __name__ == "__main__":
