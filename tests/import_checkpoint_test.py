@@ -223,6 +223,20 @@ def test_an_exported_avatar_carries_its_own_numbers(tmp_path):
     assert list(back["model"]) == list(case.state()) and "ema" not in back
 
 
+def test_a_damaged_folder_of_the_import_is_one_sentence(small, tmp_path):
+    originals.save(tmp_path / "x.pth", {"epoch": 1, "model": small})
+    run("import", source=tmp_path / "x.pth", workdir=tmp_path / "W")
+    kept = tmp_path / "W" / importing.KEPT
+    for path in sorted(kept.iterdir()):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"import is damaged \(\w+\); import the checkpoint again") as error:
+            run("export", workdir=tmp_path / "W", out=tmp_path / "y.pth")
+        assert "\n" not in str(error.value) and not (tmp_path / "y.pth").exists()
+        path.write_bytes(whole)
+    run("export", workdir=tmp_path / "W", out=tmp_path / "y.pth")
+
+
 # ---------------------------------------------------------------- what is missing, unknown or wrong
 
 

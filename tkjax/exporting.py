@@ -8,6 +8,7 @@ one, the moving average as the parameters, with the density grid.
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,16 @@ def imported(workdir: Path, subject: avatar.Avatar) -> tuple[dict[str, Any], Sou
     path = workdir / KEPT / RECORD
     if not path.is_file():
         return {}, None
-    record = json.loads(path.read_text())
-    if record["avatar"] != subject.id:
-        return {}, None
-    return record, source.load(workdir / KEPT, Path(record["source"]))
+    try:
+        record = json.loads(path.read_text())
+        if record["avatar"] != subject.id:
+            return {}, None
+        return record, source.load(path.parent, Path(record["source"]))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path.parent} is damaged ({type(error).__name__}); import the checkpoint again, or remove that folder to "
+            "export the avatar without what it holds"
+        ) from error
 
 
 def export(subject: avatar.Avatar, record: dict, kept: Source | None) -> tuple[dict, list | None, dict]:
