@@ -7,6 +7,7 @@ import pytest
 
 from configs import er_nerf as er_nerf_config
 from tests import oracle
+from tests.networks_oracle import audio_code, mlp
 from tkjax import losses
 from tkjax.cameras import pixel_rays
 from tkjax.models.base import load
@@ -172,44 +173,6 @@ def test_the_system_is_found_by_name_and_unknown_variants_are_refused():
 
 
 # -- forward pass
-
-
-def mlp(params, x):
-    kernels = [np.asarray(params[f"kernel_{i}"], np.float64) for i in range(len(params))]
-    for kernel in kernels[:-1]:
-        x = np.maximum(x @ kernel, 0)
-    return x @ kernels[-1]
-
-
-def leaky(x):
-    return np.where(x > 0, x, 0.02 * x)
-
-
-def conv(params, x, stride):
-    """x [N,T,C]; zero padding of one on both sides."""
-    kernel, bias = (np.asarray(params[k], np.float64) for k in ("kernel", "bias"))
-    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
-    steps = range(0, padded.shape[1] - 2, stride)
-    return np.stack([np.einsum("nkc,kcd->nd", padded[:, t : t + 3], kernel) + bias for t in steps], 1)
-
-
-def dense(params, x):
-    return x @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
-
-
-def audio_code(params, audio):
-    """[W,T,A] -> [32], literally."""
-    x = audio.astype(np.float64)
-    for i in range(4):
-        x = leaky(conv(params["audio_net"][f"convs_{i}"], x, 2))
-    assert x.shape[1] == 1
-    codes = dense(params["audio_net"]["fc2"], leaky(dense(params["audio_net"]["fc1"], x[:, 0])))
-    y = codes[None]
-    for i in range(5):
-        y = leaky(conv(params["audio_attention"][f"convs_{i}"], y, 1))
-    logits = dense(params["audio_attention"]["fc"], y[0, :, 0])
-    weights = np.exp(logits - logits.max())
-    return (weights / weights.sum()) @ codes
 
 
 @pytest.mark.parametrize("steps", [2, 16])
