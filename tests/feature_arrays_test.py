@@ -1,5 +1,7 @@
 """Arrays of the originals as sequences, and back: every window equal, disagreement found, mismatch explained."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,7 +109,7 @@ DEEPSPEECH = {"kind": "deepspeech", "rate_hz": 50.0, "extractor": "array-deepspe
 def chunks(path, wanted, seconds):
     subject = object.__new__(avatar.Avatar)  # only what it hears
     subject.meta = {"audio": wanted}
-    return list(stream.feature_chunks("s.wav", seconds, subject, path, None, path.parent))
+    return list(stream.feature_chunks("s.wav", seconds, subject, path, None, Path("out")))
 
 
 def test_render_takes_the_originals_arrays(tmp_path):
@@ -129,7 +131,11 @@ def test_the_wrong_kind_is_refused_with_both_kinds_and_the_way_out(tmp_path):
     text = str(error.value)
     assert "hubert features of width 1024, window 2/2/0" in text
     assert "deepspeech features of width 29, window 16/2/8" in text
-    assert "aud_hu.npy" in text and "aud_ds.npy" in text and "train" in text
+    assert "aud_hu.npy" in text and "aud_ds.npy" in text and "--config.data.audio_kind=hubert" in text
+    with pytest.raises(UserError, match=r"hears deepspeech features: extract aud_ds.npy .* with --features"):
+        chunks(None, DEEPSPEECH, 1.0)  # there is no model of it to name
+    with pytest.raises(UserError, match=r"name the model with --audio_kinds=hubert=PATH"):
+        chunks(None, {**DEEPSPEECH, "kind": "hubert", "extractor": "array-hubert"}, 1.0)
     with pytest.raises(UserError, match=r"deepspeech features of width 29.*logmel.*leave --features out"):
         np.save(tmp_path / "aud_ds.npy", np.zeros((25, 16, 29), np.float32))
         chunks(tmp_path / "aud_ds.npy", {**DEEPSPEECH, "kind": "logmel", "channels": 80, "extractor": "x"}, 1.0)

@@ -208,7 +208,7 @@ def check_match(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str |
     if main:
         raise UserError(
             f"{path} holds {describe(found)}, but the avatar was trained with {describe(wanted)}: {how}, or train an "
-            f"avatar on {found['kind']} features (--set data.audio_kind={found['kind']})"
+            f"avatar on {found['kind']} features (--config.data.audio_kind={found['kind']})"
         )
     unknown = any(str(s["extractor"]).startswith(f"{EXTRACTOR}-") for s in (found, wanted))
     for name in [k for k in wanted if k not in ("pad", "extractor") or not unknown]:

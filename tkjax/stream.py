@@ -205,16 +205,23 @@ def _child_features(
     kind = subject.meta["audio"]["kind"]
     chosen = next((k for k in (kinds or "").split(",") if k.partition("=")[0].strip() == kind), None)
     if chosen is None:
-        raise UserError(
-            f"the avatar hears {kind} features of {subject.meta['audio']['extractor']}; name that model with "
-            f"--audio_kinds={kind}=PATH, or give ready features with --features"
-        )
+        raise UserError(f"the avatar hears {kind} features: {_way_out(subject.meta['audio'])}")
     out = folder / f"audio_{kind}.npz"
     arguments = ["--audio", str(path), "--kind", chosen.strip(), "--out", str(out)]
     if feature_arrays.in_segments(subject.meta["audio"]):
         arguments.append("--segments")
     child.run("preprocess.audio_features", arguments)
     return contract.load_audio_features(out)
+
+
+def _way_out(spec: dict) -> str:
+    """How somebody gets features of a kind that is not made from --audio alone."""
+    kind, extractor = spec["kind"], str(spec["extractor"])
+    if kind not in ("wav2vec2", "hubert"):
+        how = feature_arrays.HOW.get(kind, f"extract {kind} features from this sound as for the training")
+        return f"{how}, and give them with --features"
+    model = "the model" if extractor.startswith(f"{feature_arrays.EXTRACTOR}-") else f"the model {extractor}"
+    return f"name {model} with --audio_kinds={kind}=PATH, or give ready features with --features"
 
 
 def feature_chunks(
