@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.ops import programs
 from tests.ops import triton_harness as harness
-from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, compare, rays
+from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, compare, rays, varied
 from tkjax.ops import GridSpec, Program, ProgramBuilder, bench_inputs, dispatch, field, render_fused
 
 REAL = bench_inputs.RAD_SPACE, bench_inputs.RAD_AMBIENT  # 903,480 and 555,520 entries (rad-nerf dossier §3.2)
@@ -141,24 +141,7 @@ def test_a_picture_is_that_of_the_reference(precision):
 
 
 def case_of(program, kind, n, seed):
-    """n rays of a kind at the ball, or at other occupancies."""
-    rng = np.random.default_rng(seed)
-    o, d, occupancy, rows, params, kw = case(program, 8, 9, seed % 3, tables=1.0, density=0.5)
-    pick = rng.integers(0, len(o), n)
-    o, d = o[pick] + rng.normal(size=(n, 3)).astype(np.float32) * 0.05, d[pick]
-    if kind == "axis":
-        d = np.eye(3, dtype=np.float32)[rng.integers(0, 3, n)] * rng.choice([-1, 1], (n, 1)).astype(np.float32)
-    if kind == "inside":
-        o = rng.uniform(-0.4, 0.4, (n, 3)).astype(np.float32)
-    if kind == "missing":
-        o = o + np.float32(50)
-    if kind == "not finite":
-        o, d = o.copy(), d.copy()
-        o[::3, 1], d[1::3, 2] = np.nan, np.inf
-    if kind in ("empty", "full"):
-        occupancy = np.full_like(occupancy, 0 if kind == "empty" else 255)
-    rows["sh"] = rng.normal(size=(n, 16)).astype(np.float32)
-    return o, d, occupancy, rows, params, kw
+    return varied(case(program, 8, 9, seed % 3, tables=1.0, density=0.5), kind, n, seed)
 
 
 @harness.needs_interpreter

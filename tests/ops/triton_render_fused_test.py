@@ -123,9 +123,13 @@ def test_a_picture_is_that_of_the_reference(precision):
 
 
 def case_of(kind: str, n: int, seed: int):
-    """n rays of a kind at the ball, or at other occupancies."""
+    return varied(case(8, 9, seed % 3), kind, n, seed)
+
+
+def varied(made, kind: str, n: int, seed: int):
+    """n rays of a kind at the ball of a case, or at other occupancies."""
     rng = np.random.default_rng(seed)
-    o, d, occupancy, rows, params, kw = case(8, 9, seed % 3)
+    o, d, occupancy, rows, params, kw = made
     pick = rng.integers(0, len(o), n)
     o, d = o[pick] + rng.normal(size=(n, 3)).astype(np.float32) * 0.05, d[pick]
     if kind == "axis":
