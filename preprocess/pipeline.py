@@ -1,10 +1,13 @@
-"""All stages of one clip in order; see `run`."""
+"""All stages of one clip in order; see `run`. Modules of stages are imported after the options have been checked."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import shutil
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tkjax
 from preprocess.stages import Done, Stages, say, sha256_file
@@ -13,6 +16,12 @@ from tkjax import video
 from tkjax.errors import UserError
 from tkjax.images import write_atomic
 from tkjax.models_dir import FACE_LANDMARKER, find_model
+
+if TYPE_CHECKING:
+    from preprocess.backdrop import Reference
+    from preprocess.head_box import BodyPoints
+    from preprocess.labels import Method
+    from preprocess.survey import Framing
 
 FPS = 25.0
 MIN_SECONDS = 2.0
@@ -39,6 +48,47 @@ class Options:
     subject: str = ""
     background_ref: str = ""
     body_points: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run whose options have been checked: what they mean, and what carries the stages out."""
+
+    options: Options
+    path: Path
+    info: video.VideoInfo
+    model: Path
+    kinds: dict[str, str]
+    method: "Method"
+    reference: "Reference | None"
+    body: "BodyPoints | None"
+    stages: Stages
+    executor: Executor
+
+    @functools.cached_property
+    def source_sha(self) -> str:
+        return sha256_file(self.path)
+
+    @functools.cached_property
+    def model_sha(self) -> str:
+        return sha256_file(self.model)
+
+    @property
+    def expected(self) -> int:
+        """Frames that the clip should have, as far as its length tells."""
+        return max(1, round(self.info.duration_s * FPS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Framed:
+    """The clip cut to its head: finished stages `screen` and `full` (None for those that were not needed so far) and
+    `normalise`, which gave n frames."""
+
+    framing: "Framing"
+    screen: Done | None
+    full: Done | None
+    frames: Done
+    n: int
 
 
 def check_clip(path: Path) -> video.VideoInfo:
@@ -99,7 +149,8 @@ def run(options: Options) -> Path:
     fresh = [p for p in (root, *root.parents) if not p.exists()]
     try:
         with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages, pool(root / "workers.log") as executor:
-            return _stages(options, path, info, model, kinds, method, reference, body, stages, executor)
+            job = Job(options, path, info, model, kinds, method, reference, body, stages, executor)
+            return _stages(job, _framed(job))
     except UserError:
         _take_back(root, fresh)
         raise
@@ -117,101 +168,114 @@ def _take_back(root: Path, fresh: list[Path]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _stages(options, path, info, model, kinds, method, reference, body, stages: Stages, executor) -> Path:
+def _full(job: Job, screen: Done | None) -> Done:
+    """The stage of the whole frames."""
+    from preprocess import backdrop, chunks, full_frame, matting
+
+    return job.stages.run(
+        "full",
+        lambda out: full_frame.full_frames(out, job.path, job.expected, screen and screen.path, job.executor),
+        {},
+        {"source": job.source_sha, **({} if screen is None else {"screen": screen.digest})},
+        [full_frame, chunks, video, *([matting, backdrop] if screen else [])],
+    )
+
+
+def _framed(job: Job) -> Framed:
+    """Where the head is, and the frames that are cut out there; of a keyed clip the whole frames first."""
+    from preprocess import (
+        backdrop,
+        chunks,
+        head_box,
+        labels,
+        landmarker,
+        looks,
+        matting,
+        normalise,
+        screen,
+        segment,
+        survey,
+    )
+    from tkjax import audio, images
+
+    options, path, info, stages = job.options, job.path, job.info, job.stages
+    key = None
+    if job.reference is not None:
+        key = stages.run(
+            "screen",
+            lambda out: screen.screen(out, path, job.expected, FPS, job.reference),
+            {"reference": job.reference.identity},
+            {"source": job.source_sha},
+            [screen, matting, backdrop, video],
+        )
+    keyed = {} if key is None else {"screen": key.digest}
+    points = {"body_points": sha256_file(Path(options.body_points))} if job.body else {}
+    looked = stages.run(
+        "survey",
+        lambda out: survey.survey(out, path, job.expected, (info.height, info.width), job.model, options.crop,
+                                    options.size, options.min_face, job.executor, key and key.path, job.body),
+        {"crop": options.crop, "size": options.size, "min_face": options.min_face},
+        {"source": job.source_sha, "model": job.model_sha, **keyed, **points},
+        [survey, looks, head_box, landmarker, video, *([matting, backdrop] if key else [segment, labels])],
+    )  # fmt: skip
+    framing = survey.Framing.load(looked.path)
+    full = _full(job, key) if key else None
+    frames = stages.run(
+        "normalise",
+        lambda out: normalise.normalise(out, path, framing, job.expected, full and full.path),
+        {},
+        {"source": job.source_sha, "framing": looked.digest, **({"full": full.digest} if full else {})},
+        [normalise, chunks, video, audio, images, *([backdrop] if key else [])],
+    )
+    n = normalise.frame_count(frames.path)
+    say(f"normalise: {n} frames of {framing.width}x{framing.height}, crop {framing.crop_px}")
+    return Framed(framing, key, full, frames, n)
+
+
+def _stages(job: Job, clip: Framed) -> Path:
+    """What is learnt from the frames, and the dataset of all of it."""
     from preprocess import (
         audio_features,
         backdrop,
         chunks,
         face_model,
-        full_frame,
-        head_box,
         labels,
         landmarker,
         landmarks,
-        looks,
-        matting,
-        normalise,
         plate,
         pose,
         qa,
         refine,
-        screen,
         segment,
-        shards,
         survey,
         torso,
         track,
     )
-    from tkjax import audio, contract, images
+    from tkjax import audio, contract
 
-    source_sha, model_sha = sha256_file(path), sha256_file(model)
-    expected = max(1, round(info.duration_s * FPS))
-    given = {"source": source_sha, "model": model_sha}
-
-    key = None
-    if reference is not None:
-        key = stages.run(
-            "screen",
-            lambda out: screen.screen(out, path, expected, FPS, reference),
-            {"reference": reference.identity},
-            {"source": source_sha},
-            [screen, matting, backdrop, video],
-        )
-    keyed = {} if key is None else {"screen": key.digest}
-    points = {"body_points": sha256_file(Path(options.body_points))} if body else {}
-    looked = stages.run(
-        "survey",
-        lambda out: survey.survey(out, path, expected, (info.height, info.width), model, options.crop, options.size,
-                                  options.min_face, executor, key and key.path, body),
-        {"crop": options.crop, "size": options.size, "min_face": options.min_face},
-        {**given, **keyed, **points},
-        [survey, looks, head_box, landmarker, video, *([matting, backdrop] if key else [segment, labels])],
-    )  # fmt: skip
-    framing = survey.Framing.load(looked.path)
-    h, w = framing.height, framing.width
-    whole = framing == survey.Framing((0, 0, info.width, info.height), info.height, info.width)
-
-    def full() -> Done:
-        return stages.run(
-            "full",
-            lambda out: full_frame.full_frames(out, path, expected, key and key.path, executor),
-            {},
-            {"source": source_sha, **keyed},
-            [full_frame, chunks, video, *([matting, backdrop] if key else [])],
-        )
-
-    entire = full() if key else None
-    frames = stages.run(
-        "normalise",
-        lambda out: normalise.normalise(out, path, framing, expected, entire and entire.path),
-        {},
-        {"source": source_sha, "framing": looked.digest, **({"full": entire.digest} if entire else {})},
-        [normalise, chunks, video, audio, images, *([backdrop] if key else [])],
-    )
-    n = normalise.frame_count(frames.path)
-    say(f"normalise: {n} frames of {w}x{h}, crop {framing.crop_px}")
-
+    stages, method, key, executor = job.stages, job.method, clip.screen, job.executor
+    frames, n, h, w = clip.frames, clip.n, clip.framing.height, clip.framing.width
     wav = frames.path / "audio.wav"
     sound = stages.run(
         "audio",
-        lambda out: audio_features.audio_stage(out, wav, kinds),
-        {"kinds": kinds},
+        lambda out: audio_features.audio_stage(out, wav, job.kinds),
+        {"kinds": job.kinds},
         {"wav": sha256_file(wav)},
         [audio_features, audio],
     )
 
     found = stages.run(
         "landmarks",
-        lambda out: landmarks.landmarks(out, frames.path, n, model, path.name, executor),
+        lambda out: landmarks.landmarks(out, frames.path, n, job.model, job.path.name, executor),
         {},
-        {"frames": frames.digest, "model": model_sha},
+        {"frames": frames.digest, "model": job.model_sha},
         [landmarks, landmarker, survey, chunks],
     )
     tracked = stages.run(
         "track",
-        lambda out: track.track(out, found.path, n, h, w, model, FPS),
+        lambda out: track.track(out, found.path, n, h, w, job.model, FPS),
         {"height": h, "width": w},
-        {"landmarks": found.digest, "model": model_sha},
+        {"landmarks": found.digest, "model": job.model_sha},
         [track, pose, face_model, landmarks, chunks, contract],
     )
     labelled = stages.run(
@@ -257,28 +321,36 @@ def _stages(options, path, info, model, kinds, method, reference, body, stages: 
         "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body_pictures.path,
         "plate": behind.path, "audio": sound.path, "qa": looks_at.path,
     }  # fmt: skip
-    if not whole:
-        folders["full"] = (entire or full()).path
-    # path.name would make the bytes depend on what the file is called; the digest says what it is.
-    source = {"sha256": source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
-              "full_size": [info.width, info.height]}  # fmt: skip
-    if reference is not None:
-        source |= {"background_ref": reference.colour or reference.identity, "background_trt": backdrop.TARGET}
-    return _dataset(options, source, model_sha, framing, n, method, stages, folders, shards)
+    if clip.framing != survey.Framing((0, 0, job.info.width, job.info.height), job.info.height, job.info.width):
+        folders["full"] = (clip.full or _full(job, key)).path
+    return _dataset(job, clip, folders)
 
 
-def _dataset(options, source, model_sha, framing, n, method, stages: Stages, folders: dict, shards) -> Path:
+def _source(job: Job, framing: "Framing") -> dict:
+    """What the manifest says of the clip. Its name would make the bytes depend on what the file is called; the digest
+    says what it is."""
+    from preprocess import backdrop
+
+    out = {"sha256": job.source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
+           "full_size": [job.info.width, job.info.height]}  # fmt: skip
+    if job.reference is not None:
+        out |= {"background_ref": job.reference.colour or job.reference.identity, "background_trt": backdrop.TARGET}
+    return out
+
+
+def _dataset(job: Job, clip: Framed, folders: dict[str, Path]) -> Path:
     """Write the dataset unless the one that is there was made of the same stage outputs, and model_data.json."""
-    from preprocess import model_data
+    from preprocess import model_data, shards
     from tkjax.contract import ContractError, validate
 
-    root = Path(options.workdir) / "dataset"
+    options, stages, framing = job.options, job.stages, clip.framing
+    root, source = Path(options.workdir) / "dataset", _source(job, framing)
     tools = {
         "tkjax": tkjax.__version__,
         "libraries": versions(),
         "stages": {name: done.key for name, done in stages.results.items()},
-        "model_sha256": model_sha,
-        "labels": method.identity,
+        "model_sha256": job.model_sha,
+        "labels": job.method.identity,
     }
     subject = options.subject or source["sha256"][:12]
     try:
@@ -290,12 +362,12 @@ def _dataset(options, source, model_sha, framing, n, method, stages: Stages, fol
         say("dataset: unchanged")
     else:
         shards.write_dataset(
-            root, folders, n_frames=n, height=framing.height, width=framing.width, subject=subject, source=source,
+            root, folders, n_frames=clip.n, height=framing.height, width=framing.width, subject=subject, source=source,
             tools=tools, licences=LICENCES,
         )  # fmt: skip
         say("dataset: written")
     model_data.write(root, Path(options.workdir) / model_data.NAME)
     seconds = {name: round(done.seconds, 2) for name, done in stages.results.items()}
-    report = {"stages": seconds, "seconds": round(sum(seconds.values()), 2), "frames": n}
+    report = {"stages": seconds, "seconds": round(sum(seconds.values()), 2), "frames": clip.n}
     write_atomic(stages.root / "report.json", json.dumps(report, indent=1).encode())
     return root
