@@ -62,10 +62,6 @@ def _disc(radius: float) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
 
 
-def _grow(mask: np.ndarray, radius: float) -> np.ndarray:
-    return cv2.dilate(mask.astype(np.uint8), _disc(radius)) > 0
-
-
 def _shrink(mask: np.ndarray, radius: float) -> np.ndarray:
     return cv2.erode(mask.astype(np.uint8), _disc(radius), borderType=cv2.BORDER_CONSTANT, borderValue=1) > 0
 

@@ -52,12 +52,16 @@ def test_ping_pong_goes_forth_and_back_and_repeats_the_ends(n, i):
     assert drive.ping_pong(i, n) == (forth + forth[::-1])[i % (2 * n)]
 
 
-def test_output_frames_are_paired_with_source_frames_as_in_the_original():
-    assert [drive.paired_frame(k, 10, 13) for k in range(9)] == [10, 11, 12, 12, 11, 10, 10, 11, 12]
-    assert [drive.paired_frame(k, 4, 5) for k in range(3)] == [4, 4, 4]
+def test_output_frames_are_paired_with_source_frames_as_in_the_original(subject):
+    def paired(n, start, end):
+        plan = drive.plan(subject, data_range=(start, end))
+        return [plan.track_frame(k) for k in range(n)]
+
+    assert paired(9, 4, 7) == [4, 5, 6, 6, 5, 4, 4, 5, 6]
+    assert paired(3, 4, 5) == [4, 4, 4]
     for start, end in ((5, 5), (7, -2)):
-        with pytest.raises(UserError, match="none"):
-            drive.paired_frame(0, start, end)
+        with pytest.raises(UserError, match="must lie within"):
+            paired(1, start, end)
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9))

@@ -9,7 +9,6 @@ from tkjax import images
 from tkjax.paste_back import (
     SCHEMES,
     Paster,
-    face_neck_of_classes,
     face_of_classes,
     face_of_landmarks,
     resize_bilinear,
@@ -49,7 +48,6 @@ def scene(new: np.ndarray, shift=(0, 0, 0), old: np.ndarray | None = None) -> di
 
 def test_masks_of_the_originals_have_the_known_values():
     assert face_of_classes(np.array([[1, 7], [17, 13]], np.uint8)).tolist() == [[True, False], [False, True]]
-    assert face_neck_of_classes(np.array([[14, 16], [15, 11]], np.uint8)).tolist() == [[True, False], [True, True]]
 
 
 def test_a_face_of_landmarks_lies_between_jaw_and_forehead_and_in_the_head():

@@ -27,16 +27,10 @@ AU45_FULL = 2.0  # OpenFace's AU45_r at which an eye counts as closed (er-nerf.m
 
 
 def ping_pong(i: int, n: int) -> int:
-    """Frame i of a sequence of n played forwards, backwards, ...: turn even: i mod n, odd: n-1-(i mod n)."""
+    """Frame i of a sequence of n played forwards, backwards, …: i mod n in even turns, n-1-(i mod n) in odd ones, so
+    its ends are shown twice (avatar-ernerf.md §10)."""
     turn, k = divmod(i, n)
     return k if turn % 2 == 0 else n - 1 - k
-
-
-def paired_frame(k: int, start: int, end: int) -> int:
-    """The source frame of output frame k: start … end-1 forth and back, ends twice (avatar-ernerf.md §10)."""
-    if end <= start:
-        raise UserError(f"frames {start} to {end} are none; the first must lie before the last")
-    return start + ping_pong(k, end - start)
 
 
 def smooth_eyes(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

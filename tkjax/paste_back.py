@@ -19,7 +19,6 @@ from tkjax.contract import LABEL_HEAD, LABEL_NECK
 
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
 FACE_CLASSES = (1, 2, 3, 4, 5, 6, 10, 11, 12, 13)  # CelebAMask ids: no ears, neck, cloth, hair (avatar-ernerf.md §6.2)
-NECK_CLASSES = (14, 15)
 JAW, BROWS, BRIDGE, CHIN = slice(0, 17), slice(17, 27), 27, 8  # of the 68 points
 FOREHEAD = 0.3  # the face reaches above the brows by so much of the way from chin to nose bridge; hair begins at ~0.5
 
@@ -36,13 +35,8 @@ SHIFT_MAX = 48.0  # levels that a colour may move
 
 
 def face_of_classes(classes: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The face of the originals' scheme 1, from CelebAMask class ids."""
+    """The face of the originals' scheme 1, from CelebAMask class ids; scheme 2 adds what is labelled as neck."""
     return np.isin(classes, FACE_CLASSES)
-
-
-def face_neck_of_classes(classes: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The face and neck of the originals' scheme 2."""
-    return np.isin(classes, FACE_CLASSES + NECK_CLASSES)
 
 
 def face_of_landmarks(

@@ -25,7 +25,6 @@ _EYE_EX = np.array([1.0, 0.42, -0.35, -1.0, -0.35, 0.42]) * shape.LID_HALF_WIDTH
 _LIP_OUTER = np.array([-1.0, -0.64, -0.27, 0.0, 0.27, 0.64, 1.0, 0.62, 0.3, 0.0, -0.3, -0.62])  # x / w
 _LIP_INNER = np.array([-0.9, -0.4, 0.0, 0.4, 0.9, 0.4, 0.0, -0.4])
 
-N_POINTS = 68
 RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
 
 
