@@ -3,17 +3,12 @@
 Exit code 0 on success, 2 with one line for anything that the user can mend, 1 for a bug.
 """
 
-import errno
 import sys
 
 from absl import app, flags, logging
 
 from tkjax import environment, options
-from tkjax.errors import UserError
-
-# Failures of the file system that the user can mend; any other is a bug and keeps its traceback.
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-MENDABLE += (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+from tkjax.errors import UserError, of_files
 
 
 def refuse(message: object) -> None:
@@ -47,9 +42,10 @@ def main(opts: options.Options) -> None:
     except UserError as error:
         refuse(error)
     except OSError as error:
-        if error.errno not in MENDABLE:
+        sentence = of_files(error)
+        if sentence is None:
             raise
-        refuse(f"cannot read or write {error.filename or 'a file'}: {error.strerror}")
+        refuse(sentence)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -3,14 +3,19 @@
 import sys
 from collections.abc import Callable
 
-from tkjax.errors import UserError
+from tkjax.errors import UserError, of_files
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do the work; 0, or 2 with the sentence of a UserError on standard error."""
+    """Do the work; 0, or 2 with one sentence on standard error where the user can mend what stopped it."""
     try:
         work()
+        return 0
     except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+        sentence = str(e)
+    except OSError as e:
+        sentence = of_files(e)
+        if sentence is None:
+            raise
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    return 2
