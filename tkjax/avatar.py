@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -115,18 +115,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     model = base.load(resolved.system)(resolved, clip.info)
     stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
-    numbers = avatar_track.frame_numbers(clip)
-    files: dict[str, Any] = {
-        "params": _write(folder, "params", ".npz", _npz(flatten(variables))),
-        "background": _write(folder, "background", ".png", images.encode_png(np.asarray(clip.plate))),
-        "track": [],
-    }
-    for start in range(0, len(numbers), TRACK_FRAMES):
-        data = _npz(avatar_track.pack(clip, numbers[start : start + TRACK_FRAMES]))
-        files["track"].append(_write(folder, f"track-{start:05d}", ".npz", data))
-    full = avatar_track.full_facts(clip)
-    if full is not None:
-        files |= _full_as_before(folder, full) or avatar_track.store_full(folder, clip)
+    numbers, full = avatar_track.frame_numbers(clip), avatar_track.full_facts(clip)
     first, last = clip.train_range
     meta = {
         "format": FORMAT,
@@ -146,17 +135,37 @@ def save(
         "full": full,
         "audio": audio,
         "consent": consent,
-        "files": files,
+        "files": _store(folder, variables, clip, numbers, full),
     }
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
     images.write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
     images.write_atomic(folder / "avatar.json", _dump(meta))
+    _remove_stale(folder, meta)
+    return meta["id"]
+
+
+def _store(folder: Path, variables: Variables, clip: Any, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
+    """Write what the bundle consists of; its entries for avatar.json."""
+    files: dict[str, Any] = {
+        "params": _write(folder, "params", ".npz", _npz(flatten(variables))),
+        "background": _write(folder, "background", ".png", images.encode_png(np.asarray(clip.plate))),
+        "track": [],
+    }
+    for start in range(0, len(numbers), TRACK_FRAMES):
+        data = _npz(avatar_track.pack(clip, numbers[start : start + TRACK_FRAMES]))
+        files["track"].append(_write(folder, f"track-{start:05d}", ".npz", data))
+    if full is not None:
+        files |= _full_as_before(folder, full) or avatar_track.store_full(folder, clip)
+    return files
+
+
+def _remove_stale(folder: Path, meta: dict) -> None:
+    """Remove the files of earlier saves, and what killed ones left."""
     keep = {entry["name"] for entry in _entries(meta)} | {"avatar.json", "consent.json"}
     for stale in folder.iterdir():
         if stale.name not in keep and stale.is_file():
             stale.unlink()
-    return meta["id"]
 
 
 def _behind_head(model: base.Model, stages: Sequence[str]) -> str:
