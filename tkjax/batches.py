@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
+from jaxtyping import Int
 
 from tkjax.errors import UserError
 from tkjax.models.base import Stage
@@ -29,7 +30,9 @@ def global_frames(frames: int, n_devices: int) -> int:
     return frames
 
 
-def frames_of_step(train_frames: np.ndarray, seed: int, index: int, step: int, n_frames: int) -> np.ndarray:
+def frames_of_step(
+    train_frames: Int[np.ndarray, " n"], seed: int, index: int, step: int, n_frames: int
+) -> Int[np.ndarray, " n_frames"]:
     """The frames [n_frames] of the global batch of one step.
 
     Slot k of step s is entry s * n_frames + k of the sequence of epochs, each a permutation of the training
@@ -42,7 +45,7 @@ def frames_of_step(train_frames: np.ndarray, seed: int, index: int, step: int, n
 
 
 @functools.lru_cache(maxsize=8)
-def epoch_order(n: int, seed: int, index: int, epoch: int) -> np.ndarray:
+def epoch_order(n: int, seed: int, index: int, epoch: int) -> Int[np.ndarray, " n"]:
     return np.random.default_rng([seed, index, epoch, 0]).permutation(n)
 
 
@@ -51,7 +54,13 @@ def sampler_of(stage: Stage, step: int) -> str:
 
 
 def make_loader(
-    clip: Any, train_frames: np.ndarray, stage: Stage, seed: int, index: int, n_frames: int, sharding: NamedSharding
+    clip: Any,
+    train_frames: Int[np.ndarray, " n"],
+    stage: Stage,
+    seed: int,
+    index: int,
+    n_frames: int,
+    sharding: NamedSharding,
 ) -> Callable[[int], Batch]:
     """load(step) -> this process's part of the global batch of n_frames of stage number `index`."""
     owned = sharding.addressable_devices_indices_map((n_frames,)).values()

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from tkjax import __version__, audio, contract, drive, metrics, models_dir, perceptual, scores
@@ -58,7 +58,7 @@ def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
     return np.rint(total / (clip.train_range[1] - clip.train_range[0])).astype(np.uint8)
 
 
-def frames_to_score(clip: Any, max_frames: int) -> np.ndarray:
+def frames_to_score(clip: Any, max_frames: int) -> Int[np.ndarray, " n"]:
     """Held-out frame numbers with a picture of their own, evenly thinned to max_frames (0 = all)."""
     first, last = clip.heldout_range
     if last <= first:
@@ -90,8 +90,9 @@ class Seen:
 
 
 def look(
-    clip: Any, model: Model, variables: Variables, step: int, frames: np.ndarray, layers: Sequence[Combination],
-    chunk_rays: int, video: VideoWriter, *, lips: Lips | None = None, paste: PasteBack | None = None, lpips=None,
+    clip: Any, model: Model, variables: Variables, step: int, frames: Int[np.ndarray, " n"],
+    layers: Sequence[Combination], chunk_rays: int, video: VideoWriter, *, lips: Lips | None = None,
+    paste: PasteBack | None = None, lpips=None,
 ) -> Seen:  # fmt: skip
     """Render every frame in every combination of layers and score it beside the baselines; the last combination is
     pasted back. The video gets the combinations side by side, then the truth."""
@@ -172,7 +173,9 @@ def versions() -> dict[str, str]:
     return out
 
 
-def comparison(clip: Any, path: Path, frames: np.ndarray, columns: int, text: Mapping[str, str]) -> VideoWriter:
+def comparison(
+    clip: Any, path: Path, frames: Int[np.ndarray, " n"], columns: int, text: Mapping[str, str]
+) -> VideoWriter:
     """The comparison video of so many pictures a row; with the held-out sound where the frames are one run."""
     sound = _sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
     return VideoWriter(path, clip.height, columns * clip.width, fps=clip.fps, audio=sound, metadata=text)

@@ -44,8 +44,8 @@ def is_array(path: str | Path) -> bool:
         raise UserError(f"{path}: {e.strerror or e}, expected a file of sound features") from e
 
 
-def open_windows(path: str | Path) -> np.ndarray:
-    """[N, T, C] of a .npy file, mapped, any float dtype; UserError for class labels and for anything else."""
+def open_windows(path: str | Path) -> Float[np.ndarray, "N T C"]:
+    """The windows of a .npy file, mapped, any float dtype; UserError for class labels and for anything else."""
     try:
         a = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as e:
@@ -80,7 +80,7 @@ def known_kind(name: str, width: int) -> str | None:
     return kind if kind in {*KIND_OF_NAME.values(), *KIND_OF_WIDTH.values()} else None
 
 
-def disagreement(windows: np.ndarray) -> int | None:
+def disagreement(windows: Float[np.ndarray, "N T C"]) -> int | None:
     """The first window that is not the continuation of the one before it, None where all are.
 
     Window 0 must begin with its zeros. Equal up to rounding: 1e-5 of the larger value, and not-a-number equals itself.
@@ -118,8 +118,8 @@ def _join(windows: np.ndarray, hop: int, left: int) -> Float[np.ndarray, "n C"]:
     return out[: min(len(out), max(last, hop * n))]  # the zeros behind the last frame are not sound
 
 
-def repair(features: np.ndarray) -> list[int]:
-    """Replace non-finite steps of [n, C] by the nearest finite one, in place; the numbers of those steps."""
+def repair(features: Float[np.ndarray, "n C"]) -> list[int]:
+    """Replace non-finite steps by the nearest finite one, in place; the numbers of those steps."""
     good = np.isfinite(features).all(1)
     if good.all():
         return []

@@ -36,7 +36,9 @@ def over(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) ->
     return ((v + (v >> 8)) >> 8).astype(np.uint8)  # = (v - 1) // 255 for every such v
 
 
-def decode_frame(dataset: Dataset, i: int, plate: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+def decode_frame(
+    dataset: Dataset, i: int, plate: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """target, background, label of frame i at `size`; composed at full size. Bad bytes: one sentence."""
     full = (dataset.height, dataset.width)
     rgb = images.decode_rgb(dataset.frame_bytes("image_bytes", i), dataset.where("image_bytes", i))
@@ -120,7 +122,9 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def build_cache(dataset: Dataset, cache_dir: str | Path, size: tuple[int, int], plate: np.ndarray) -> Path:
+def build_cache(
+    dataset: Dataset, cache_dir: str | Path, size: tuple[int, int], plate: UInt8[np.ndarray, "H W 3"]
+) -> Path:
     """The folder with the decoded pictures of a dataset at a size; made if it is not there or not whole.
 
     It is built under another name and renamed at the end; a build that was cut short goes on where it was.

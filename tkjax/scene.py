@@ -111,7 +111,13 @@ class Scene:
         torso = self.subject.torso(k)
         return over(torso, plate), torso
 
-    def start(self, variables: Variables, batch: Batch, behind: np.ndarray, torso: np.ndarray | None) -> Drawn:
+    def start(
+        self,
+        variables: Variables,
+        batch: Batch,
+        behind: UInt8[np.ndarray, "h w 3"],
+        torso: UInt8[np.ndarray, "h w 4"] | None,
+    ) -> Drawn:
         """Begin to draw; the result may still be computed. behind, torso: of `behind`."""
         chunk = self.subject.config.eval.chunk_rays
         image = render_image(self.model, variables, batch, self._crop_hw, self.clock, chunk)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from tkjax import child, contract, metrics, models_dir, perceptual
 from tkjax.errors import UserError
@@ -65,12 +65,12 @@ class Lips:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def add(self, source: str, k: int, image: np.ndarray) -> None:
+    def add(self, source: str, k: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
         (self.folder / source).mkdir(exist_ok=True)
         np.save(self.folder / source / f"{k:06d}.npy", image)
 
-    def find(self, source: str, models: str | None) -> np.ndarray:
-        """[n,68,2] points, NaN where no face was found."""
+    def find(self, source: str, models: str | None) -> Float[np.ndarray, "n 68 2"]:
+        """The points, NaN where no face was found."""
         out = self.folder / f"{source}.npz"
         arguments = ["--frames", str(self.folder / source), "--out", str(out)]
         child.ask("preprocess.lips", arguments + (["--models_dir", str(models)] if models else []))

@@ -150,7 +150,9 @@ def frames(scene: Scene, spec: Spec, feature_chunks: Iterable[np.ndarray], maps:
             yield waiting.popleft().result()
 
 
-def frame_batch(scene: Scene, i: int, audio_windows: Float[np.ndarray, "W T C"], behind: np.ndarray) -> Batch:
+def frame_batch(
+    scene: Scene, i: int, audio_windows: Float[np.ndarray, "W T C"], behind: UInt8[np.ndarray, "h w 3"]
+) -> Batch:
     """What the model is given for output frame i."""
     subject, plan = scene.subject, scene.plan
     k, area = plan.track_frame(i), plan.area(i)

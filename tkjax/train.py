@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 from tqdm import tqdm
 
 from tkjax import checkpoint
@@ -84,7 +85,7 @@ class Run:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     @property
-    def train_frames(self) -> np.ndarray:
+    def train_frames(self) -> Int[np.ndarray, " n"]:
         """Frames of the training split whose face was found."""
         frames = np.arange(*self.clip.train_range)
         return frames[np.asarray(self.clip.confidence)[frames] > 0]

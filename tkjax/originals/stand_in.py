@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from tkjax import feature_arrays
 from tkjax.data import AUDIO_WINDOWS
@@ -72,6 +73,6 @@ class StandIn:
         box = np.array([[0, 0, SIZE, SIZE]], np.int32)
         self.boxes = dict.fromkeys(("face_box_px", "lips_box_px"), box)
 
-    def torso_rgba(self, i: int) -> np.ndarray:
+    def torso_rgba(self, i: int) -> UInt8[np.ndarray, "H W 4"]:
         del i
         return np.zeros((SIZE, SIZE, 4), np.uint8)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from tkjax.errors import UserError
 from tkjax.fields.torso import ANCHORS
@@ -169,7 +170,7 @@ def occupancy(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str]:
     return {"density": density, "bits": np.asarray(bits, np.uint8)}, source
 
 
-def pack(density: np.ndarray) -> np.ndarray:
+def pack(density: Float[np.ndarray, " cells"]) -> UInt8[np.ndarray, " bytes"]:
     """Bits of a density grid: bit i of byte n is set where density[8 n + i] > min(mean of max(density, 0), 10)."""
     threshold = min(float(np.maximum(density, 0).mean(dtype=np.float64)), MAX_THRESHOLD)
     return np.packbits(density > threshold, bitorder="little")
