@@ -28,6 +28,7 @@ from tkjax.errors import UserError
 from tkjax.ops import dispatch
 from tkjax.paste_back import Paster
 from tkjax.render.image import final_clock, picture, render_image
+from tkjax.workdir import dataset_of
 
 FRAME_HW = (720, 1280)
 
@@ -53,7 +54,7 @@ def runs(workdir: Path, size: int) -> dict:
     """name -> call that draws one frame."""
     subject = resized(avatar.load(workdir / "avatar"), size)
     opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
-    clip = cli.open_clip(cli.dataset_of(opts, workdir), workdir, subject.config)
+    clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
     if "torso" not in subject.stages:
         raise UserError(f"{workdir}: the torso is not trained; run launch.py --mode=train --stages=torso there")
     model, hw = subject.model(), (subject.info.height, subject.info.width)

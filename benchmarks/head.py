@@ -29,6 +29,7 @@ from tkjax.ops import composite_packed, dispatch, field, march_packed
 from tkjax.optim import optimiser
 from tkjax.render.image import final_clock, picture, pixel_grid, render_image
 from tkjax.step import TrainState, check_terms, make_step
+from tkjax.workdir import dataset_of
 
 # Per sample of a picture: 23,184 and 28,352 multiply-adds (er-nerf dossier §10, rad-nerf dossier §10)
 FRAME_FLOP = {"er_nerf": 46_368, "rad_nerf": 56_704}
@@ -109,7 +110,7 @@ def step_run(subject, clip):
 def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
     subject = avatar.load(workdir / "avatar")
     opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
-    clip = cli.open_clip(cli.dataset_of(opts, workdir), workdir, subject.config)
+    clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
     first, last = clip.train_range
     frames, steps, rows = {}, {}, []
     for name in backends:

@@ -1,10 +1,8 @@
 """The modes of launch.py: each takes the parsed options, none knows a concrete system.
 
-A workdir W holds config.json (the resolved config), run.json (where the dataset is, consent, times), dataset/,
-cache/, checkpoints/, metrics.jsonl, previews/, avatar/, report.html, report.json and comparison.mp4.
+What a workdir holds: `workdir`.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,28 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from tkjax import avatar, child, config, contract, data, doctor, drive, evaluate, images, lock, report, stream, train
+from tkjax import (
+    avatar,
+    child,
+    config,
+    contract,
+    data,
+    doctor,
+    drive,
+    evaluate,
+    exporting,
+    importing,
+    lock,
+    report,
+    stream,
+    train,
+)
 from tkjax.drawn import paste_back_of
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.ops import dispatch
 from tkjax.options import PREPARING, Options
-
-DATASET = "dataset"
+from tkjax.workdir import DATASET, dataset_of, existing_workdir, preprocess_seconds, read_run, update_run
 
 
 def run(opts: Options) -> None:
@@ -31,8 +43,8 @@ def run(opts: Options) -> None:
         "train": train_only,
         "render": render,
         "eval": evaluate_only,
-        "import": take_over,
-        "export": export,
+        "import": importing.run,
+        "export": exporting.run,
         "synthetic": synthetic,
         "demo": demo,
         "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
@@ -40,51 +52,6 @@ def run(opts: Options) -> None:
     if opts.models_dir:  # also for what looks for its files deep inside, such as the perceptual term of training
         os.environ["TKJAX_MODELS"] = str(opts.models_dir)
     modes[opts.mode](opts)
-
-
-# ---------------------------------------------------------------- workdir
-
-
-def read_run(workdir: Path) -> dict[str, Any]:
-    path = workdir / "run.json"
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged (not json); remove it and run the command again") from error
-
-
-def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
-    """Merge facts into run.json."""
-    merged = {**read_run(workdir), **facts}
-    images.write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
-    return merged
-
-
-def existing_workdir(opts: Options) -> Path:
-    path = Path(opts.workdir)
-    if not path.is_dir():
-        raise UserError(f"--workdir: there is no folder {path}")
-    return path
-
-
-def dataset_of(opts: Options, workdir: Path) -> Path:
-    """The dataset of a run: --dataset, else the one the run was trained on, else WORKDIR/dataset."""
-    if opts.dataset:
-        path = Path(opts.dataset)
-        if not path.is_dir():
-            raise UserError(f"--dataset: there is no folder {path}")
-        if not (path / contract.MANIFEST).is_file():
-            raise UserError(f"--dataset: {path} holds no dataset ({contract.MANIFEST} is missing)")
-        return path
-    stored = read_run(workdir).get("dataset")
-    path = Path(os.path.normpath(workdir / stored)) if stored else workdir / DATASET
-    if not (path / contract.MANIFEST).is_file():
-        raise UserError(
-            f"{workdir} has no dataset at {path}; name one with --dataset, or make one with --mode=preprocess"
-        )
-    return path
 
 
 # ---------------------------------------------------------------- config
@@ -148,12 +115,6 @@ def make_dataset(opts: Options) -> None:
     """`preprocess` for a caller that holds the workdir's lock."""
     child.run("preprocess", preprocess_arguments(opts))
     update_run(Path(opts.workdir), dataset=DATASET, video=str(opts.video))
-
-
-def preprocess_seconds(workdir: Path) -> float | None:
-    """What the stages took when they ran, as preprocessing wrote it down."""
-    path = workdir / "preprocess" / "report.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- train, evaluate
@@ -363,20 +324,6 @@ def render(opts: Options) -> None:
         torso=opts.torso,
     )
     print(f"{out}: {n} frames, marked as synthetic (avatar {subject.id})")
-
-
-def take_over(opts: Options) -> None:
-    """--mode=import."""
-    from tkjax import importing
-
-    importing.run(opts)
-
-
-def export(opts: Options) -> None:
-    """--mode=export."""
-    from tkjax import exporting
-
-    exporting.run(opts)
 
 
 def synthetic(opts: Options) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from tkjax import avatar, cli
+from tkjax import avatar
 from tkjax.errors import UserError
 from tkjax.importing import KEPT, RECORD
 from tkjax.options import Options
 from tkjax.originals import layout, source, weights
 from tkjax.originals.layout import NAMES, Tensor
 from tkjax.originals.source import Source
+from tkjax.workdir import existing_workdir
 
 GRIDS = {
     "rad_nerf": {"encoder": layout.RAD_SPACE, "encoder_ambient": layout.RAD_PLANE},
@@ -31,7 +33,7 @@ FULL = "only what was trained with the originals' sizes (a config's variant full
 
 def run(opts: Options) -> None:
     """Do it; the caller has parsed the flags workdir and out."""
-    workdir, out = cli.existing_workdir(opts), Path(opts.out)
+    workdir, out = existing_workdir(opts), Path(opts.out)
     if out.suffix not in (".pth", ".pt") or out.is_dir():
         raise UserError(f"--out={out} must be a file that ends with .pth")
     if not out.absolute().parent.is_dir():
@@ -110,8 +112,8 @@ def give_back(
     record: dict,
     tensors: tuple[Tensor, ...],
     theirs: dict[str, np.ndarray],
-    density: np.ndarray,
-    bits: np.ndarray,
+    density: Float[np.ndarray, " cells"],
+    bits: UInt8[np.ndarray, " bytes"],
 ) -> tuple[dict, list | None, dict]:
     """The imported file with the avatar's numbers in the places that they were taken from."""
     out, shadow = dict(kept.model), None if kept.shadow is None else list(kept.shadow)
@@ -129,7 +131,9 @@ def give_back(
     return out, shadow, {**kept.facts, "tensors": present}
 
 
-def resample(density: np.ndarray, bits: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+def resample(
+    density: Float[np.ndarray, " cells"], bits: UInt8[np.ndarray, " bytes"], side: int
+) -> tuple[Float[np.ndarray, " their_cells"], UInt8[np.ndarray, " their_bytes"]]:
     """Density and bits of a cube of side^3 cells in the originals' 128^3: in Morton order the cells that a larger cell
     consists of follow each other, so that each gets its number; smaller cells give their largest."""
     n = layout.SIDE**3

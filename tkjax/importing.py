@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tkjax import avatar, checkpoint, child, cli, config, contract, data, images, lock
+from tkjax import avatar, checkpoint, child, config, contract, data, images, lock
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.options import Options
@@ -25,6 +25,7 @@ from tkjax.originals import layout, source, stand_in, weights
 from tkjax.originals.layout import NAMES
 from tkjax.originals.source import Recognised, Source
 from tkjax.types import Variables
+from tkjax.workdir import DATASET, dataset_of, read_run, update_run
 
 KEPT, RECORD = "import", "import.json"  # folder in the workdir, and what it says about the avatar
 AVATAR_ERNERF_ROWS = 20000  # frame codes of a long clip (avatar-ernerf dossier §2.3); ER-NeRF has 10000
@@ -55,7 +56,7 @@ def take_dataset(opts: Options, path: Path, workdir: Path) -> None:
     arguments += [f"--system={opts.system}"] if opts.system else []
     with lock.alone(workdir):
         child.run("preprocess.import_dataset", arguments)
-        cli.update_run(workdir, dataset=cli.DATASET, imported_dataset=str(path.absolute()))
+        update_run(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
     if (workdir / KEPT / RECORD).is_file():
         print("import the checkpoint again, so that its avatar takes cameras, plate and torso from this dataset")
 
@@ -81,7 +82,7 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         stages = _stages(model, found, file)
         config.write(resolved, workdir / "config.json")
         consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
-        consent = cli.read_run(workdir).get("consent") or consent
+        consent = read_run(workdir).get("consent") or consent
         steps = model.stages()[-1].steps
         own = avatar.save(workdir / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
         record = {"avatar": own, "source": path.name, "system": found.system, "weights": chosen, "names": found.names}
@@ -95,7 +96,7 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
         if isinstance(clip, data.Clip):
             facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
-        cli.update_run(workdir, consent=consent, **facts)
+        update_run(workdir, consent=consent, **facts)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for line in describe(file, found, name, about, occupancy, spec, clip):
@@ -173,11 +174,11 @@ def _stages(model: base.Model, found: Recognised, file: Source) -> list[str]:
 
 def _clip(opts: Options, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
     """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file."""
-    has = opts.dataset or cli.read_run(workdir).get("dataset") or (workdir / cli.DATASET / contract.MANIFEST).is_file()
+    has = opts.dataset or read_run(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
     if not has:
         spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
         return stand_in.StandIn(spec), spec
-    root = cli.dataset_of(opts, workdir)
+    root = dataset_of(opts, workdir)
     dataset, rows = contract.Dataset(root), found.sizes.code_rows
     kind = _kind(dataset, found.sizes.audio)
     if dataset.n_frames > rows:

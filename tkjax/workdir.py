@@ -1,0 +1,67 @@
+"""The folder of a run, and what it says about itself.
+
+A workdir W holds config.json (the resolved config), run.json (where the dataset is, consent, times), dataset/, cache/,
+checkpoints/, metrics.jsonl, previews/, avatar/, report.html, report.json and comparison.mp4; import/ where an avatar
+was imported.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tkjax import contract, images
+from tkjax.errors import UserError
+from tkjax.options import Options
+
+DATASET = "dataset"
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """The facts of run.json, none where there is no such file."""
+    path = workdir / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged (not json); remove it and run the command again") from error
+
+
+def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
+    """Merge facts into run.json."""
+    merged = {**read_run(workdir), **facts}
+    images.write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
+    return merged
+
+
+def existing_workdir(opts: Options) -> Path:
+    """--workdir, which must be there."""
+    path = Path(opts.workdir)
+    if not path.is_dir():
+        raise UserError(f"--workdir: there is no folder {path}")
+    return path
+
+
+def dataset_of(opts: Options, workdir: Path) -> Path:
+    """The dataset of a run: --dataset, else the one the run was trained on, else WORKDIR/dataset."""
+    if opts.dataset:
+        path = Path(opts.dataset)
+        if not path.is_dir():
+            raise UserError(f"--dataset: there is no folder {path}")
+        if not (path / contract.MANIFEST).is_file():
+            raise UserError(f"--dataset: {path} holds no dataset ({contract.MANIFEST} is missing)")
+        return path
+    stored = read_run(workdir).get("dataset")
+    path = Path(os.path.normpath(workdir / stored)) if stored else workdir / DATASET
+    if not (path / contract.MANIFEST).is_file():
+        raise UserError(
+            f"{workdir} has no dataset at {path}; name one with --dataset, or make one with --mode=preprocess"
+        )
+    return path
+
+
+def preprocess_seconds(workdir: Path) -> float | None:
+    """What the stages took when they ran, as preprocessing wrote it down."""
+    path = workdir / "preprocess" / "report.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
