@@ -102,7 +102,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.steps = 2000  # about five minutes on two cores
         h.sampler = "close"  # shorter still: a quarter of the rays
         h.ema_every = 10
-        lips.steps = t.steps = 0  # the head alone
+        lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32
         m.occupancy_side = 32

@@ -110,7 +110,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.steps = 1600
         h.sampler = "close"  # shorter still: a quarter of the rays
         h.ema_every = 10
-        lips.steps = t.steps = 0  # the head alone
+        lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32
         m.grid_levels, m.grid_finest, m.grid_log2_entries = 6, 128, 10
