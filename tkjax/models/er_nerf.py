@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tkjax import losses
-from tkjax.fields.torso import Torso
 from tkjax.models.base import Rate
-from tkjax.models.hash_head import SH_DEGREE, HashHead, code_rows, frame_keys, lips_progress
+from tkjax.models.hash_head import SH_DEGREE, HashHead, frame_keys, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field
 from tkjax.render.image import picture
 from tkjax.render.march import pack
@@ -65,19 +64,7 @@ class Model(HashHead):
     def __init__(self, config: Any, info: SubjectInfo):
         m = config.model
         spec = GridSpec(2, m.grid_levels, 1, m.grid_base, m.grid_finest, m.grid_log2_entries)
-        torso = Torso(
-            pose="anchors",
-            xy_octaves=8,
-            pose_octaves=3,
-            deform_hidden=32,
-            code_dim=m.torso_code_dim,
-            code_rows=code_rows(config, info),
-            shrink=m.torso_shrink,
-            spec=GridSpec(2, m.torso_levels, 2, 16, m.torso_finest, m.torso_log2_entries, "tiled"),
-            height=info.height,
-            width=info.width,
-            chunk=m.chunk,
-        )
+        torso = make_torso(config, info, pose="anchors", xy_octaves=8, pose_octaves=3, deform_hidden=32)
         super().__init__(config, info, head_program(spec, m.audio_dim, m.code_dim), torso)
 
     def _eye(self, batch: Batch) -> Float[Array, "B 1"]:

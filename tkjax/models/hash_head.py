@@ -22,7 +22,7 @@ from tkjax.fields.program import groups
 from tkjax.fields.torso import Torso
 from tkjax.models.base import Ema, Rate, Stage
 from tkjax.models.base import Model as BaseModel
-from tkjax.ops import Program, composite, field, march, render_fused, sh_encode
+from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
 from tkjax.render import occupancy
 from tkjax.render.march import pack, unpack
 from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
@@ -327,9 +327,11 @@ class HashHead(BaseModel):
     def parts(self, params: PyTree) -> dict[str, PyTree]:
         return {"head": {k: v for k, v in params.items() if k != "torso"}, "torso": params["torso"]}
 
-    def make_stages(self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], **more) -> tuple:
+    def make_stages(
+        self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], refresh_lips: bool = True
+    ) -> tuple[Stage, ...]:
         """head, lips and torso from config.train. rates: of the head; the lips stage takes them from 0.05**0.8 to 0.05
-        of their start. weights: by stage. more: refresh_lips, whether the lips stage refreshes the occupancy."""
+        of their start. weights: by stage. refresh_lips: whether the lips stage refreshes the occupancy."""
         h, lips, t = (self.config.train[name] for name in ("head", "lips", "torso"))
         scale = LIPS_FACTOR**LIPS_FROM
         slow = {n: r.scaled(scale, LIPS_FACTOR / scale) for n, r in rates.items()}
@@ -340,7 +342,7 @@ class HashHead(BaseModel):
             ),
             Stage(
                 "lips", lips.steps, lips.rays, slow, weights["lips"], samplers=tuple(lips.samplers), patch=lips.patch,
-                refresh_every=h.refresh_every if more.get("refresh_lips", True) else 0,
+                refresh_every=h.refresh_every if refresh_lips else 0,
                 ema=Ema(h.ema_decay, lips.ema_every), seed=lips.seed,
             ),
             Stage(
@@ -348,6 +350,14 @@ class HashHead(BaseModel):
                 target="torso", refresh_every=h.refresh_every, ema=Ema(h.ema_decay, t.ema_every), seed=t.seed,
             ),
         )  # fmt: skip
+
+
+def make_torso(config: Any, info: SubjectInfo, **system: Any) -> Torso:
+    """The torso of config.model; `system`: pose, xy_octaves, pose_octaves, deform_hidden of `Torso`."""
+    m = config.model
+    spec = GridSpec(2, m.torso_levels, 2, 16, m.torso_finest, m.torso_log2_entries, "tiled")
+    sizes = {"code_dim": m.torso_code_dim, "code_rows": code_rows(config, info), "shrink": m.torso_shrink}
+    return Torso(**system, **sizes, spec=spec, height=info.height, width=info.width, chunk=m.chunk)
 
 
 def code_rows(config: Any, info: SubjectInfo) -> int:

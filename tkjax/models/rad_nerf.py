@@ -26,9 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from tkjax import losses
-from tkjax.fields.torso import Torso
 from tkjax.models.base import Rate, Stage
-from tkjax.models.hash_head import SH_DEGREE, HashHead, code_rows, lips_progress
+from tkjax.models.hash_head import SH_DEGREE, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder
 from tkjax.render.image import picture
 from tkjax.types import Array, Batch, Clock, Render, SubjectInfo, Variables
@@ -64,24 +63,6 @@ def head_program(space: GridSpec, ambient: GridSpec, audio_dim: int, code_dim: i
     return p.build(sigma=p.act(p.clip_max(h[:1], MAX_LOG_DENSITY), "trunc_exp"), rgb=rgb, ambient=p.sum_abs(a))
 
 
-def make_torso(config: Any, info: SubjectInfo) -> Torso:
-    """The layer of dossier §3.4."""
-    m = config.model
-    return Torso(
-        pose="euler",
-        xy_octaves=10,
-        pose_octaves=4,
-        deform_hidden=64,
-        code_dim=m.torso_code_dim,
-        code_rows=code_rows(config, info),
-        shrink=m.torso_shrink,
-        spec=GridSpec(2, m.torso_levels, FEATURES, 16, m.torso_finest, m.torso_log2_entries, "tiled"),
-        height=info.height,
-        width=info.width,
-        chunk=m.chunk,
-    )
-
-
 class Model(HashHead):
     """Head and torso as a system."""
 
@@ -94,7 +75,8 @@ class Model(HashHead):
             2, m.ambient_levels, FEATURES, m.grid_base, m.ambient_finest, m.ambient_log2_entries, "tiled"
         )
         program = head_program(space, ambient, m.audio_dim, m.code_dim, m.eye)
-        super().__init__(config, info, program, make_torso(config, info))
+        torso = make_torso(config, info, pose="euler", xy_octaves=10, pose_octaves=4, deform_hidden=64)
+        super().__init__(config, info, program, torso)
 
     def _eye(self, batch: Batch) -> Float[Array, "B 1"]:
         """The area of both eyes in per cent of the picture; where landmarks are not known, from how far they are closed
