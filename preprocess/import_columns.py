@@ -170,7 +170,7 @@ def read_track(path: Path, notes: Notes) -> Track | None:
         data = torch.load(path, map_location="cpu", weights_only=True)
         table = {k: np.asarray(v.detach().float().numpy()) for k, v in data.items() if isinstance(v, torch.Tensor)}
     except Exception as e:  # torch raises many kinds for what is not a plain file of tensors
-        notes.said.append(f"{path.name}: not used, it is no plain file of tensors ({' '.join(str(e).split())[:80]})")
+        notes.said.append(f"{path.name}: not used, it is no plain file of tensors ({type(e).__name__})")
         return None
     exp = table.get("exp")
     if exp is None or exp.ndim != 2 or 0 in exp.shape:

@@ -141,6 +141,13 @@ def test_the_wrong_kind_is_refused_with_both_kinds_and_the_way_out(tmp_path):
         chunks(tmp_path / "aud_ds.npy", {**DEEPSPEECH, "kind": "logmel", "channels": 80, "extractor": "x"}, 1.0)
 
 
+def test_an_array_is_no_sound(tmp_path):
+    """The originals' `--aud x.npy` under our flag of that name."""
+    np.save(tmp_path / "aud_ds.npy", np.zeros((25, 16, 29), np.float32))
+    with pytest.raises(UserError, match=r"aud_ds.npy holds features; give them with --features"):
+        stream.sound_frames(tmp_path / "aud_ds.npy", 25.0)
+
+
 def test_an_array_has_no_extractor_but_two_checkpoints_are_told_apart(tmp_path):
     trained = {**DEEPSPEECH, "kind": "wav2vec2", "channels": 44, "extractor": "wav2vec2-logits-1024-aa"}
     np.save(tmp_path / "aud_eo.npy", np.zeros((25, 16, 44), np.float32))

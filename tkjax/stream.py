@@ -180,6 +180,8 @@ def sound_frames(path: Path | str, fps: float) -> int:
     """Frames that a sound lasts, to the nearest and at least 1. Decodes it once, block by block."""
     if not Path(path).is_file():
         raise UserError(f"--audio: there is no file {path}")
+    if feature_arrays.is_array(path):  # what the originals take as --aud
+        raise UserError(f"--audio: {path} holds features; give them with --features, and the sound with --audio")
     n = sum(len(block) for block in audio.stream_audio(path, contract.AUDIO_HZ, int(BLOCK_S * contract.AUDIO_HZ)))
     if n == 0:
         raise UserError(f"--audio: {path} holds no sound")
