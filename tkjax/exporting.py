@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from tkjax import avatar
 from tkjax.errors import UserError
 from tkjax.importing import KEPT, RECORD
+from tkjax.ops import GridSpec
 from tkjax.options import Options
 from tkjax.originals import layout, source, weights
 from tkjax.originals.layout import NAMES, Tensor
@@ -151,14 +152,21 @@ def check_grids(system: str, model: Any) -> None:
     """UserError where a grid of the head has other levels than the originals'; tables alone may not show it."""
     for i in model.program.instructions:
         if i.op == "grid" and i.spec != GRIDS[system][i.name]:
-            raise UserError(f"the avatar's grid {i.name} is {i.spec}, the original's {GRIDS[system][i.name]}; {FULL}")
+            theirs = in_words(GRIDS[system][i.name])
+            raise UserError(f"the avatar's grid {i.name} has {in_words(i.spec)}, the original's {theirs}; {FULL}")
+
+
+def in_words(spec: GridSpec) -> str:
+    """The sizes of a grid, for a sentence."""
+    size = f"{spec.levels} levels from {spec.base} to {spec.finest} cells"
+    return f"{size}, 2^{spec.log2_entries} entries a level, {spec.kind}"
 
 
 def _torso_problem(model: Any) -> str:
     """Why the avatar's torso is none of the originals', or ''."""
     spec, shrink = model.torso.spec, model.torso.shrink
     if spec != layout.RAD_PLANE:
-        return f"its grid is {spec}, the original's {layout.RAD_PLANE}; {FULL}"
+        return f"its grid has {in_words(spec)}, the original's {in_words(layout.RAD_PLANE)}; {FULL}"
     return "" if shrink == 0.8 else f"it shrinks the picture to {shrink}, the original to 0.8"
 
 

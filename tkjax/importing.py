@@ -57,8 +57,22 @@ def take_dataset(opts: Options, path: Path, workdir: Path) -> None:
     with lock.alone(workdir):
         child.run("preprocess.import_dataset", arguments)
         update_run(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
+    warn_of_kind(workdir)
     if (workdir / KEPT / RECORD).is_file():
         print("import the checkpoint again, so that its avatar takes cameras, plate and torso from this dataset")
+
+
+def warn_of_kind(workdir: Path) -> None:
+    """Say so where the avatar that is there hears sound features that the new dataset does not have."""
+    if not (workdir / "avatar" / "avatar.json").is_file():
+        return
+    hears = avatar.load(workdir / "avatar").info.audio_kind
+    kinds = sorted(contract.Dataset(workdir / DATASET).manifest["audio"])
+    if hears not in kinds:
+        print(
+            f"the avatar in {workdir} hears {hears}, but this dataset has {', '.join(kinds) or 'no sound'}: it cannot "
+            "be evaluated or trained further here; import the folder that it was trained on, or use another workdir"
+        )
 
 
 # ---------------------------------------------------------------- a checkpoint
