@@ -72,6 +72,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     lips.samplers = ("lips", "patch")  # alternating
     lips.patch = 32
     lips.perceptual = "auto"  # lpips_alex where its weights are found, else structure (tkjax.perceptual)
+    lips.first_rate, lips.last_rate = 0.05**0.8, 0.05  # of the head's first rates; where the originals resume and end
     lips.perceptual_weight = 1.0  # times 0.01 on the lips rectangle, 0.1 on patches
     lips.ema_every = 1000
     lips.seed = 0

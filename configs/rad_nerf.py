@@ -75,6 +75,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     lips.samplers = ("lips", "rays")  # alternating
     lips.patch = 32  # the lips rectangle is a square of such tiles, compared as one picture
     lips.perceptual = "auto"  # see tkjax.perceptual: lpips_alex where its weights are found, else structure
+    lips.first_rate, lips.last_rate = 0.05**0.8, 0.05  # of the head's first rates; where the originals resume and end
     lips.perceptual_weight = 1.0  # times 0.01
     lips.ema_every = 1000
     lips.seed = 0
@@ -103,7 +104,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         t.lr_tables, t.lr_net = 2e-2, 2e-3
         h.sampler = "focus"  # a sixth of the rays on the lips, a twelfth on the eyes: a short schedule must find both
         h.steps, h.rays = 4000, 4096
-        lips.steps, lips.rays = 1200, 4096
+        lips.steps, lips.rays = 2000, 4096
+        lips.first_rate = 0.3  # a short head stage has more left to learn than one of 200 000 steps
         t.steps, t.rays = 2500, 8192
         h.ema_every = lips.ema_every = t.ema_every = 20  # the schedule is 50 times shorter
     if variant == "demo":

@@ -31,8 +31,9 @@ SH_DEGREE = 4
 STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this, in training as in the originals
 OPAQUE = 1.0 - 1.0 / 1024  # behind a head of this alpha no torso is drawn: a quarter of an 8-bit step
 # The originals resume the schedule of 100k steps inside one of 125k (RAD-NeRF: 200k of 250k) with a final factor of
-# 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's, and their progress from 0.8 to 1.
-LIPS_FROM, LIPS_FACTOR = 0.8, 0.05
+# 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's first (train.lips.first_rate, last_rate),
+# and the progress that ambient weights follow goes from 0.8 to 1.
+LIPS_FROM = 0.8
 
 
 class HeadParams(nn.Module):
@@ -330,11 +331,10 @@ class HashHead(BaseModel):
     def make_stages(
         self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], refresh_lips: bool = True
     ) -> tuple[Stage, ...]:
-        """head, lips and torso from config.train. rates: of the head; the lips stage takes them from 0.05**0.8 to 0.05
-        of their start. weights: by stage. refresh_lips: whether the lips stage refreshes the occupancy."""
+        """head, lips and torso from config.train. rates: of the head; the lips stage takes them from first_rate to
+        last_rate of their start. weights: by stage. refresh_lips: whether the lips stage refreshes the occupancy."""
         h, lips, t = (self.config.train[name] for name in ("head", "lips", "torso"))
-        scale = LIPS_FACTOR**LIPS_FROM
-        slow = {n: r.scaled(scale, LIPS_FACTOR / scale) for n, r in rates.items()}
+        slow = {n: r.scaled(lips.first_rate, lips.last_rate / lips.first_rate) for n, r in rates.items()}
         return (
             Stage(
                 "head", h.steps, h.rays, rates, weights["head"], samplers=(h.sampler,), refresh_every=h.refresh_every,
