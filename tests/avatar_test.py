@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny, tiny_full
-from tkjax import avatar, avatar_track, contract, images
+from tkjax import avatar, avatar_track, config, contract, images
 from tkjax.data import Clip, over
 from tkjax.errors import UserError
 from tkjax.models import base
@@ -225,3 +225,18 @@ def test_unflatten_names_what_does_not_fit():
     for wrong, name in (({**flat, "x": flat["a"]}, "x"), ({"a": flat["a"]}, "b/c"), ({**flat, "a": np.zeros(4)}, "a")):
         with pytest.raises(UserError, match=name):
             avatar.unflatten(tree, wrong, "file")
+
+
+def test_an_avatar_of_an_earlier_config_gets_what_the_settings_have_gained():
+    from configs import er_nerf
+
+    old = er_nerf.get_config("cpu")
+    old.train.head.steps = 77
+    del old.train.lips, old.model.torso_code_dim
+    new = config.completed(old)
+    assert new.train.head.steps == 77 and new.model.torso_code_dim == 8
+    assert new.train.lips.to_dict() == er_nerf.get_config("cpu").train.lips.to_dict()
+    old.variant = "gone"
+    assert config.completed(old) is old
+    old.system = "tests.stubs.constant"
+    assert config.completed(old) is old

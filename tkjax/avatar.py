@@ -377,7 +377,7 @@ def load(folder: Path) -> Avatar:
         with np.load(folder / entry["name"], allow_pickle=False) as data:
             for name in (*avatar_track.COLUMNS, *(set(avatar_track.OPTIONAL_COLUMNS) & set(data.files))):
                 columns.setdefault(name, []).append(data[name])
-    settings, info = ConfigDict(config.tuples(meta["config"])), SubjectInfo.from_json(meta["info"])
+    settings, info = config.completed(ConfigDict(config.tuples(meta["config"]))), SubjectInfo.from_json(meta["info"])
     if "stages" not in meta:  # format 1: saved when every stage was finished
         meta["stages"] = [stage.name for stage in base.load(settings.system)(settings, info).stages()]
     return Avatar(

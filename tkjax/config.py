@@ -145,6 +145,26 @@ def _check_against_source(config: ConfigDict, path: Path) -> None:
         _check_type(key, value, want[key])
 
 
+def completed(config: ConfigDict) -> ConfigDict:
+    """The stored config of an avatar, with what its system's file has gained since at that file's values."""
+    source = ROOT / "configs" / f"{config.system.rpartition('.')[2]}.py"
+    if not source.is_file():
+        return config
+    try:
+        whole = _from_python(source, config.get("variant") or "full").to_dict()
+    except (UserError, ValueError):  # the variant has gone
+        return config
+
+    def fill(have: dict, want: dict) -> dict:
+        out = {**want, **have}
+        for key in have.keys() & want.keys():
+            if isinstance(have[key], dict) and isinstance(want[key], dict):
+                out[key] = fill(have[key], want[key])
+        return out
+
+    return ConfigDict(tuples(fill(config.to_dict(), whole)))
+
+
 def _check_type(key: str, value: Any, like: Any) -> None:
     ok = like is None or value is None or type(value) is type(like)
     ok = ok or (isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool))
