@@ -83,6 +83,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     t.lr_tables = 1e-2
     t.lr_net = 1e-3
     t.final_factor = 0.5
+    t.lambda_alpha = 0.0  # of the mean alpha: above 0 the torso vanishes where the plate does as well, and is not drawn
     t.ema_every = 1000
     t.seed = 0
 
@@ -99,6 +100,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.torso_finest = 512  # twice the picture's pixels; finer levels have nothing to learn from
         lips.steps, lips.rays = 1500, 4096
         t.steps, t.rays = 3000, 8192
+        t.lambda_alpha = 1e-3
     if variant == "demo":
         h.steps = 2000  # about five minutes on two cores
         h.sampler = "close"  # shorter still: a quarter of the rays

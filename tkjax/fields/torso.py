@@ -72,18 +72,40 @@ class Torso:
     def program(self) -> Program:
         """The field at points [N,2] = shrunk (row, col); rows "pose" (frequency encoded) and "code"; outputs alpha
         and rgb (not premultiplied)."""
-        p = ProgramBuilder(f"torso_{self.pose}", dims=2)
-        pose = p.row("pose", POSE_CHANNELS * (1 + 2 * self.pose_octaves))
-        context = [p.freq(p.points, self.xy_octaves), pose, p.row("code", self.code_dim)]
+        return self._program(False)
+
+    @functools.cached_property
+    def picture_program(self) -> Program:
+        """The same for pixels of one frame: what pose and code add to the first layers is in their biases."""
+        return self._program(True)
+
+    def _program(self, folded: bool) -> Program:
+        p = ProgramBuilder(f"torso_{self.pose}{'_picture' if folded else ''}", dims=2)
+        context = [p.freq(p.points, self.xy_octaves)]
+        if not folded:
+            pose = p.row("pose", POSE_CHANNELS * (1 + 2 * self.pose_octaves))
+            context += [pose, p.row("code", self.code_dim)]
         size, hidden = sum(v.channels for v in context), self.deform_hidden
-        moved = p.add(p.points, p.mlp("deform", context, (size, hidden, hidden, 2)))
+        moved = p.add(p.points, p.mlp("deform", context, (size, hidden, hidden, 2), bias=folded))
         features = p.grid("grid", self.spec, p.clip(moved, -1.0, 1.0))
         hidden = self.colour_hidden
-        out = p.mlp("colour", [features, *context], (features.channels + size, hidden, hidden, 4))
+        out = p.mlp("colour", [features, *context], (features.channels + size, hidden, hidden, 4), bias=folded)
         out = p.act(out, "sigmoid")
         if SIGMOID[self.pose] != (1.0, 0.0):
             out = p.affine(out, *SIGMOID[self.pose])
         return p.build(alpha=out[:1], rgb=out[1:])
+
+    def _folded(self, params: dict, rows: dict[str, Float[Array, "1 C"]]) -> dict:
+        """Parameters of `picture_program` for one frame: pose and code are the last inputs of both first layers."""
+        values = jnp.concatenate([rows["pose"], rows["code"]], -1)[0]
+        out = {"grid": params["grid"]}
+        for name in ("deform", "colour"):
+            kernels = dict(params[name])
+            first, kept = kernels["kernel_0"], len(kernels["kernel_0"]) - len(values)
+            biases = {k.replace("kernel", "bias"): jnp.zeros(v.shape[1], v.dtype) for k, v in kernels.items()}
+            bias = jnp.matmul(values, first[kept:], precision=jax.lax.Precision.HIGHEST)
+            out[name] = {**kernels, **biases, "kernel_0": first[:kept], "bias_0": bias}
+        return out
 
     def init(self, key: jax.Array) -> dict:
         """Trained parameters: "grid", "deform", "colour", "codes" [code_rows, code_dim], perhaps "anchors" [3,4]."""
@@ -143,9 +165,13 @@ class Torso:
         rows = self.rows(params, cam_to_world, frame if train else jnp.zeros_like(frame))
         rank, source, total = _pack(mask.reshape(-1))
         points = self.shrink * at.reshape(-1, 2)[source]
-        index = None if b == 1 else source // r
-        rows = {name: (values, index) for name, values in rows.items()}
-        packed = field(self.program, points, rows, params, total=total, chunk=self.chunk)
+        if b == 1 and not train:
+            folded = self._folded(params, rows)
+            packed = field(self.picture_program, points, {}, folded, total=total, chunk=self.chunk)
+        else:
+            index = None if b == 1 else source // r
+            rows = {name: (values, index) for name, values in rows.items()}
+            packed = field(self.program, points, rows, params, total=total, chunk=self.chunk)
         out = _unpack(packed, rank, source, total, mask.reshape(-1)).reshape(b, r, 4)
         alpha = out[..., :1]
         return alpha * out[..., 1:], alpha, {"evaluated": mask}

@@ -81,6 +81,7 @@ class Model(HashHead):
             return {
                 "mse": jnp.mean(losses.mse(prediction, batch.target)),
                 "anchors": jnp.mean(jnp.square(1.0 - anchors[:, 3])),
+                "alpha": jnp.mean(render.alpha),
             }
         s = clock.progress
         face = batch.in_face.astype(jnp.float32)
@@ -150,4 +151,5 @@ class Model(HashHead):
         }
         late = {name: lambda s: h.lambda_amb * lips_progress(s) for name in ("amb_aud", "amb_eye")}
         lips = regular | late | {"perceptual": self.config.train.lips.perceptual_weight}
-        return self.make_stages(rates, torso, {"head": head, "lips": lips, "torso": {"mse": 1.0, "anchors": 1.0}})
+        body = {"mse": 1.0, "anchors": 1.0, "alpha": t.get("lambda_alpha", 0.0)}
+        return self.make_stages(rates, torso, {"head": head, "lips": lips, "torso": body})
