@@ -75,6 +75,9 @@ class FakeClip:
     def background(self, i: int, kind: str = "torso") -> np.ndarray:
         return self._background[kind]
 
+    def label(self, i: int) -> np.ndarray:
+        return self._label[i]
+
     def frame_batch(self, i: int, background: str = "torso") -> Batch:
         rows, columns = np.divmod(np.arange(self.height * self.width), self.width)
         return self._gather(np.array([i]), rows[None], columns[None], background, (self.height, self.width))
