@@ -167,6 +167,7 @@ VARIANTS = {
 
 
 @harness.needs_interpreter
+@pytest.mark.slow  # six kernels in the interpreter, each for half a minute
 @pytest.mark.parametrize("name", VARIANTS)
 def test_heads_of_all_kinds_equal_the_reference(name):
     program = VARIANTS[name]
@@ -175,6 +176,7 @@ def test_heads_of_all_kinds_equal_the_reference(name):
 
 
 @harness.needs_interpreter
+@pytest.mark.slow  # three more
 @pytest.mark.parametrize("which", [("audio",), ("eye",), ("audio", "eye", "code")])
 def test_inputs_per_ray_and_infinite_density(which):
     program = head(*SMALL)
