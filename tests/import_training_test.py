@@ -27,7 +27,7 @@ def launch(*arguments) -> None:
 
 @pytest.mark.slow  # two trainings, two minutes each on two cores: shorter ones differ more than the tolerance
 def test_an_er_nerf_folder_trains_to_the_same_psnr_as_the_native_dataset(tmp_path):
-    native = synthetic.make(tmp_path / "subject", seconds=6, size=128, progress=False)
+    native = synthetic.make(tmp_path / "subject", seconds=6.0, size=128, progress=False)
     source = er_layout.export(native, tmp_path / "original")
     launch("--mode=import", f"--source={source}", f"--workdir={tmp_path / 'imported'}")
     launch("--mode=fit", f"--workdir={tmp_path / 'imported'}", *SETTINGS)
