@@ -7,11 +7,9 @@ value by value (an accelerator); `cpu` fits a short clip at 256 pixels on two co
 minutes; `smoke` runs in seconds, for tests. Departures from `full` stand with their reason.
 """
 
-import math
-
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import hash_head
 
 VARIANTS = ("full", "cpu", "demo", "smoke")
 
@@ -19,10 +17,9 @@ VARIANTS = ("full", "cpu", "demo", "smoke")
 def get_config(variant: str = "full") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"rad_nerf has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    c = base.get_config()
-    c.system, c.variant = "rad_nerf", variant
+    c = hash_head.get_config("rad_nerf", variant)
 
-    m = c.model
+    m, h, lips, t = c.model, c.train.head, c.train.lips, c.train.torso
     m.grid_kind = "tiled"  # of the 3-D grid; its fine levels leave out the third axis, left to right; hash does not
     m.grid_base = 16  # resolution of the coarsest level, of both grids of the head
     m.grid_levels = 16
@@ -33,61 +30,24 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.ambient_log2_entries = 16
     m.audio_dim = 64
     m.eye = True  # the area of the eyes goes into the density (the originals' --exp_eye)
-    m.code_dim = 4  # per-frame appearance code
-    m.code_rows = 10000  # at least; a longer clip gets a row per frame
-    m.box = (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)  # what is marched, axes of the originals (y, z, x of the contract)
-    m.t_min = 0.05  # rays start no nearer than this, contract units
-    m.samples = 16  # kept per ray
-    m.dt = 2.0 * math.sqrt(3.0) / 128  # step along a ray; with 16 samples the originals' dt_gamma has no effect
-    m.occupancy_side = 128
-    m.occupancy_decay = 0.95  # of the running maximum of a cell's density, per refresh
-    m.occupancy_box_only = False  # True: cells outside the box are never evaluated
     m.blink_noise = 0.0  # added to the eyes' input in training; the originals have it in ER-NeRF only
-    m.chunk = 65536  # packed samples that the field takes at once
-    m.picture_stop = 1e-3  # pictures end a ray at this transmittance (training: 1e-4): below 0.26 of an 8-bit step
     m.picture_precision = "float32"  # products rounded to bfloat16 would move the look-up in the grid of sound by cells
-    m.train_camera = False  # learn a correction of every training frame's camera
-    m.torso_code_dim = 8
-    m.torso_shrink = 0.8  # of the picture's coordinates
-    m.torso_levels = 16
-    m.torso_finest = 2048
-    m.torso_log2_entries = 16
-    m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
-    h = c.train.head = ConfigDict()
     h.steps = 200_000
-    h.rays = 65536  # per frame and step
-    h.sampler = "rays"  # uniform over the picture
-    h.refresh_every = 16  # steps between occupancy updates
     h.lr_tables = 5e-3
     h.lr_net = 5e-4
     h.lr_audio_attention = 2.5e-3
     h.final_factor = 0.1  # of every rate, reached at the end
-    h.ema_decay = 0.95
-    h.ema_every = 1000
     h.lambda_amb = 0.1  # of the ambient coordinates outside the lower face, reached at the end; more against flicker
-    h.lr_cameras = 1e-5  # with train_camera; degrees and units
-    h.seed = 0  # of the stage; another one repeats it with other random numbers
 
-    lips = c.train.lips = ConfigDict()
     lips.steps = 50_000
-    lips.rays = 65536  # of the plain steps; the lips rectangle has its own number
     lips.samplers = ("lips", "rays")  # alternating
-    lips.patch = 32  # the lips rectangle is a square of such tiles, compared as one picture
-    lips.perceptual = "auto"  # see tkjax.perceptual: lpips_alex where its weights are found, else structure
-    lips.first_rate, lips.last_rate = 0.05**0.8, 0.05  # of the head's first rates; where the originals resume and end
     lips.perceptual_weight = 1.0  # times 0.01
-    lips.ema_every = 1000
-    lips.seed = 0
 
-    t = c.train.torso = ConfigDict()
     t.steps = 200_000
-    t.rays = 65536
     t.lr_tables = 5e-3
     t.lr_net = 5e-4
     t.final_factor = 0.1
-    t.ema_every = 1000
-    t.seed = 0
 
     if variant in ("cpu", "demo"):
         c.data.size = 256  # a quarter of the pixels of the usual 512

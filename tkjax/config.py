@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from tkjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
+SHARED = {"__init__", "base", "hash_head"}  # files of configs/ that are no system of their own
 DEFAULT_SPEC = "configs/er_nerf.py"
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -74,7 +75,7 @@ def find_file(path: str) -> Path:
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return candidate
-    known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("__init__", "base")]
+    known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in SHARED]
     raise UserError(f"--config: there is no file {path!r}; {near(path, known)}")
 
 
