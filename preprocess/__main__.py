@@ -9,6 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products: more threa
 os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 from preprocess import pipeline
+from preprocess.checks import STAGES
 from preprocess.command import exit_code
 
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
                    "(green, blue, r,g,b, #rrggbb) or a picture of the empty scene; default: keep it")  # fmt: skip
     p.add_argument("--body_points", default="", help="json or npz with a body detector's points: the head's box by "
                    "Avatar-ERNeRF's rule")  # fmt: skip
+    p.add_argument("--accept", default="", help=f"go on although these fail their checks: {','.join(STAGES)}")
     return p
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tkjax
+from preprocess import checks
 from preprocess.stages import Done, Stages, say, sha256_file
 from preprocess.workers import native, pool
 from tkjax import video
@@ -35,7 +36,8 @@ class Options:
     pictures to 512. crop: 'auto' cuts a square around the head unless the picture is nearly square and the head fills
     it, 'none' keeps the picture. labels: 'auto', 'colour' or 'bisenet=PATH'. min_face: least height of the face, from
     chin to forehead, in pixels of the source. background_ref: colour or clean plate to cut the person out of, '' keeps
-    the background. body_points: file of a body detector's points for the original's head box."""
+    the background. body_points: file of a body detector's points for the original's head box. accept: names of
+    `checks.STAGES`, comma separated, whose failures do not stop the run."""
 
     video: Path
     workdir: Path
@@ -48,6 +50,7 @@ class Options:
     subject: str = ""
     background_ref: str = ""
     body_points: str = ""
+    accept: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Job:
     body: "BodyPoints | None"
     stages: Stages
     executor: Executor
+    accept: tuple[str, ...] = ()
 
     @functools.cached_property
     def source_sha(self) -> str:
@@ -77,6 +81,17 @@ class Job:
     def expected(self) -> int:
         """Frames that the clip should have, as far as its length tells."""
         return max(1, round(self.info.duration_s * FPS))
+
+    def judged(self) -> list[checks.Check]:
+        """What the stages say of themselves so far; checks.Failed where one fails that is not accepted."""
+        found = checks.gather(done.path for done in self.stages.results.values())
+        try:
+            checks.refuse_failures(found, self.accept, self.path.name)
+        except checks.Failed:
+            say(checks.table(found, self.accept))
+            write_atomic(self.stages.root / checks.CHECKS, json.dumps(checks.rows(found, self.accept)).encode())
+            raise
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +142,13 @@ def run(options: Options) -> Path:
     """Preprocess a clip into `workdir/dataset`; returns that folder.
 
     Stages that are up to date are skipped. UserError leaves nothing that was not there before this run, apart from
-    stages that an earlier run had finished.
+    stages that an earlier run had finished. Where a result fails its checks (checks.Failed), the stages so far stay
+    and `preprocess/checks.json` says what failed; the dataset is neither written nor replaced. What is read off sound
+    and poses is judged before the labels are begun, the rest at the end, when the contact sheet is there.
     """
     from preprocess.audio_features import parse_kinds
 
+    accept = checks.parse_accept(options.accept)
     kinds = parse_kinds(options.audio_kinds)
     if options.size < 0 or options.size % 2 or 0 < options.size < 64:
         raise UserError(f"--size={options.size} is not usable; give an even number of pixels of at least 64, or 0")
@@ -149,8 +167,10 @@ def run(options: Options) -> Path:
     fresh = [p for p in (root, *root.parents) if not p.exists()]
     try:
         with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages, pool(root / "workers.log") as executor:
-            job = Job(options, path, info, model, kinds, method, reference, body, stages, executor)
+            job = Job(options, path, info, model, kinds, method, reference, body, stages, executor, accept)
             return _stages(job, _framed(job))
+    except checks.Failed:
+        raise
     except UserError:
         _take_back(root, fresh)
         raise
@@ -278,6 +298,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         {"landmarks": found.digest, "model": job.model_sha},
         [track, pose, face_model, landmarks, chunks, contract],
     )
+    job.judged()
     labelled = stages.run(
         "labels",
         lambda out: labels.labels(out, frames.path, tracked.path, n, method, executor),
@@ -339,11 +360,14 @@ def _source(job: Job, framing: "Framing") -> dict:
 
 
 def _dataset(job: Job, clip: Framed, folders: dict[str, Path]) -> Path:
-    """Write the dataset unless the one that is there was made of the same stage outputs, and model_data.json."""
+    """Write the dataset unless the one that is there was made of the same stage outputs, model_data.json, and show
+    the table of checks."""
     from preprocess import model_data, shards
     from tkjax.contract import ContractError, validate
 
     options, stages, framing = job.options, job.stages, clip.framing
+    found = job.judged()
+    rows = checks.rows(found, job.accept)
     root, source = Path(options.workdir) / "dataset", _source(job, framing)
     tools = {
         "tkjax": tkjax.__version__,
@@ -358,16 +382,20 @@ def _dataset(job: Job, clip: Framed, folders: dict[str, Path]) -> Path:
     except ContractError as e:
         say(f"dataset: written again ({e})")
         manifest = None
-    if manifest and manifest["tools"].get("stages") == tools["stages"] and manifest["subject"] == subject:
+    same = manifest and manifest["tools"].get("stages") == tools["stages"] and manifest["subject"] == subject
+    if same and manifest.get("checks", []) == rows:
         say("dataset: unchanged")
     else:
         shards.write_dataset(
             root, folders, n_frames=clip.n, height=framing.height, width=framing.width, subject=subject, source=source,
-            tools=tools, licences=LICENCES,
+            tools=tools, licences=LICENCES, checks=rows,
         )  # fmt: skip
         say("dataset: written")
     model_data.write(root, Path(options.workdir) / model_data.NAME)
     seconds = {name: round(done.seconds, 2) for name, done in stages.results.items()}
     report = {"stages": seconds, "seconds": round(sum(seconds.values()), 2), "frames": clip.n}
     write_atomic(stages.root / "report.json", json.dumps(report, indent=1).encode())
+    write_atomic(stages.root / checks.CHECKS, json.dumps(rows).encode())
+    if found:
+        say(checks.table(found, job.accept))
     return root

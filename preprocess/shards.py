@@ -23,11 +23,12 @@ def write_dataset(
     source: dict,
     tools: dict,
     licences: dict,
+    checks: list[dict],
 ) -> None:
     """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole.
 
     folders: where the stages frames, track, labels, torso, plate, audio and qa lie, and full where the crop is not the
-    whole picture.
+    whole picture. checks: `checks.rows` for the manifest.
     """
     frames, track, labels, torso, plate, audio, qa = (
         folders[k] for k in ("frames", "track", "labels", "torso", "plate", "audio", "qa")
@@ -37,7 +38,7 @@ def write_dataset(
     camera = {"fx": focal, "fy": focal, "cx": width / 2, "cy": height / 2}
     with DatasetWriter(root, subject=subject, height=height, width=width, camera=camera, landmark_scheme=SCHEME,
                        expression_names=BLENDSHAPES, source=source, tools={**tools, "track": figures},
-                       licences=licences) as writer:  # fmt: skip
+                       licences=licences, checks=checks) as writer:  # fmt: skip
         for i in progress(range(len(chunks.spans(n_frames))), len(chunks.spans(n_frames)), "dataset", "shards"):
             tracked, pictures = chunks.read_chunk(track, i), chunks.read_chunk(frames, i)
             matte = {"alpha_bytes": chunks.unpack(pictures, "alpha")} if "alpha_bytes" in pictures else {}
@@ -61,5 +62,5 @@ def write_dataset(
         for path in sorted(folders["full"].glob("full*.mp4")) if "full" in folders else []:
             writer.add_file(path.name, path)
         for path in sorted(qa.glob("*.*")):
-            if path.name != "stage.json":
+            if path.suffix != ".json":
                 writer.add_file(f"qa/{path.name}", path)

@@ -32,7 +32,15 @@ from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.ops import dispatch
 from tkjax.options import PREPARING, Options
-from tkjax.workdir import DATASET, dataset_of, existing_workdir, preprocess_seconds, read_run, update_run
+from tkjax.workdir import (
+    DATASET,
+    dataset_of,
+    existing_workdir,
+    preprocess_seconds,
+    read_run,
+    stop_on_failures,
+    update_run,
+)
 
 
 def run(opts: Options) -> None:
@@ -100,7 +108,8 @@ def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
 
 def preprocess_arguments(opts: Options) -> list[str]:
     names = ("video", "workdir", *PREPARING)
-    return [f"--{n}={opts.flags[n]}" for n in names if n in opts.flags]
+    given = {n: opts.flags[n] for n in names if n in opts.flags}
+    return [f"--{n}={','.join(v) if isinstance(v, tuple) else v}" for n, v in given.items()]
 
 
 def preprocess(opts: Options) -> None:
@@ -239,7 +248,7 @@ def fit(opts: Options) -> None:
         raise UserError(f"--video: there is no file {opts.video}")
     train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
     resolved = resolve(opts, workdir)
-    for name in set(PREPARING) - {"models_dir"}:
+    for name in set(PREPARING) - {"models_dir", "accept"}:
         if name in opts.flags and not opts.video:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
     dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
@@ -248,6 +257,7 @@ def fit(opts: Options) -> None:
             make_dataset(opts)
         if not (dataset / contract.MANIFEST).is_file():
             raise UserError(f"{dataset} is not there yet; run --mode=preprocess in one process first")
+        stop_on_failures(dataset, opts.accept or ())
         consent = consent_record(opts.consent, bool(opts.video))
         if not opts.dataset and not opts.video:  # continuing: what was said before still holds
             consent = read_run(workdir).get("consent") or consent

@@ -26,8 +26,9 @@ class Mode:
 TRAINING = ("config", "stages", "preload", "seed", "coordinator_address", "num_processes", "process_id")
 PREPARING = (
     *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
-    *("background_ref", "body_points"),
+    *("background_ref", "body_points", "accept"),
 )
+CHECKED = ("content", "sound", "poses", "labels", "background")  # preprocess.checks.STAGES
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
 STAGES = ("head", "lips", "torso")
 MAPS = ("depth", "ambient", "uncertainty")
@@ -155,6 +156,11 @@ FLAGS = {
     "weights": Flag("str", "of a checkpoint: ema (default where it has them) or raw", choices=("ema", "raw")),
     "background_ref": Flag("str", "what stands behind the person: green, another colour, or a picture of it"),
     "body_points": Flag("str", "json or npz of a body detector; the head's box then follows Avatar-ERNeRF's rule"),
+    "accept": Flag(
+        "names",
+        f"go on although these fail their checks, some of {', '.join(CHECKED)} (the table after preprocessing)",
+        choices=CHECKED,
+    ),
     "watermark": Flag("bool", "add a visible mark; files are marked in their metadata in any case"),
     "consent": Flag("str", "who agreed to this avatar, and how; stored in the avatar and shown in the report"),
     "crop": Flag("str", "auto: square around the head; none: the whole picture", choices=("auto", "none")),

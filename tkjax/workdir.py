@@ -7,6 +7,7 @@ was imported.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def dataset_of(opts: Options, workdir: Path) -> Path:
             f"{workdir} has no dataset at {path}; name one with --dataset, or make one with --mode=preprocess"
         )
     return path
+
+
+def stop_on_failures(dataset: Path, accept: Sequence[str]) -> None:
+    """UserError where the dataset's own checks say that it failed and nobody accepted that, then or now."""
+    path = dataset / contract.MANIFEST
+    rows = contract.parse_manifest(path.read_bytes(), path).get("checks", [])
+    failed = [r for r in rows if r["verdict"] == "fail" and not r.get("accepted") and r["stage"] not in accept]
+    if failed:
+        said = "; ".join(f"{r['stage']}: {r.get('message') or r['measure']}" for r in failed)
+        names = ",".join(dict.fromkeys([*accept, *(r["stage"] for r in failed)]))
+        raise UserError(f"{dataset} failed its checks: {said}; use it all the same with --accept={names}")
 
 
 def preprocess_seconds(workdir: Path) -> float | None:

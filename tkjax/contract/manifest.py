@@ -34,6 +34,8 @@ _KEYS = {
     "expression_names", "range_min", "range_max", "source", "audio", "files", "shards", "members", "tools",
     "licences", "digest",
 }  # fmt: skip
+_OPTIONAL = {"checks"}  # what preprocessing measured of its own result; older datasets have none
+VERDICTS = ("good", "warn", "fail")
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> bytes:
@@ -93,7 +95,7 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
 
     for key in sorted(_KEYS - set(m)):
         raise refuse(where, key, "is missing", f"all fields of version {VERSION}")
-    for key in sorted(set(m) - _KEYS):
+    for key in sorted(set(m) - _KEYS - _OPTIONAL):
         raise refuse(where, key, "is unknown", f"only the fields of version {VERSION}")
     require("subject", isinstance(m["subject"], str) and bool(m["subject"]), "a name")
     require("fps", _is_number(m["fps"]) and m["fps"] == FPS, f"{FPS:g} frames a second")
@@ -131,6 +133,7 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
     _check_shards(m, where)
     check_split(m["split"], m["n_frames"], where)
     _check_members(m["members"], where, m)
+    _check_checks(m.get("checks", []), where)
 
 
 def check_split(split: Any, n: int, where: Any) -> None:
@@ -146,6 +149,25 @@ def check_split(split: Any, n: int, where: Any) -> None:
     if not good:
         expected = f"disjoint ranges train and heldout in 0..{n}, train not empty"
         raise refuse(where, "split", f"is {json.dumps(split)[:80]}", expected)
+
+
+def _check_checks(checks: Any, where: Any) -> None:
+    """Each {stage, measure, value, bound, verdict}, perhaps with a message and `accepted` (a failure overridden)."""
+    if not isinstance(checks, list):
+        raise refuse(where, "checks", f"is a json {type(checks).__name__}", "a list of measures with their verdicts")
+    kinds = {
+        "stage": lambda x: isinstance(x, str) and bool(x),
+        "measure": lambda x: isinstance(x, str) and bool(x),
+        "value": lambda x: x is None or isinstance(x, str) or _is_number(x),
+        "bound": lambda x: isinstance(x, str) or _is_number(x),
+        "verdict": lambda x: isinstance(x, str) and x in VERDICTS,
+    }
+    extra = {"message": lambda x: isinstance(x, str), "accepted": lambda x: isinstance(x, bool)}
+    expected = f"stage, measure, value, bound (number or text) and verdict ({', '.join(VERDICTS)})"
+    for i, row in enumerate(checks):
+        known = isinstance(row, dict) and set(kinds) <= set(row) <= set(kinds) | set(extra)
+        if not known or not all({**kinds, **extra}[k](v) for k, v in row.items()):
+            raise refuse(where, "checks", f"has a broken entry {i}", expected)
 
 
 def _check_shards(m: dict[str, Any], where: Any) -> None:

@@ -64,6 +64,7 @@ class DatasetWriter:
 
     split: number of training frames, or {"train": [a, b], "heldout": [c, d]}, or None for ⌊N·10/11⌋.
     extra_members: {"x_<name>": (dtype, shape behind the frame axis)}.
+    checks: rows for the manifest's `checks`; None leaves the field out.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class DatasetWriter:
         fps: float | int = FPS,
         split: Any = None,
         extra_members: Mapping[str, tuple[Any, Sequence[int]]] | None = None,
+        checks: Sequence[Mapping[str, Any]] | None = None,
     ):
         self.root = Path(root)
         self._split = split
@@ -103,10 +105,12 @@ class DatasetWriter:
             "tools": dict(tools),
             "licences": dict(licences or {}),
         }
+        if checks is not None:
+            self._head["checks"] = [dict(row) for row in checks]
         try:
             self._head = json.loads(json.dumps(self._head, allow_nan=False, default=_plain))
         except (TypeError, ValueError) as e:
-            raise ContractError(f"{where}: member source, tools or licences is not json ({short(e)})") from e
+            raise ContractError(f"{where}: member source, tools, licences or checks is not json ({short(e)})") from e
         self._probe_head(extra)
         self._layout = Layout(self._head["height"], self._head["width"], landmark_scheme, len(expression_names), extra)
         self._members: list[str] | None = None
