@@ -16,7 +16,6 @@ metrics as such); anything else in a file is refused, because to unpickle it is 
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from preprocess.command import exit_code
 from preprocess.workers import native
 from tkjax.contract.npz import write_npz
 from tkjax.errors import UserError
+from tkjax.files import whole, write_atomic
 
 try:
     with native("torch"):
@@ -106,12 +106,6 @@ def _array(tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
 
 
-def _write_json(path: Path, value) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def read(path: Path, folder: Path) -> None:
     """X.pth -> FOLDER/tensors.npz and facts.json."""
     model, around, bare = _parts(_load(path), path)
@@ -135,11 +129,9 @@ def read(path: Path, folder: Path) -> None:
         "bare": bare,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".tensors.{os.getpid()}"
-    with part.open("wb") as file:
+    with whole(folder / "tensors.npz") as part, part.open("wb") as file:
         write_npz(file, {name: _array(v) for name, v in tensors.items()})
-    os.replace(part, folder / "tensors.npz")
-    _write_json(folder / "facts.json", facts)
+    write_atomic(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
 
 
 def write(folder: Path, path: Path) -> None:
@@ -148,19 +140,15 @@ def write(folder: Path, path: Path) -> None:
     with np.load(folder / "tensors.npz", allow_pickle=False) as data:
         tensors = {n: torch.from_numpy(data[n]).to(getattr(torch, facts["dtypes"][n])) for n in data.files}
     model = OrderedDict((k, tensors[f"model/{k}"]) for k in facts["keys"])
-    whole = model if facts["bare"] else {**facts["top"]}
+    whole_file = model if facts["bare"] else {**facts["top"]}
     if not facts["bare"]:
         if facts["ema"] is not None:
             ema = {k: facts["ema"][k] for k in ("decay", "num_updates")}
             ema["shadow_params"] = [tensors[f"ema/{i}"] for i in range(facts["ema"]["length"])]
-            whole["ema"] = {**ema, "collected_params": None}
-        whole["model"] = model
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(whole, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            whole_file["ema"] = {**ema, "collected_params": None}
+        whole_file["model"] = model
+    with whole(path) as part, part.open("wb") as file:  # a file, since torch would store the temporary name
+        torch.save(whole_file, file)
 
 
 def main(argv: list[str] | None = None) -> int:

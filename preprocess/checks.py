@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tkjax.errors import UserError
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 CHECKS = "checks.json"
 GOOD, WARN, FAIL = "good", "warn", "fail"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tkjax.images import decode_rgb, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import decode_rgb
 
 CHUNK_FRAMES = 64
 

@@ -19,7 +19,7 @@ import torch
 
 from preprocess.command import exit_code
 from tkjax.errors import UserError
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 # torchvision's number of each convolution in `features`, its channels and side; * marks those that LPIPS compares
 _ALEX = "0:3:64:11* 3:64:192:5* 6:192:384:3* 8:384:256:3* 10:256:256:3*"

@@ -20,7 +20,8 @@ from preprocess.stages import progress
 from preprocess.workers import native, ordered, pool
 from tkjax import video
 from tkjax.errors import UserError
-from tkjax.images import decode_rgb, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import decode_rgb
 
 BATCH = 16  # frames that travel to a worker at once
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tkjax.contract import FULL, FULL_ALPHA, Dataset
 from tkjax.errors import UserError
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 NAME = "model_data.json"
 MERGE_MODES = ("box", "face", "face_neck")  # merge_mode 0, 1, 2

@@ -14,7 +14,8 @@ from preprocess.stages import progress
 from preprocess.survey import FPS, Framing
 from tkjax import audio, video
 from tkjax.errors import UserError
-from tkjax.images import encode_jpeg, encode_png, resize_area, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import encode_jpeg, encode_png, resize_area
 
 JPEG_QUALITY = 96
 RATE = 16000

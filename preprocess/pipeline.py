@@ -15,7 +15,7 @@ from preprocess.stages import Done, Stages, say, sha256_file
 from preprocess.workers import native, pool
 from tkjax import video
 from tkjax.errors import UserError
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 from tkjax.models_dir import FACE_LANDMARKER, find_model
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import numpy as np
 
 from preprocess import chunks
 from preprocess.stages import progress
-from tkjax.images import decode_png, decode_rgb, encode_png, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import decode_png, decode_rgb, encode_png
 
 SAMPLES = 60
 CLEAR = 5 / 512  # of the longer side

@@ -11,7 +11,8 @@ from preprocess.face_model import FACE_OVAL
 from preprocess.stages import progress
 from tkjax import video
 from tkjax.contract import LANDMARKS_478_TO_68
-from tkjax.images import decode_png, decode_rgb, encode_png, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import decode_png, decode_rgb, encode_png
 
 COLOURS = np.array([[30, 30, 30], [255, 170, 60], [255, 90, 110], [70, 110, 255]], np.float32)  # of labels 0..3
 TILE = 224

@@ -28,7 +28,8 @@ from scipy.spatial.transform import Rotation
 from preprocess import chunks
 from preprocess.stages import progress, say
 from tkjax.contract import LABEL_HEAD, UNIT_CM, boxes_from_landmarks68, landmarks68
-from tkjax.images import decode_png, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import decode_png
 
 WINDOW, OVERLAP = 400, 80  # frames
 MAX_AGE, MIN_AGE = 100, 8  # frames of one track

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from tkjax.errors import UserError
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 RECORD = "stage.json"
 

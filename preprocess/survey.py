@@ -14,7 +14,8 @@ from preprocess.stages import progress
 from preprocess.workers import ordered
 from tkjax import video
 from tkjax.errors import UserError
-from tkjax.images import resize_area, write_atomic
+from tkjax.files import write_atomic
+from tkjax.images import resize_area
 
 FPS = 25.0
 EVERY = 12  # frames between two looks: about half a second

@@ -10,7 +10,7 @@ from preprocess.face_model import load_canonical
 from preprocess.landmarks import Filled
 from preprocess.stages import say
 from tkjax.contract import BLENDSHAPES, ORIGIN_CANONICAL_CM, UNIT_CM
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 BLINK = [BLENDSHAPES.index("eyeBlinkLeft"), BLENDSHAPES.index("eyeBlinkRight")]
 MIN_BLINK_RANGE = 0.4  # of the blendshape: a clip without a whole blink does not stretch noise to 1

@@ -81,7 +81,7 @@ def test_a_second_save_replaces_the_first_and_leaves_no_litter(saved, copy):
 
 
 def test_a_save_that_is_cut_short_leaves_the_old_avatar(saved, copy, monkeypatch):
-    old, write = avatar.load(copy).id, images.write_atomic
+    old, write = avatar.load(copy).id, avatar.write_atomic
     for allowed in range(6):  # params, background, two track files, consent.json, avatar.json
         left = [allowed]
 
@@ -91,7 +91,7 @@ def test_a_save_that_is_cut_short_leaves_the_old_avatar(saved, copy, monkeypatch
             left[0] -= 1
             write(path, data)
 
-        monkeypatch.setattr(images, "write_atomic", dies)
+        monkeypatch.setattr(avatar, "write_atomic", dies)
         with pytest.raises(KeyboardInterrupt):
             save(copy, saved[1], 7)
         assert avatar.load(copy).id == old

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tkjax import full_frames, images
+from tkjax import files, full_frames
 from tkjax.drive import ping_pong
 from tkjax.errors import UserError
 from tkjax.full_frames import FullFrames, write_video
@@ -89,7 +89,7 @@ def test_a_grey_lossless_matte_comes_back_exactly(tmp_path):
 def test_what_is_not_there_is_one_sentence_with_the_path(path, tmp_path):
     with pytest.raises(UserError, match=r"full\.mp4: frame 60 cannot be decoded"):
         FullFrames(path, HW, 25.0)[60]
-    images.write_atomic(tmp_path / "bad.mp4", b"no video")
+    files.write_atomic(tmp_path / "bad.mp4", b"no video")
     with pytest.raises(UserError, match=r"bad\.mp4"):
         FullFrames(tmp_path / "bad.mp4", HW, 25.0)[0]
     with pytest.raises(UserError, match="expected 99x99"):

@@ -90,12 +90,3 @@ def test_wrong_arrays_are_refused():
             images.encode_png(bad)
     with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
         images._check(np.zeros((4, 4)), (3,))
-
-
-def test_an_atomic_write_replaces_and_leaves_no_part(tmp_path):
-    path = tmp_path / "new" / "a.bin"
-    images.write_atomic(path, b"one")
-    images.write_atomic(path, b"two")
-    assert path.read_bytes() == b"two" and list(path.parent.iterdir()) == [path]
-    with pytest.raises(UserError, match=r"expected a place"):
-        images.write_atomic(path / "below", b"")

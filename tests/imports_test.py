@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"__version__", "errors", "contract", "images", "audio", "video", "models_dir", "feature_arrays"}
+FOUNDATION = {"__version__", "errors", "files", "contract", "images", "audio", "video", "models_dir", "feature_arrays"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
     "contract": {"contract", "errors"},
     "models_dir": {"errors"},
-    "images": {"errors"},
-    "audio": {"errors", "contract"},
+    "files": {"errors"},
+    "images": {"errors", "files"},
+    "audio": {"errors", "contract", "files"},
     "feature_arrays": {"errors", "contract"},
-    "video": {"errors", "audio"},
+    "video": {"errors", "audio", "files"},
     "types": set(),
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "ops": {"ops"},
     "cameras": {"types"},
     "losses": {"types"},
@@ -41,10 +42,10 @@ ALLOWED = {
         "types",
         "config",
     },
-    "frame_cache": {"contract", "images", "errors"},
+    "frame_cache": {"contract", "images", "errors", "files"},
     "sampling": {"errors"},
     "data": {"contract", "types", "images", "errors", "frame_cache", "sampling"},
-    "workdir": {"contract", "errors", "images", "options"},
+    "workdir": {"contract", "errors", "files", "options"},
     "paste_back": {"contract", "images"},
     "full_frames": {"errors", "video"},
     "batches": {"errors", "types", "models.base"},
@@ -55,7 +56,7 @@ ALLOWED = {
     "drawn": {"images", "types", "models.base", "paste_back", "render"},
     "scores": {"child", "contract", "errors", "metrics", "models_dir", "perceptual"},
     "avatar_track": {"contract", "errors", "full_frames", "images", "paste_back"},
-    "progress": {"errors", "types", "models.base", "checkpoint", "render"},
+    "progress": {"errors", "files", "types", "models.base", "checkpoint", "render"},
     "originals": {"originals", "ops", "fields", "types", "errors", "child", "data", "feature_arrays"},
     "synthetic": {"synthetic", "contract", "audio", "video", "images", "cameras", "errors", "types"},
 }

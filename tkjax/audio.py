@@ -10,11 +10,9 @@ full scale is about 1, to E; the feature is ln(1 + E / 1e-7) / 4: exactly 0 for 
 in the bands of speech, at most about 4. No statistics of a whole clip enter, so it streams bit for bit.
 """
 
-import contextlib
 import itertools
 import logging
 import math
-import os
 import wave
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -26,6 +24,7 @@ from jaxtyping import Float
 
 from tkjax.contract import AudioFeatures
 from tkjax.errors import UserError
+from tkjax.files import whole
 
 RATE = 16000  # Hz, of everything that features are made from
 HOP = 320  # samples between steps: 20 ms
@@ -237,27 +236,14 @@ def read_audio(path: str | Path, rate: int = RATE) -> Float[np.ndarray, " n"]:
 
 def write_wav(path: str | Path, pcm: Float[np.ndarray, " n"] | Iterable[np.ndarray], rate: int = RATE) -> None:
     """16-bit mono wav, whole or not at all. pcm float in -1..1 (clipped): an array, or an iterable of arrays."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as f:
-            with wave.open(f, "wb") as w:
-                w.setnchannels(1)
-                w.setsampwidth(2)
-                w.setframerate(rate)
-                for block in [pcm] if isinstance(pcm, np.ndarray) else pcm:
-                    if block.ndim != 1 or block.dtype.kind != "f":
-                        raise ValueError(f"sound is {block.dtype} {block.shape}, expected float samples [n] in -1..1")
-                    w.writeframes(np.clip(np.rint(block * 32768.0), -32768, 32767).astype("<i2").tobytes())
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with whole(path) as part, wave.open(str(part), "wb") as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(rate)
+        for block in [pcm] if isinstance(pcm, np.ndarray) else pcm:
+            if block.ndim != 1 or block.dtype.kind != "f":
+                raise ValueError(f"sound is {block.dtype} {block.shape}, expected float samples [n] in -1..1")
+            w.writeframes(np.clip(np.rint(block * 32768.0), -32768, 32767).astype("<i2").tobytes())
 
 
 # ---------------------------------------------------------------- log-mel

@@ -26,6 +26,7 @@ from PIL import Image
 
 from tkjax import __version__, avatar_track, config, contract, images
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.full_frames import FullFrames
 from tkjax.models import base
 from tkjax.types import PyTree, SubjectInfo, Variables
@@ -89,7 +90,7 @@ def _write(folder: Path, stem: str, suffix: str, data: bytes) -> dict:
     """Write one hash-named file; its entry for avatar.json."""
     digest = _digest(data)
     name = f"{stem}-{digest[:8]}{suffix}"
-    images.write_atomic(folder / name, data)
+    write_atomic(folder / name, data)
     return {"name": name, "sha256": digest}
 
 
@@ -139,8 +140,8 @@ def save(
     }
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
-    images.write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
-    images.write_atomic(folder / "avatar.json", _dump(meta))
+    write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
+    write_atomic(folder / "avatar.json", _dump(meta))
     _remove_stale(folder, meta)
     return meta["id"]
 

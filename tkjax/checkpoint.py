@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from tkjax.config import leaves
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.models.base import Model
 from tkjax.types import PyTree, Variables
 
@@ -235,15 +236,7 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence
 
 def write_run(workdir: str | os.PathLike, run: Mapping[str, Any]) -> None:
     """Replace run.json atomically."""
-    write_text(Path(workdir) / "checkpoints" / "run.json", json.dumps(run, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomic(Path(workdir) / "checkpoints" / "run.json", json.dumps(run, indent=1))
 
 
 def truncate_metrics(path: Path, stages: list[str], stage: str, step: int) -> None:
@@ -259,4 +252,4 @@ def truncate_metrics(path: Path, stages: list[str], stage: str, step: int) -> No
             continue  # only the last row can be incomplete, and it lies after the checkpoint
         if position <= (stages.index(stage), step):
             kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    write_atomic(path, "".join(kept))

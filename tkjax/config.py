@@ -9,7 +9,6 @@ import difflib
 import importlib.util
 import inspect
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
 SHARED = {"__init__", "base", "hash_head"}  # files of configs/ that are no system of their own
@@ -257,6 +257,4 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = (), default_variant=l
 
 def write(config: ConfigDict, path: Path) -> None:
     """Resolved config as json, replaced in one go."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_atomic(path, json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")

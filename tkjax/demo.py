@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tkjax import audio, avatar, child, cli, contract, drive, images, lock, metrics, models_dir, stream, synthetic
+from tkjax import audio, avatar, child, cli, contract, drive, lock, metrics, models_dir, stream, synthetic
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.options import Options
 
 WORKDIR = "runs/demo"
@@ -41,7 +42,7 @@ def make_subject(folder: Path, settings: dict[str, Any]) -> Path:
     same = note.is_file() and note.read_text() == json.dumps(settings)
     if not (same and (dataset / contract.MANIFEST).is_file()):
         synthetic.make(folder, **settings)
-        images.write_atomic(note, json.dumps(settings).encode())
+        write_atomic(note, json.dumps(settings).encode())
     return dataset
 
 

@@ -2,9 +2,10 @@
 
 import errno
 
-# Failures of the file system that the user can mend.
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-MENDABLE += (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+# Failures of the file system that the user can mend: rights, room, wrong kinds of names, broken or vanished disks.
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MENDABLE += (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+MENDABLE += (errno.EIO, errno.ESTALE, errno.EMFILE)
 
 
 class UserError(ValueError):

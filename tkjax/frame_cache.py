@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tkjax import contract, images
 from tkjax.contract import ContractError, Dataset
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 
 CHANNELS = {"target": (3,), "background": (3,), "label": ()}  # cached array -> its axes behind [N, H, W]
 _VERSION = 1
@@ -177,10 +178,10 @@ def _build(dataset: Dataset, part: Path, size: tuple[int, int], plate: np.ndarra
                 for _ in pool.map(work, range(a, min(a + _CHUNK, dataset.n_frames))):
                     bar.update()
                 text = json.dumps({"facts": facts, "frames": min(a + _CHUNK, dataset.n_frames)})
-                images.write_atomic(progress, text.encode())
+                write_atomic(progress, text.encode())
         for fd, _ in files.values():
             os.fsync(fd)
-    images.write_atomic(part / "complete.json", json.dumps(facts).encode())
+    write_atomic(part / "complete.json", json.dumps(facts).encode())
     progress.unlink()
 
 

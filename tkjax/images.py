@@ -1,8 +1,6 @@
-"""Pictures in memory and on disk (numpy, Pillow): encode, decode, resize, write whole or not at all."""
+"""Pictures in memory and on disk (numpy, Pillow): encode, decode, resize."""
 
-import contextlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from tkjax.errors import UserError
+from tkjax.files import write_atomic as write_atomic  # the name that it had here
 
 _PIXELS_MAX = 1 << 28  # a header that promises more is damaged, not a portrait
 
@@ -106,21 +105,3 @@ def resize_majority(label: UInt8[np.ndarray, "H W"], size: tuple[int, int], n: i
     present = [k for k in range(n) if (label == k).any()]
     cover = np.stack([resize_area(np.where(label == k, np.uint8(255), np.uint8(0)), size) for k in present])
     return np.array(present, np.uint8)[cover.argmax(0)]
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary name beside it, fsync, replace."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or e}, expected a place that can be written") from e
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

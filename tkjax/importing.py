@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tkjax import avatar, checkpoint, child, config, contract, data, images, lock
+from tkjax import avatar, checkpoint, child, config, contract, data, lock
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.models import base
 from tkjax.options import Options
 from tkjax.originals import layout, source, stand_in, weights
@@ -101,7 +102,7 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         own = avatar.save(workdir / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
         record = {"avatar": own, "source": path.name, "system": found.system, "weights": chosen, "names": found.names}
         record |= {"eye": found.sizes.eye, "torso": found.sizes.torso}
-        images.write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+        write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
         shutil.rmtree(workdir / KEPT, ignore_errors=True)
         folder.rename(workdir / KEPT)
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)

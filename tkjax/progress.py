@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from tkjax import checkpoint
 from tkjax.checkpoint import Checkpoints
 from tkjax.errors import UserError
+from tkjax.files import whole
 from tkjax.models.base import Model, Stage
 from tkjax.render.image import picture, render_image
 from tkjax.types import Array, Batch, Clock, PyTree, Variables
@@ -115,8 +115,6 @@ def preview(
     rgb = np.asarray(picture(image, jnp.asarray(batch.background).reshape(truth.shape)))
     both = np.round(255 * np.concatenate([truth, rgb], axis=1)).astype(np.uint8)
     path = folder / f"{stage.name}-{step:07d}.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(both).save(temporary, "JPEG", quality=92)
-    os.replace(temporary, path)
+    with whole(path) as part:
+        Image.fromarray(both).save(part, "JPEG", quality=92)
     return path, psnr(float(np.mean((rgb - truth) ** 2)))

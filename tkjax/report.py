@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tkjax import images
+from tkjax.files import write_atomic
 
 VIDEO_LIMIT_BYTES = 8 << 20  # larger videos are linked, not inlined
 ROW_MEASURES = ("seam", "box_edge", "psnr_outside_mask")  # columns that baselines do not have
@@ -77,7 +78,7 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, report: Mapping) -> None:
     """Strict json, replaced in one go."""
-    images.write_atomic(Path(path), (json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+    write_atomic(Path(path), (json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -266,5 +267,5 @@ def write(
     """report.json and report.html into `folder`, curves from its metrics.jsonl."""
     folder = Path(folder)
     text = page(report, read_metrics(folder / "metrics.jsonl"), worst, videos, folder)
-    images.write_atomic(folder / "report.html", text.encode())
+    write_atomic(folder / "report.html", text.encode())
     write_json(folder / "report.json", report)

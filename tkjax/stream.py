@@ -20,8 +20,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
-from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays, images
+from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.maps import Maps, render_maps
 from tkjax.scene import Scene, bleed
 from tkjax.types import Batch
@@ -322,7 +323,7 @@ def write_pngs(out: Path | str, pictures: Iterable[Frame], subject: avatar.Avata
                 folder.mkdir(exist_ok=True)
                 Image.fromarray(picture).save(folder / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
         facts = {"frames": n, "fps": subject.meta["fps"], "avatar": subject.id, **mark(subject)}
-        images.write_atomic(partial / FRAMES_MARK, (json.dumps(facts, indent=2) + "\n").encode())
+        write_atomic(partial / FRAMES_MARK, (json.dumps(facts, indent=2) + "\n").encode())
         partial.chmod(0o755)
         if out.is_dir():
             shutil.rmtree(out)

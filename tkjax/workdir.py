@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tkjax import contract, images
+from tkjax import contract
 from tkjax.errors import UserError
+from tkjax.files import write_atomic
 from tkjax.options import Options
 
 DATASET = "dataset"
@@ -32,7 +33,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
 def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
     """Merge facts into run.json."""
     merged = {**read_run(workdir), **facts}
-    images.write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
+    write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
     return merged
 
 
