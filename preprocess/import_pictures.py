@@ -17,7 +17,16 @@ from jaxtyping import UInt8
 
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO, picture_header
 from tkjax.errors import UserError
-from tkjax.images import decode_png, decode_rgb, encode_jpeg, encode_png, resize_area, resize_nearest
+from tkjax.images import (
+    decode_ids,
+    decode_png,
+    decode_rgb,
+    encode_jpeg,
+    encode_png,
+    is_upright,
+    resize_area,
+    resize_nearest,
+)
 
 QUALITY = 96
 # CelebAMask class -> label: 1-13, 17, 18 head; 14, 15 neck; 16 torso; 0 background (rad-nerf.md §2.2)
@@ -99,7 +108,7 @@ def read_image(path: Path, size: tuple[int, int]) -> tuple[bytes, np.ndarray] | 
         return None
     if rgb.shape[:2] != size:
         return None
-    if picture_header(data) == ("jpeg", size[1], size[0], 3) and _baseline(data):
+    if picture_header(data) == ("jpeg", size[1], size[0], 3) and _baseline(data) and is_upright(data):
         return data, rgb
     data = encode_jpeg(rgb, QUALITY)
     return data, decode_rgb(data)
@@ -128,13 +137,12 @@ def read_label(path: Path, size: tuple[int, int], swapped: bool) -> np.ndarray |
 def read_classes(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     """Class ids 0..18 at `size`; None where the file holds anything else."""
     try:
-        ids = decode_png(path.read_bytes())
+        ids = decode_ids(path.read_bytes())
     except (OSError, UserError):
         return None
-    if ids.ndim == 3 and (ids[..., :3] == ids[..., :1]).all():
-        ids = np.ascontiguousarray(ids[..., 0])
-    if ids.ndim != 2 or ids.max() > 18:
+    if ids is None or ids.min() < 0 or ids.max() > 18:
         return None
+    ids = ids.astype(np.uint8)
     return ids if ids.shape == size else resize_nearest(ids, size)
 
 
@@ -147,7 +155,7 @@ def read_torso(path: Path, size: tuple[int, int]) -> bytes | None:
         return None
     if rgba.ndim != 3 or rgba.shape[2] != 4:
         return None
-    if picture_header(data) == ("png", size[1], size[0], 4):
+    if picture_header(data) == ("png", size[1], size[0], 4) and is_upright(data):
         return data
     return encode_png(rgba if rgba.shape[:2] == size else resize_area(np.ascontiguousarray(rgba), size))
 

@@ -10,7 +10,7 @@ import numpy as np
 from preprocess import import_columns, import_layout, import_shift
 from preprocess.import_layout import Notes, Transforms, fill, numbered, ranges
 from preprocess.stages import say
-from tkjax import contract
+from tkjax import contract, images
 from tkjax.contract import boxes_from_landmarks68
 from tkjax.errors import UserError
 
@@ -70,9 +70,9 @@ def picture_size(pictures: dict[int, Path], root: Path) -> tuple[int, int]:
     """(h, w) that most of the first readable pictures have."""
     found: collections.Counter = collections.Counter()
     for i in sorted(pictures):
-        header = contract.picture_header(pictures[i].read_bytes())
-        if header:
-            found[header[2], header[1]] += 1
+        size = images.size_of(pictures[i].read_bytes())
+        if size:
+            found[size] += 1
         if sum(found.values()) >= 9:
             break
     if not found:

@@ -218,6 +218,24 @@ def test_backgrounds_are_colours_or_pictures_cut_around_their_centre(tmp_path):
             drive.read_background(wrong, (H, W))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["rgb(300,0,0)", "rgb(101%,0%,0%)", "hsl(0,300%,50%)", "#11223344", "rgba(1,2,3,4)", "#12", "a" * 5000, "\0"],
+)
+def test_colours_that_are_none_are_one_sentence(text):
+    with pytest.raises(UserError, match="--background"):
+        drive.read_background(text, (H, W))
+
+
+def test_a_transparent_background_is_white_and_says_so(tmp_path, capsys):
+    rgba = np.zeros((H, W, 4), np.uint8)
+    rgba[..., 0], rgba[: H // 2, :, 3] = 250, 255
+    Image.fromarray(rgba).save(tmp_path / "b.png")
+    shown = drive.read_background(str(tmp_path / "b.png"), (H, W))
+    assert (shown[0] == [250, 0, 0]).all() and (shown[-1] == 255).all()
+    assert "transparent in parts" in capsys.readouterr().out
+
+
 def test_data_range_limits_the_loop_and_its_torso(subject):
     plan = drive.plan(subject, data_range=(3, 5))
     assert [plan.track_frame(i) for i in range(5)] == [3, 4, 4, 3, 3]

@@ -1,9 +1,12 @@
 """Picture codecs and resizing."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tkjax import images
 from tkjax.errors import UserError
@@ -82,6 +85,125 @@ def test_empty_and_foreign_bytes_are_refused(tmp_path):
             images.decode_png(bad)
     with pytest.raises(UserError, match="No such file"):
         images.read_rgb(tmp_path / "none.png")
+
+
+# ---------------------------------------------------------------- what Pillow opens
+
+
+def stored(picture: Image.Image, kind: str = "PNG", **more) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **more)
+    return out.getvalue()
+
+
+TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
+         6: np.rot90, 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_turned_picture_comes_upright(turn, kind):
+    upright = noise(turn, 5, 8, 3)
+    exif = Image.Exif()
+    exif[0x0112] = turn  # "the first row of the file is the … of the scene" (EXIF 2.3, tag Orientation)
+    lay = Image.fromarray(np.ascontiguousarray(TURNS[turn](upright)))
+    data = stored(lay, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(images.decode_rgb(data), upright)
+    assert images.size_of(data) == (5, 8) and images.is_upright(data) == (turn == 1 or kind == "TIFF")
+
+
+def ramp(dtype, scale):
+    return Image.fromarray((np.arange(256)[None].repeat(3, 0) * scale).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind"),
+    [
+        (ramp(np.uint16, 257), "PNG"),
+        (ramp(np.uint16, 257), "TIFF"),
+        (ramp(np.uint16, 257), "PPM"),
+        (ramp(np.int32, 257), "TIFF"),
+        (ramp(np.int32, 1), "TIFF"),
+        (ramp(np.float32, 1 / 255), "TIFF"),
+        (ramp(np.float32, 1), "TIFF"),
+        (ramp(np.uint8, 1), "PNG"),
+    ],
+)
+def test_grey_of_every_depth_is_the_same_ramp(picture, kind):
+    for read in (images.decode_png, lambda d: images.decode_rgb(d)[..., 1]):
+        np.testing.assert_array_equal(read(stored(picture, kind)), np.arange(256)[None].repeat(3, 0))
+
+
+@pytest.mark.parametrize("values", [[0.0, 3.0], [-5.0, 100.0], [0.0, 1e9], [np.nan, 0.5], [0.0, np.inf]])
+def test_floats_of_another_range_are_refused(values):
+    with pytest.raises(UserError, match=r"file x holds floats.*expected brightness"):
+        images.decode_rgb(stored(Image.fromarray(np.array([values], np.float32)), "TIFF"), "file x")
+    with pytest.raises(UserError, match=r"file x holds whole numbers.*16 bits"):
+        images.decode_rgb(stored(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"), "file x")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("P", "PNG"), ("P", "GIF"), ("RGBX", "TIFF")],
+)
+def test_other_kinds_of_colour_are_the_colour(mode, kind):
+    data = stored(Image.new("RGB", (16, 16), (204, 0, 51)).convert(mode), kind)
+    assert np.abs(images.decode_png(data)[..., :3].astype(int) - [204, 0, 51]).max() <= 3
+    assert images.decode_rgb(data).shape == (16, 16, 3)
+
+
+def half_clear(mode: str) -> bytes:
+    """Left half blue and opaque, right half magenta that nobody sees."""
+    rgba = np.zeros((4, 8, 4), np.uint8)
+    rgba[:, :4], rgba[:, 4:] = (0, 0, 255, 255), (255, 0, 255, 0)
+    picture = Image.fromarray(rgba)
+    if mode == "palette":
+        flat = Image.fromarray(rgba[..., :3]).quantize(2)
+        return stored(flat, "PNG", transparency=int(np.asarray(flat)[0, 7]))
+    if mode == "colour key":
+        return stored(Image.fromarray(rgba[..., :3]), "PNG", transparency=(255, 0, 255))
+    return stored(picture, mode, **({"lossless": True} if mode == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("mode", ["PNG", "TIFF", "WEBP", "palette", "colour key"])
+def test_colours_that_nobody_sees_never_come_out(mode, tmp_path):
+    rgb = images.decode_rgb(half_clear(mode))
+    np.testing.assert_array_equal(rgb[:, :4], np.broadcast_to([0, 0, 255], (4, 4, 3)))
+    np.testing.assert_array_equal(rgb[:, 4:], np.full((4, 4, 3), 255))
+    assert images.is_transparent(images.decode_png(half_clear(mode)))
+    (tmp_path / "a.png").write_bytes(half_clear(mode))
+    with pytest.raises(UserError, match=r"a\.png is transparent in parts"):
+        images.read_rgb(tmp_path / "a.png")
+
+
+def test_grey_with_alpha_and_16_bit_keys_are_composited():
+    la = np.zeros((2, 2, 2), np.uint8)
+    la[..., 0], la[0, :, 1] = 40, 255
+    assert images.decode_rgb(stored(Image.fromarray(la, "LA")))[:, 0, 0].tolist() == [40, 255]
+    deep = Image.fromarray(np.array([[0, 25700]], np.uint16))
+    assert images.decode_rgb(stored(deep, "PNG", transparency=0))[0, :, 0].tolist() == [255, 100]
+
+
+def test_label_numbers_are_never_scaled():
+    ids = np.array([[0, 1, 14, 18]])
+    palette = Image.fromarray(ids.astype(np.uint8), "P")
+    palette.putpalette([c for i in range(256) for c in (i, 255 - i, 3 * i % 256)])
+    for picture in (ids.astype(np.uint8), ids.astype(np.uint16), np.repeat(ids.astype(np.uint8)[..., None], 3, -1)):
+        np.testing.assert_array_equal(images.decode_ids(images_png(picture)), ids)
+    np.testing.assert_array_equal(images.decode_ids(stored(palette)), ids)
+    greys = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), "P")  # as an optimiser stores four greys
+    greys.putpalette([c for i in (0, 1, 14, 18) for c in (i, i, i)])
+    np.testing.assert_array_equal(images.decode_ids(stored(greys)), ids)
+    assert images.decode_ids(images_png(noise(0, 2, 2, 3))) is None
+
+
+def images_png(picture: np.ndarray) -> bytes:
+    return stored(Image.fromarray(picture))
+
+
+def test_postscript_is_not_run():
+    with pytest.raises(UserError, match="PostScript"):
+        images.decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
 
 
 def test_wrong_arrays_are_refused():

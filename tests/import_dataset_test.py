@@ -456,6 +456,21 @@ def test_frames_that_are_no_baseline_jpeg_are_encoded_again(whole, tmp_path):
     assert_same_frames(d, whole[1], [0, *range(3, N)])
 
 
+def test_frames_of_16_bits_and_turned_ones_are_what_they_show(whole, tmp_path):
+    folder = copy(whole, tmp_path)
+    shown = {i: images.read_rgb(folder / f"ori_imgs/{i}.jpg") for i in (1, 2)}
+    for i in shown:
+        (folder / f"ori_imgs/{i}.jpg").unlink()
+    Image.fromarray(shown[1][..., 0].astype(np.uint16) * 257).save(folder / "ori_imgs/1.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(shown[2])).save(folder / "ori_imgs/2.jpg", quality=97, subsampling=0, exif=exif)
+    d, _ = imported(folder, tmp_path)
+    for i, expected in ((1, np.repeat(shown[1][..., :1], 3, -1)), (2, shown[2])):
+        assert import_pictures.psnr(images.decode_rgb(d.frame_bytes("image_bytes", i)), expected) > 34
+    assert_same_frames(d, whole[1], [0, *range(3, N)])
+
+
 def test_without_torso_pictures_and_plate_both_are_made(whole, tmp_path, capsys):
     folder = copy(whole, tmp_path)
     shutil.rmtree(folder / "torso_imgs")

@@ -9,12 +9,13 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import ImageColor
 
 from tkjax import cameras, images
 from tkjax.avatar import Avatar
@@ -206,27 +207,41 @@ def _is_number(text: str) -> bool:
 
 
 def read_background(text: str, hw: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """A colour name or #rrggbb, or a picture: cut to the aspect of (H, W) around its centre and resized by area."""
+    """A colour name or #rrggbb, or a picture: cut to the aspect of (H, W) around its centre and resized by area.
+
+    What is transparent in the picture is white, and a line says so.
+    """
     height, width = hw
     path = Path(text)
-    if not path.is_file():
-        try:
-            colour = ImageColor.getrgb(text)[:3]
-        except ValueError:
-            raise UserError(
-                f"--background={text} is neither a picture file nor a colour such as white or #4080c0"
-            ) from None
-        return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3)).copy()
+    if not os.path.isfile(path):  # False too for words that no path can be
+        return np.broadcast_to(np.array(_colour(text), np.uint8), (height, width, 3)).copy()
     try:
-        with Image.open(path) as image:
-            rgb = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--background: {path} is not readable as a picture") from error
-    h, w = rgb.shape[:2]
+        picture = images.read_picture(path)
+    except UserError as error:
+        raise UserError(f"--background: {error}") from error
+    if images.is_transparent(picture):
+        print(f"--background: {path} is transparent in parts; they are white", flush=True)
+    h, w = picture.shape[:2]
     keep_w = max(1, min(w, round(h * width / height)))
     keep_h = max(1, min(h, round(w * height / width)))
     y, x = (h - keep_h) // 2, (w - keep_w) // 2
-    return images.resize_area(np.ascontiguousarray(rgb[y : y + keep_h, x : x + keep_w]), (height, width))
+    part = images.flatten(np.ascontiguousarray(picture[y : y + keep_h, x : x + keep_w]))
+    return images.resize_area(part, (height, width))
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    """The opaque colour that a word names."""
+    try:
+        colour = ImageColor.getrgb(text)
+    except ValueError:
+        raise UserError(
+            f"--background={text} is neither a picture file nor a colour such as white or #4080c0"
+        ) from None
+    if not all(0 <= c <= 255 for c in colour):
+        raise UserError(f"--background={text} is no colour; red, green and blue lie in 0…255 (0…100 %)")
+    if colour[3:] not in ((), (255,)):
+        raise UserError(f"--background={text} is a transparent colour; name an opaque one, or use --alpha")
+    return colour[:3]
 
 
 @dataclasses.dataclass(frozen=True)
