@@ -34,7 +34,7 @@ def parse(argv: list[str]) -> options.Options:
 def main(opts: options.Options) -> None:
     environment.prepare()
     logging.set_verbosity(logging.WARNING)  # libraries that log every file they write
-    environment.show_kernels()
+    environment.show_facts()
     try:
         from tkjax import cli  # only now: it brings jax
 

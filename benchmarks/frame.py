@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
-    environment.show_kernels()
+    environment.show_facts()
     try:
         times = interleaved(runs(args.workdir, args.size), args.seconds)
     except (UserError, ValueError) as error:

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring frames, and again of steps")
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
-    environment.show_kernels()
+    environment.show_facts()
     try:
         result = measure(args.workdir, args.backends.split(","), args.seconds)
     except (UserError, ValueError) as error:

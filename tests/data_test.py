@@ -1,5 +1,6 @@
 """Clips: the cache is true to the dataset, samples depend on their generator alone, memory stays flat."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.contract_test import rewrite_shard
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract, data, frame_cache, images, sampling
+from tkjax import contract, data, files, frame_cache, images, sampling
 from tkjax.contract import AudioFeatures, ContractError
 from tkjax.data import Clip
 from tkjax.errors import UserError
@@ -324,7 +325,59 @@ def test_a_cache_is_kept_while_the_dataset_is_the_same_and_not_when_it_changed(t
     assert (folder / "target.npy").stat().st_mtime_ns == before
     write_tiny(tmp_path / "d", n=4, seed=1)
     Clip(tmp_path / "d", tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    (other,) = (tmp_path / "cache").iterdir()
+    assert other.name != folder.name
+
+
+def test_the_cache_holds_one_size_says_how_much_and_touches_nothing_else(tmp_path, caplog):
+    write_tiny(tmp_path / "d", n=4)
+    cache = tmp_path / "cache"
+    (cache / "my photos").mkdir(parents=True)
+    (cache / "notes.txt").write_text("mine")
+    (cache / "0123456789abcdef-9x9-v1.part").mkdir()  # of an earlier version, cut short
+    caplog.set_level("INFO", "tkjax.frame_cache")
+    large = Clip(tmp_path / "d", cache)
+    before = [large.target(i) for i in range(2)]
+    (old,) = (p for p in cache.iterdir() if p.name.endswith(f"-{large.height}x{large.width}-v{frame_cache._VERSION}"))
+    small = Clip(tmp_path / "d", cache, size=8)
+    assert "4 decoded pictures of 8x6 in" in caplog.text and "removed from" in caplog.text
+    assert not old.exists() and {p.name for p in cache.iterdir()} >= {"my photos", "notes.txt"}
+    assert len(list(cache.iterdir())) == 3
+    np.testing.assert_array_equal(large.target(1), before[1])  # who has it open reads on
+    large.target(3), small.target(3)
+
+
+@pytest.mark.parametrize("preload", ["disk", "host", "device"])
+def test_a_flipped_bit_in_the_cache_is_noticed_and_the_next_run_decodes_anew(tmp_path, preload):
+    write_tiny(tmp_path / "d", n=4)
+    good = Clip(tmp_path / "d", tmp_path / "cache").target(2)
+    (folder,) = (tmp_path / "cache").iterdir()
+    raw = bytearray((folder / "target.npy").read_bytes())
+    raw[-good.nbytes - 1] ^= 4  # the last byte of frame 2
+    (folder / "target.npy").write_bytes(bytes(raw))
+    with pytest.raises(UserError, match=r"target\.npy: frame 2 is not as it was written.*run the command again"):
+        Clip(tmp_path / "d", tmp_path / "cache", preload=preload).target(2)
+    np.testing.assert_array_equal(Clip(tmp_path / "d", tmp_path / "cache").target(2), good)
+
+
+def test_a_cache_without_locks_is_built_and_a_broken_disk_says_so(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "d", n=4)
+
+    def fails(number):
+        def flock(*args):
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    monkeypatch.setattr(files.fcntl, "flock", fails(errno.EIO))
+    with pytest.raises(UserError, match="cache: Input/output error"):
+        Clip(tmp_path / "d", tmp_path / "cache")
+    monkeypatch.setattr(files.fcntl, "flock", fails(errno.EBADF))
+    with pytest.raises(OSError, match="Bad file"):
+        Clip(tmp_path / "d", tmp_path / "cache")
+    monkeypatch.setattr(files.fcntl, "flock", fails(errno.ENOLCK))
+    with pytest.warns(UserWarning, match="nothing keeps a second run out"):
+        Clip(tmp_path / "d", tmp_path / "cache")
 
 
 def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from tkjax import contract, images, sampling
 from tkjax.contract import AudioFeatures, Dataset
 from tkjax.errors import UserError
-from tkjax.frame_cache import CHANNELS, build_cache, open_cache, over
+from tkjax.frame_cache import CHANNELS, open_cache, over
 from tkjax.sampling import FOCUS, SAMPLERS
 from tkjax.types import Batch, SubjectInfo
 
@@ -88,13 +88,12 @@ class Clip:
         path = d.path(contract.BACKGROUND)
         plate = images.decode_rgb(path.read_bytes(), str(d.root / contract.BACKGROUND))
         self.plate = images.resize_area(plate, hw)
-        folder = build_cache(d, cache_dir, hw, plate)
-        self._cache: dict[str, Any] = open_cache(folder)
+        self._cache: dict[str, Any] = open_cache(d, cache_dir, hw, plate)
         self._device: dict[str, Any] = {}
         if preload == "host":
-            self._load_host(folder)
+            self._load_host()
         elif preload == "device":
-            self._load_device(folder)
+            self._load_device()
 
     @property
     def info(self) -> SubjectInfo:
@@ -114,14 +113,14 @@ class Clip:
 
     # ------------------------------------------------ where the pictures lie
 
-    def _load_host(self, folder: Path) -> None:
+    def _load_host(self) -> None:
         need, free = sum(int(np.prod(a.shape)) for a in self._cache.values()), _free_memory()
         if free is not None and need > free:
             _log.warning("preload=host needs %.1f GB and %.1f GB are free: reading from disk", need / 1e9, free / 1e9)
             return
-        self._cache = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in self._cache}
+        self._cache = {name: np.array(array.mapped()) for name, array in self._cache.items()}
 
-    def _load_device(self, folder: Path) -> None:
+    def _load_device(self) -> None:
         import jax
 
         device = jax.local_devices()[0]
@@ -134,8 +133,7 @@ class Clip:
                 message = "preload=device: %s needs %.1f GB and %.1f GB are free: reading it from disk"
                 _log.warning(message, name, need / 1e9, free / 1e9)
                 continue
-            whole = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            flat = whole.reshape(shape[0], shape[1] * shape[2], *shape[3:])
+            flat = self._cache[name].mapped().reshape(shape[0], shape[1] * shape[2], *shape[3:])
             self._device[name] = jax.device_put(flat, device)
             free = None if free is None else free - need
 

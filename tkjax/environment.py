@@ -37,10 +37,12 @@ def prepare() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def show_kernels() -> None:
-    """Print which kernel back end each op uses, when it is first used, and why a better one is not."""
-    log = logging.getLogger("tkjax.ops")
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("kernels: %(message)s"))
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+def show_facts() -> None:
+    """Print which kernel back end each op uses, when it is first used, and why a better one is not; and where the
+    decoded frames lie."""
+    for logger, word in (("tkjax.ops", "kernels"), ("tkjax.frame_cache", "frames")):
+        log = logging.getLogger(logger)
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter(f"{word}: %(message)s"))
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.INFO)

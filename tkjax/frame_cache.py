@@ -1,16 +1,19 @@
 """Decoded pictures of a dataset on disk, at the training size: `target`, `background` and `label`, uint8.
 
-A folder per dataset digest and size, with one npy file per array; `complete.json` says that it is whole.
+A folder named by dataset digest and size, with one npy file per array and a checksum (CRC-32) per frame and array;
+`complete.json` says that it is whole. Only the folder that is in use stays: one of another dataset or size is removed,
+so the cache is bounded by the clip.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import weakref
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,12 @@ from tqdm import tqdm
 from tkjax import contract, images
 from tkjax.contract import ContractError, Dataset
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
+from tkjax.files import take_lock, write_atomic, writing
 
 CHANNELS = {"target": (3,), "background": (3,), "label": ()}  # cached array -> its axes behind [N, H, W]
-_VERSION = 1
+SUMS = "sums"  # uint32 [N, len(CHANNELS)]: CRC-32 of each frame of each array, in the order of CHANNELS
+_VERSION = 2
+_OURS = re.compile(r"[0-9a-f]{16}-\d+x\d+-v\d+(\.part)?")  # folders that only this module makes
 _CHUNK = contract.SHARD_FRAMES  # frames between two records of progress
 _log = logging.getLogger("tkjax.frame_cache")
 
@@ -73,27 +78,59 @@ def decode_frame(
 
 
 class CachedArray:
-    """One cached array on disk, [N, H, W, …] uint8, read a frame at a time."""
+    """One cached array on disk, [N, H, W, …] uint8, read a frame at a time. It stays readable when its folder is
+    removed. A frame is compared with its checksum when it is first read."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...]):
+    def __init__(self, path: Path, shape: tuple[int, ...], sums: np.ndarray):
         self.path, self.shape = path, shape
         self._frame = int(np.prod(shape[1:]))
         self._offset = path.stat().st_size - self._frame * shape[0]
         self._fd = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._fd)
+        self._sums, self._seen = sums, np.zeros(shape[0], bool)
 
     def __getitem__(self, i: int) -> np.ndarray:
         out = np.empty(self.shape[1:], np.uint8)
         got = os.preadv(self._fd, [out.reshape(-1).data], self._offset + i * self._frame)
         if got != out.nbytes:
-            raise UserError(f"{self.path}: ends before frame {i}, expected a whole cache; remove it and start again")
+            raise UserError(f"{self.path}: ends before frame {i}, expected a whole cache; {self._discard()}")
+        self._check(i, out)
         return out
+
+    def _check(self, i: int, frame: np.ndarray) -> None:
+        if not self._seen[i]:
+            if zlib.crc32(frame) != self._sums[i]:
+                raise UserError(
+                    f"{self.path}: frame {i} is not as it was written, expected an undamaged disk; {self._discard()}"
+                )
+            self._seen[i] = True
+
+    def _discard(self) -> str:
+        """Take the mark of a whole cache away; what the user has to do."""
+        try:
+            (self.path.parent / "complete.json").unlink(missing_ok=True)
+        except OSError:
+            return f"remove {self.path.parent} and run the command again"
+        return "run the command again, which decodes the frames anew"
+
+    def mapped(self) -> UInt8[np.ndarray, "N H W *C"]:
+        """All frames, checked, as a map of the file."""
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            whole = np.memmap(file, np.uint8, "r", self._offset, self.shape)
+        for i, frame in enumerate(whole):
+            self._check(i, frame)
+        return whole
 
 
 def _facts(dataset: Dataset, size: tuple[int, int]) -> dict[str, Any]:
     """What complete.json says of a cache: version of the format, digest of the dataset, shapes of the arrays."""
     shapes = {name: [dataset.n_frames, *size, *tail] for name, tail in CHANNELS.items()}
+    shapes[SUMS] = [dataset.n_frames, len(CHANNELS)]
     return {"version": _VERSION, "digest": dataset.digest, "shapes": shapes}
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(np.uint32 if name == SUMS else np.uint8)
 
 
 def _is_whole(folder: Path, facts: dict[str, Any]) -> bool:
@@ -103,7 +140,7 @@ def _is_whole(folder: Path, facts: dict[str, Any]) -> bool:
             return False
         for name, shape in facts["shapes"].items():
             a = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            if list(a.shape) != shape or a.dtype != np.uint8 or not a.flags.c_contiguous:
+            if list(a.shape) != shape or a.dtype != _dtype(name) or not a.flags.c_contiguous:
                 return False
             if (folder / f"{name}.npy").stat().st_size != a.offset + a.nbytes:
                 return False
@@ -113,46 +150,84 @@ def _is_whole(folder: Path, facts: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One builder at a time in a folder; the lock goes with the process."""
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """One process at a time in a folder: True; False where another holds it and `wait` is not set."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        try:
+            take_lock(fd, folder, wait)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
     finally:
         os.close(fd)
 
 
-def build_cache(
+def open_cache(
     dataset: Dataset, cache_dir: str | Path, size: tuple[int, int], plate: UInt8[np.ndarray, "H W 3"]
-) -> Path:
-    """The folder with the decoded pictures of a dataset at a size; made if it is not there or not whole.
+) -> dict[str, CachedArray]:
+    """The decoded pictures of a dataset at a size, by name of the array; decoded if they are not there or not whole.
 
-    It is built under another name and renamed at the end; a build that was cut short goes on where it was.
+    They are built under another name, which is replaced at the end; a build that was cut short goes on where it was.
+    Other folders of this kind in `cache_dir` go first, so that their room can be used.
     """
     facts = _facts(dataset, size)
     cache_dir = Path(cache_dir)
     folder = cache_dir / f"{dataset.digest[:16]}-{size[0]}x{size[1]}-v{_VERSION}"
-    if _is_whole(folder, facts):
-        return folder
-    try:
+    with writing(cache_dir, "a folder that can hold the decoded frames"):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir):
-            if not _is_whole(folder, facts):  # another process may just have built it
-                if folder.exists():
-                    _log.warning("%s: the cache is damaged and is built again", folder)
-                    shutil.rmtree(folder)
-                _build(dataset, folder.with_suffix(".part"), size, plate, facts)
-                os.replace(folder.with_suffix(".part"), folder)
-    except OSError as e:
-        raise UserError(f"{cache_dir}: {e.strerror or e}, expected a folder that can hold the decoded frames") from e
-    return folder
+        arrays = _opened(folder, facts)  # without the lock: whoever holds it may take minutes
+        with _locked(cache_dir, wait=arrays is None) as alone:
+            removed = _sweep(cache_dir, folder) if alone else 0
+            if arrays is None:
+                arrays = _opened(folder, facts) or _built(dataset, folder, size, plate, facts)
+    need = sum(int(np.prod(a.shape)) for a in arrays.values())
+    _log.info("%d decoded pictures of %dx%d in %s, %s", dataset.n_frames, *size[::-1], cache_dir, _size(need))
+    if removed:
+        _log.info("%s of other datasets or sizes removed from %s", _size(removed), cache_dir)
+    return arrays
 
 
-def open_cache(folder: Path) -> dict[str, CachedArray]:
-    """The arrays of a folder that `build_cache` gave, by name."""
-    shapes = json.loads((folder / "complete.json").read_text())["shapes"]
-    return {name: CachedArray(folder / f"{name}.npy", tuple(shape)) for name, shape in shapes.items()}
+def _opened(folder: Path, facts: dict[str, Any]) -> dict[str, CachedArray] | None:
+    """The arrays of a whole cache, None where it is not whole, or just removed by another process."""
+    if not _is_whole(folder, facts):
+        return None
+    try:
+        sums = np.load(folder / f"{SUMS}.npy", allow_pickle=False)
+        paths = {name: folder / f"{name}.npy" for name in CHANNELS}
+        return {n: CachedArray(p, tuple(facts["shapes"][n]), sums[:, k]) for k, (n, p) in enumerate(paths.items())}
+    except FileNotFoundError:
+        return None
+
+
+def _built(dataset: Dataset, folder: Path, size: tuple[int, int], plate: np.ndarray, facts: dict[str, Any]):
+    """Decode everything into `folder`; its arrays. The caller holds the lock."""
+    if folder.exists():
+        _log.warning("%s: the cache is damaged and is built again", folder)
+        shutil.rmtree(folder)
+    part = folder.with_suffix(".part")
+    _build(dataset, part, size, plate, facts)
+    os.replace(part, folder)
+    arrays = _opened(folder, facts)
+    if arrays is None:
+        raise UserError(f"{folder}: what was written there is gone, expected a folder that nobody else changes")
+    return arrays
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _sweep(cache_dir: Path, keep: Path) -> int:
+    """Remove the caches of other datasets and sizes; how many bytes they held. The caller holds the lock."""
+    freed = 0
+    for old in cache_dir.iterdir():
+        ours = _OURS.fullmatch(old.name) and old.is_dir() and not old.is_symlink()
+        if ours and old not in (keep, keep.with_suffix(".part")):
+            freed += sum(p.stat().st_size for p in old.iterdir() if p.is_file())
+            shutil.rmtree(old, ignore_errors=True)
+    return freed
 
 
 def _build(dataset: Dataset, part: Path, size: tuple[int, int], plate: np.ndarray, facts: dict[str, Any]) -> None:
@@ -165,12 +240,14 @@ def _build(dataset: Dataset, part: Path, size: tuple[int, int], plate: np.ndarra
         for name, shape in facts["shapes"].items():
             fd = os.open(part / f"{name}.npy", os.O_WRONLY)
             stack.callback(os.close, fd)
-            files[name] = fd, os.fstat(fd).st_size - int(np.prod(shape))
+            files[name] = fd, os.fstat(fd).st_size - _n_bytes(name, shape)
 
         def work(i: int) -> None:
-            for name, picture in decode_frame(dataset, i, plate, size).items():
+            decoded = decode_frame(dataset, i, plate, size)
+            sums = [zlib.crc32(np.ascontiguousarray(decoded[name])) for name in CHANNELS]
+            for name, value in (*decoded.items(), (SUMS, np.array(sums, np.uint32))):
                 fd, offset = files[name]
-                _pwrite(fd, picture, offset + i * picture.nbytes)
+                _pwrite(fd, value, offset + i * value.nbytes)
 
         bar = tqdm(total=dataset.n_frames, initial=first, desc="decoding frames", unit="frame", disable=None)
         with bar, ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -198,7 +275,7 @@ def _begin(part: Path, facts: dict[str, Any]) -> None:
     """Arrays of zeros in a new folder; UserError where the disk has no room for them."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    need = sum(int(np.prod(s)) for s in facts["shapes"].values())
+    need = sum(_n_bytes(name, shape) for name, shape in facts["shapes"].items())
     free = shutil.disk_usage(part).free
     if need > free:
         part.rmdir()
@@ -207,7 +284,11 @@ def _begin(part: Path, facts: dict[str, Any]) -> None:
             "expected more room, another folder or a smaller data.size"
         )
     for name, shape in facts["shapes"].items():
-        np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.uint8, tuple(shape))
+        np.lib.format.open_memmap(part / f"{name}.npy", "w+", _dtype(name), tuple(shape))
+
+
+def _n_bytes(name: str, shape: Sequence[int]) -> int:
+    return int(np.prod(shape)) * _dtype(name).itemsize
 
 
 def _pwrite(fd: int, picture: np.ndarray, at: int) -> None:
