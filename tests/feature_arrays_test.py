@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax import avatar, contract, feature_arrays, stream
+from tkjax import audio, avatar, contract, feature_arrays, stream
 from tkjax.errors import UserError
 from tkjax.feature_arrays import disagreement, from_windows, load_features, to_windows
 
@@ -106,10 +106,10 @@ DEEPSPEECH = {"kind": "deepspeech", "rate_hz": 50.0, "extractor": "array-deepspe
               "pad": 8, "channels": 29}  # fmt: skip
 
 
-def chunks(path, wanted, seconds):
+def chunks(path, wanted, seconds, sound="s.wav"):
     subject = object.__new__(avatar.Avatar)  # only what it hears
     subject.meta = {"audio": wanted}
-    return list(stream.feature_chunks("s.wav", seconds, subject, path, None, Path("out")))
+    return list(stream.feature_chunks(sound, seconds, subject, path, None, Path("out")))
 
 
 def test_render_takes_the_originals_arrays(tmp_path):
@@ -163,3 +163,13 @@ def test_avatars_of_arrays_hear_new_sound_as_the_originals_cut_it():
     assert feature_arrays.in_segments(DEEPSPEECH)
     assert not feature_arrays.in_segments({**DEEPSPEECH, "window": 2})  # ER-NeRF's HuBERT: the whole file at once
     assert not feature_arrays.in_segments({**DEEPSPEECH, "extractor": "wav2vec2-logits-1024-aa"})
+
+
+@pytest.mark.parametrize("extractor", [audio.RAW, audio.LEVELLED])
+def test_an_avatar_hears_log_mel_as_it_was_trained(tmp_path, extractor):
+    t = np.arange(16000) / 16000
+    audio.write_wav(tmp_path / "s.wav", (0.02 * np.sin(2000 * t) * (np.sin(30 * t) > 0)).astype(np.float32))
+    wanted = {**audio.LOGMEL, "channels": 80, "extractor": extractor}
+    heard = np.concatenate(chunks(None, wanted, 1.0, tmp_path / "s.wav"))
+    np.testing.assert_array_equal(heard, audio.logmel(audio.read_audio(tmp_path / "s.wav"), extractor))
+    assert (heard[-10:].max() > 3) == (extractor == audio.LEVELLED)

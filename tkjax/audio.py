@@ -6,8 +6,10 @@ sample i of `read_audio` sounds at i / rate seconds after the first picture.
 Log-mel features (kind `logmel`): 50 steps a second, step k is centred at 0.01 + k / 50 s and sees the 25 ms
 (400 samples of 16 kHz, periodic Hann) around it, with zeros outside the clip. n samples give ceil(n / 320)
 steps. Each of 80 triangles (Slaney's mel scale, 65-6000 Hz) sums the power spectrum, scaled so that a sine of
-full scale is about 1, to E; the feature is ln(1 + E / 1e-7) / 4: exactly 0 for digital silence, about 1.7 to 3
-in the bands of speech, at most about 4. No statistics of a whole clip enter, so it streams bit for bit.
+full scale is about 1, to E; the feature is ln(1 + G E / 1e-7) / 4: exactly 0 for digital silence, about 1.7 to 3
+in the bands of speech. G brings the level of the speech so far to a reference (`tkjax.level`), so that the same words
+drive the same mouth whether they were recorded loud or soft. Extractor `tkjax-logmel-1`, in older datasets and
+avatars, has G = 1. No statistics of a whole clip enter, so it streams bit for bit.
 """
 
 import itertools
@@ -25,6 +27,7 @@ from jaxtyping import Float
 from tkjax.contract import AudioFeatures
 from tkjax.errors import UserError
 from tkjax.files import whole
+from tkjax.level import Level
 
 RATE = 16000  # Hz, of everything that features are made from
 HOP = 320  # samples between steps: 20 ms
@@ -34,11 +37,12 @@ BANDS = 80
 LOW_HZ, HIGH_HZ = 65.0, 6000.0
 FLOOR = 1e-7  # power that counts as silence: -70 dB under a sine of full scale
 SCALE = 0.25
+RAW, LEVELLED = "tkjax-logmel-1", "tkjax-logmel-2"  # extractors: as loud as it is; at the reference level
 LOGMEL = {
     "kind": "logmel",
     "rate_hz": RATE / HOP,
     "start_s": HOP / 2 / RATE,
-    "extractor": "tkjax-logmel-1",
+    "extractor": LEVELLED,
     "window": 16,
     "hop": 2,
     "left": 8,
@@ -271,9 +275,13 @@ _RISE = (_BINS * _BIN_HZ - _POINTS[_SEGMENT]) / np.diff(_POINTS)[_SEGMENT]
 _POWER_SCALE = 1 / ((_HANN.sum() / 2) ** 2 * FFT * (_HANN**2).sum() / _HANN.sum() ** 2)
 
 
-def _steps(samples: np.ndarray, n: int) -> np.ndarray:
-    """First n steps of samples that begin 40 before the first hop: float32 [n, BANDS]."""
-    out = np.empty((n, BANDS), np.float32)
+_SPEECH_HZ = 200.0, 4000.0  # where the level is measured: without rumble, hum and the hiss of s
+_SPEECH = slice(*np.searchsorted(_POINTS[1:-1], _SPEECH_HZ))  # the bands with these centres
+
+
+def _power(samples: np.ndarray, n: int) -> np.ndarray:
+    """E of the first n steps of samples that begin 40 before the first hop: [n, BANDS]."""
+    out = np.empty((n, BANDS))
     for a in range(0, n, 64):
         b = min(a + 64, n)
         frames = np.lib.stride_tricks.sliding_window_view(samples[a * HOP : (b - 1) * HOP + WINDOW], WINDOW)[::HOP]
@@ -281,19 +289,26 @@ def _steps(samples: np.ndarray, n: int) -> np.ndarray:
         power = (spectrum.real**2 + spectrum.imag**2) * _POWER_SCALE
         rising = np.add.reduceat(power * _RISE, _STARTS, axis=1)
         falling = np.add.reduceat(power * (1 - _RISE), _STARTS, axis=1)
-        out[a:b] = SCALE * np.log1p((rising[:, :-1] + falling[:, 1:]) / FLOOR)
+        out[a:b] = rising[:, :-1] + falling[:, 1:]
     return out
 
 
 class LogMel:
     """Streaming log-mel: the steps that `push` and `flush` return, joined, equal `logmel` of the joined pcm."""
 
-    def __init__(self):
+    def __init__(self, extractor: str = LEVELLED):
+        if extractor not in (RAW, LEVELLED):
+            raise UserError(
+                f"log-mel features of the extractor {extractor!r} are not made here, expected {LEVELLED} or {RAW}; "
+                "give ready features with --features"
+            )
+        self._levelled = extractor == LEVELLED
         self._reset()
 
     def _reset(self) -> None:
         self._kept = np.zeros((WINDOW - HOP) // 2)
         self._pushed = self._given = 0
+        self._level = Level() if self._levelled else None
 
     def push(self, pcm: Float[np.ndarray, " n"]) -> Float[np.ndarray, "k 80"]:
         """Take samples (any number) at 16 kHz; give the steps that they complete."""
@@ -312,15 +327,17 @@ class LogMel:
 
     def _give(self, n: int) -> np.ndarray:
         n = max(n, 0)
-        out = _steps(self._kept, n)
+        power = _power(self._kept, n)
+        if self._level is not None:
+            power *= np.array([self._level.gain(math.fsum(row[_SPEECH])) for row in power]).reshape(n, 1)
         self._kept = self._kept[n * HOP :]
         self._given += n
-        return out
+        return (SCALE * np.log1p(power / FLOOR)).astype(np.float32)
 
 
-def logmel(pcm: Float[np.ndarray, " n"]) -> Float[np.ndarray, "k 80"]:
+def logmel(pcm: Float[np.ndarray, " n"], extractor: str = LEVELLED) -> Float[np.ndarray, "k 80"]:
     """Log-mel features of a whole clip at 16 kHz: [ceil(n / 320), 80]."""
-    stream = LogMel()
+    stream = LogMel(extractor)
     return np.concatenate([stream.push(pcm), stream.flush()])
 
 

@@ -243,7 +243,7 @@ def feature_chunks(
     elif features_path is not None:
         features = contract.load_audio_features(features_path)
     elif subject.meta["audio"]["kind"] == "logmel":
-        return _logmel_chunks(path)
+        return _logmel_chunks(path, audio.LogMel(subject.meta["audio"]["extractor"]))
     else:
         features = _child_features(path, subject, kinds, folder)
     check_features(features, subject, features_path or path)
@@ -252,8 +252,7 @@ def feature_chunks(
     return iter([features.features])
 
 
-def _logmel_chunks(path: Path | str) -> Iterator[np.ndarray]:
-    mel = audio.LogMel()
+def _logmel_chunks(path: Path | str, mel: audio.LogMel) -> Iterator[np.ndarray]:
     for block in audio.stream_audio(path, contract.AUDIO_HZ, int(BLOCK_S * contract.AUDIO_HZ)):
         yield mel.push(block)
     yield mel.flush()
