@@ -1,9 +1,8 @@
 """What the command lines of this package share: a refusal is one sentence and exit code 2."""
 
-import sys
 from collections.abc import Callable
 
-from tkjax.errors import UserError, of_files
+from tkjax.errors import UserError, of_files, refuse
 
 
 def exit_code(work: Callable[[], object]) -> int:
@@ -17,5 +16,5 @@ def exit_code(work: Callable[[], object]) -> int:
         sentence = of_files(e)
         if sentence is None:
             raise
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    refuse(sentence)
     return 2

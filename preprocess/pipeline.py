@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import shutil
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,28 +163,16 @@ def run(options: Options) -> Path:
     body = head_box.read_points(options.body_points) if options.body_points else None
     model = need_model(options.models_dir)
     root = Path(options.workdir) / "preprocess"
-    fresh = [p for p in (root, *root.parents) if not p.exists()]
-    try:
-        with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages, pool(root / "workers.log") as executor:
-            job = Job(options, path, info, model, kinds, method, reference, body, stages, executor, accept)
-            return _stages(job, _framed(job))
-    except checks.Failed:
-        raise
-    except UserError:
-        _take_back(root, fresh)
-        raise
-
-
-def _take_back(root: Path, fresh: list[Path]) -> None:
-    """Remove what a refused run has begun: everything if the folder is new, else unfinished stages."""
-    if root in fresh:
-        shutil.rmtree(root, ignore_errors=True)
-        for folder in fresh[1:]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-    else:
-        for partial in root.glob("*.partial-*"):
-            shutil.rmtree(partial, ignore_errors=True)
+    with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages:
+        try:
+            with pool(root / "workers.log") as executor:
+                job = Job(options, path, info, model, kinds, method, reference, body, stages, executor, accept)
+                return _stages(job, _framed(job))
+        except checks.Failed:
+            raise
+        except UserError:
+            stages.take_back()  # while the lock is held: a run that waits for it has begun nothing yet
+            raise
 
 
 def _full(job: Job, screen: Done | None) -> Done:

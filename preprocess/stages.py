@@ -7,6 +7,7 @@ A stage whose `stage.json` holds the same key and whose files still have their h
 hash of its output only, so a stage downstream reruns only when bytes that it reads changed.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -88,22 +89,57 @@ class Stages:
         self.root, self.extra_key = Path(root), extra_key
         self.results: dict[str, Done] = {}
         self._lock = None
+        self._fresh: list[Path] = []  # the folders that were made for this run, `root` first
 
     def __enter__(self) -> "Stages":
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.root / ".lock", "w")
-        except OSError as e:
-            raise UserError(f"{self.root}: {e.strerror or e}; give a --workdir that can be written") from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another preprocessing run in {self.root} to end")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while self._lock is None:
+            self._fresh = [p for p in (self.root, *self.root.parents) if not p.exists()]
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                lock = open(self.root / ".lock", "w")
+            except FileNotFoundError:  # a refused run took the folder back in between
+                continue
+            except OSError as e:
+                raise UserError(f"{self.root}: {e.strerror or e}; give a --workdir that can be written") from e
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another preprocessing run in {self.root} to end")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._has_name(lock):
+                self._lock = lock
+            else:
+                lock.close()
         return self
+
+    def _has_name(self, lock) -> bool:
+        """Whether the locked file is still the one that the next run will find."""
+        try:
+            return os.path.samestat(os.fstat(lock.fileno()), os.stat(self.root / ".lock"))
+        except FileNotFoundError:
+            return False
 
     def __exit__(self, *exc) -> None:
         self._lock.close()
+        self._lock = None
+
+    def take_back(self) -> None:
+        """Remove what this run has begun, while its lock is held: the folder where it is new, else unfinished stages.
+
+        The folder goes under another name first, so that a run that comes meanwhile makes its own.
+        """
+        if self._lock is None:
+            raise RuntimeError("take_back needs the lock: call it inside the context")
+        if self.root not in self._fresh:
+            for partial in self.root.glob("*.partial-*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            return
+        gone = self.root.with_name(f".{self.root.name}.{os.getpid()}")
+        os.rename(self.root, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        for folder in self._fresh[1:]:
+            with contextlib.suppress(OSError):  # not empty: another run is there
+                folder.rmdir()
 
     def run(
         self,

@@ -14,14 +14,16 @@ from tkjax.errors import UserError
 MODULE = "tests.obedient"
 
 
-def test_a_refusal_passes_on_its_sentence_and_exit_code(capfd):
+def test_a_refusal_becomes_a_user_error_with_its_sentence(capfd):
     with pytest.raises(UserError, match=r"^the file is not there$"):
         child.ask(MODULE, ["refuse"])
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(UserError, match=r"^the file is not there$"):
         child.run(MODULE, ["refuse"])
-    assert end.value.code == 2
     out, err = capfd.readouterr()
-    assert "working" in out and err.strip() == "error: the file is not there"
+    assert "working" in out and err == ""  # who called says it, once
+    with pytest.raises(UserError, match="obedient refused; the lines above say why"):
+        child.run(MODULE, ["usage"])
+    assert "usage" in capfd.readouterr().err
 
 
 def test_a_bug_stays_a_bug_and_success_is_silent(capfd):

@@ -1,11 +1,14 @@
 """The same global batch gives the same numbers on one device, on eight, and on two processes."""
 
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from tests.stubs.process import result, results, start
+from tkjax import config
 
 pytestmark = pytest.mark.heavy
 OPTIONS = {"system": "ad_nerf", "steps": 9, "frames": 8, "save_every": 4}
@@ -47,3 +50,60 @@ def test_two_processes_equal_one_and_continue_together(one_device, tmp_path):
     again = results(both())
     np.testing.assert_array_equal(again[0], first[0])
     assert len(rows(tmp_path)) == 6
+
+
+FIT = """
+import os, sys, jax
+from pathlib import Path
+from tkjax import child, cli, contract, options, train
+from tkjax.errors import UserError
+workdir, address, index, refusal = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+
+def launcher(*flags):  # what SLURM, MPI or Kubernetes say: no flag names the number of processes
+    assert flags == (None, None, None)
+    jax.distributed.initialize(address, 2, index)
+
+def run(module, arguments):
+    with open(workdir / "calls", "a") as calls:
+        calls.write(f"{module} {index}\\n")
+    if refusal:
+        raise UserError(refusal) if refusal != "bug" else KeyError(refusal)
+    (workdir / "dataset").mkdir()
+    (workdir / "dataset" / contract.MANIFEST).touch()
+
+def score(*_, **__):
+    (workdir / f"scored-{index}").touch()
+
+train.initialise_distributed, child.run, cli.score = launcher, run, score
+cli.train_and_save = lambda resolved, dataset, workdir, consent, stages: (workdir / f"trained-{index}").touch()
+opts = options.Options("fit", {"video": __file__ if "__file__" in globals() else sys.executable, "consent": "a test",
+                               "workdir": str(workdir), "config": "configs/er_nerf.py:smoke"}, [])
+try:
+    cli.run(opts)
+except (UserError, KeyError, RuntimeError) as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+def fit_twice(workdir, refusal=""):
+    """The last lines of two processes that a launcher started with the same `--mode=fit --video`."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", FIT, str(workdir), address, str(i), refusal], cwd=config.ROOT,
+                         stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]  # fmt: skip
+    return [p.communicate(timeout=120)[0].splitlines()[-1:] for p in processes]
+
+
+def test_a_fit_under_a_launcher_preprocesses_once_and_trains_in_all_processes(tmp_path):
+    fit_twice(tmp_path)
+    assert (tmp_path / "calls").read_text() == "preprocess 0\n"
+    made = sorted(p.name for p in tmp_path.iterdir() if "-" in p.name)
+    assert made == ["scored-0", "trained-0", "trained-1"]
+
+
+def test_a_refused_clip_ends_all_processes_with_its_sentence(tmp_path):
+    assert fit_twice(tmp_path, "the clip has no sound") == 2 * [["UserError the clip has no sound"]]
+    first, second = fit_twice(tmp_path, "bug")
+    assert first == ["KeyError 'bug'"] and second == ["RuntimeError the first process failed: KeyError"]

@@ -298,6 +298,18 @@ def test_loss_terms_equal_their_formulas(variables, run):
         assert (terms["perturb"] > 0) == (step % 16 == 0)
 
 
+def test_the_lips_stage_takes_every_sampler_and_judges_pictures_only(model, variables, run, monkeypatch):
+    """`--config.train.lips.samplers=lips,rays`: scattered rays make no picture for the perceptual term."""
+    monkeypatch.setattr(Model, "perceptual_term", lambda *_: jnp.float32(2))
+    data = batch()
+    render = run(variables, data, KEY, CLOCK)[0][1][1]
+    clock = Clock(jnp.int32(3), jnp.float32(0.5), "lips")
+    for sampler, weight in (("lips", 0.01), ("patch", 0.1), ("rays", None), ("close", None), ("focus", None)):
+        terms = model.loss_terms(variables, render, data.replace(sampler=sampler), KEY, clock)
+        assert ("perceptual" in terms) == (weight is not None), sampler
+        assert weight is None or float(terms["perceptual"]) == pytest.approx(2 * weight)
+
+
 def test_perturbation_is_the_change_of_the_field_nearby(model, variables, run):
     """Against the field itself, at the samples that were evaluated and the same displacements."""
     data = batch((3, 5))

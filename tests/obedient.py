@@ -4,11 +4,16 @@ import os
 import sys
 import time
 
+from tkjax.errors import refuse
+
 if __name__ == "__main__":
     what = sys.argv[1]
     if what == "refuse":
         print("working", flush=True)
-        print("error: the file is not there", file=sys.stderr)
+        refuse("the file is\nnot there")
+        sys.exit(2)
+    if what == "usage":  # as argparse ends
+        print("usage: …", file=sys.stderr)
         sys.exit(2)
     if what == "fail":
         raise KeyError("bug")

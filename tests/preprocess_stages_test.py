@@ -1,5 +1,7 @@
 """Stages resume by content, appear whole, and give the same bytes after a kill; helpers around them."""
 
+import concurrent.futures
+import fcntl
 import itertools
 import os
 import subprocess
@@ -98,6 +100,46 @@ def test_a_failed_stage_leaves_the_old_output_and_its_chunks_are_kept(tmp_path):
         stages.run("s", failing, {"v": 2}, {}, [])
     assert seen[2] == ["chunk-00000.npz", "chunk-00001.npz"]
     assert not list((tmp_path / "p").glob("*.partial-*")) and not (old.path / "a.txt").exists()
+
+
+def test_what_a_refused_run_began_goes_and_nothing_else(tmp_path):
+    root = tmp_path / "a" / "b" / "p"
+    with Stages(root, {}) as stages:
+        (root / "s.partial-x").mkdir()
+        stages.take_back()
+        assert not (tmp_path / "a").exists()
+    with Stages(root, {}) as stages:
+        kept = stages.run("s", writer([]), {}, {}, [])
+    with Stages(root, {}) as stages:
+        (root / "t.partial-x").mkdir()
+        stages.take_back()
+        assert (kept.path / "a.txt").exists() and not (root / "t.partial-x").exists()
+    with pytest.raises(RuntimeError, match="needs the lock"):
+        stages.take_back()
+
+
+def test_a_run_that_waited_for_a_refused_one_keeps_what_it_begins(tmp_path):
+    """The refused run holds the lock while it takes its folder back; the other then makes its own, under a lock that
+    the next run finds."""
+    root, order = tmp_path / "w" / "p", []
+
+    def waiting():
+        with Stages(root, {}) as stages:
+            order.append("second")
+            stages.run("s", writer([]), {}, {}, [])
+            with open(root / ".lock", "w") as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with Stages(root, {}) as stages:
+            begun = pool.submit(waiting)
+            time.sleep(0.3)
+            (root / "s.partial-x").mkdir()
+            order.append("first")
+            stages.take_back()
+        begun.result(timeout=30)
+    assert order == ["first", "second"] and (root / "s" / "a.txt").exists()
+    assert [p.name for p in (tmp_path / "w").iterdir()] == ["p"]
 
 
 def test_another_run_in_the_same_folder_waits(tmp_path):

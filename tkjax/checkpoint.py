@@ -53,13 +53,13 @@ def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
-def meet(place: str) -> None:
+def meet(place: str, timeout_s: int = MEET_TIMEOUT_S) -> None:
     """All processes of the run wait for each other here; nothing in a run of one process.
 
     Needed where their pace may differ by minutes (decoding, compiling, drawing): the first collective between a
     set of devices gives up after 30 seconds on the CPU.
     """
-    ocp.multihost.get_barrier_sync_fn()(key=f"tkjax-{place}", timeout_ms=MEET_TIMEOUT_S * 1000)
+    ocp.multihost.get_barrier_sync_fn()(key=f"tkjax-{place}", timeout_ms=timeout_s * 1000)
 
 
 def latest_step(workdir: str | os.PathLike, stage: str) -> int | None:

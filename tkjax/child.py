@@ -12,10 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tkjax import errors
 from tkjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+REFUSAL = "TKJAX_REFUSAL"  # the number of the pipe that takes the child's sentence
 
 
 def _command(module: str, arguments: list[str]) -> list[str]:
@@ -28,17 +30,28 @@ def _environment() -> dict[str, str]:
 
 
 def run(module: str, arguments: list[str]) -> None:
-    """Run a module with its output shown. A refusal (exit code 2) has said why and ends us the same way."""
+    """Run a module with its output shown, and its progress bar where there is a terminal.
+
+    Raises:
+      UserError: the module refused (exit code 2), with the sentence that it gave to `errors.refuse`.
+      RuntimeError: it failed in another way.
+    """
     sys.stdout.flush()
-    child = subprocess.Popen(_command(module, arguments), env=_environment())
-    try:
-        code = child.wait()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
+    ours, theirs = os.pipe()
+    with open(ours, "rb", buffering=0) as sentence:
+        os.set_blocking(ours, False)  # a grandchild may hold the other end for longer than the child lives
+        with open(theirs, "wb"):
+            environment = {**_environment(), REFUSAL: str(theirs)}
+            child = subprocess.Popen(_command(module, arguments), env=environment, pass_fds=(theirs,))
+        try:
+            code = child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        said = (sentence.read(errors.LONGEST_SENTENCE) or b"").decode(errors="replace")
     if code == 2:
-        sys.exit(2)
+        raise UserError(said or f"{module} refused; the lines above say why")
     if code:
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {code}")
 
@@ -68,6 +81,8 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     _die_with_parent()
+    if REFUSAL in os.environ:
+        errors.route(int(os.environ.pop(REFUSAL)))  # popped: children of this one have no such pipe
     module = sys.argv[1]
     sys.argv = sys.argv[1:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tkjax import (
@@ -17,6 +16,7 @@ from tkjax import (
     config,
     contract,
     data,
+    devices,
     doctor,
     drive,
     evaluate,
@@ -146,11 +146,14 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
 
     variables = train.train(resolved, clip, workdir, stages=stages, on_event=on_event)
     done = train.finished(resolved, clip.info, workdir)
-    if jax.process_index() == 0:
+
+    def save() -> None:
         steps = {stage.name: stage.steps for stage in base.load(resolved.system)(resolved, clip.info).stages()}
         audio, folder = avatar.audio_spec(clip.audio), workdir / "avatar"
         name = avatar.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, stages=done)
         print(f"avatar {name}: {workdir / 'avatar'} (stages {', '.join(done)})", flush=True)
+
+    devices.by_the_first(save, "avatar")  # all wait: a process that waits 5 minutes at its exit ends the others
     return clip
 
 
@@ -228,12 +231,6 @@ def print_scores(result: dict) -> None:
     print("given layers: " + " + ".join(result["ground_truth_layers"]), flush=True)
 
 
-def wait_for_all() -> None:
-    """Processes end together: one that waits for others in its exit handler longer than 5 minutes kills them all."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tkjax: done")
-
-
 def fit(opts: Options) -> None:
     """Preprocess what is missing, train every stage, save the avatar, evaluate, report."""
     workdir = Path(opts.workdir)
@@ -253,18 +250,16 @@ def fit(opts: Options) -> None:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
     dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
     with lock.alone(workdir):
-        if opts.video and (opts.num_processes or 1) == 1:
-            make_dataset(opts)
+        if opts.video:
+            devices.by_the_first(lambda: make_dataset(opts), "preprocessing")
         if not (dataset / contract.MANIFEST).is_file():
-            raise UserError(f"{dataset} is not there yet; run --mode=preprocess in one process first")
+            raise UserError(f"{dataset} is not there; all processes of a run need the same --workdir")
         stop_on_failures(dataset, opts.accept or ())
         consent = consent_record(opts.consent, bool(opts.video))
         if not opts.dataset and not opts.video:  # continuing: what was said before still holds
             consent = read_run(workdir).get("consent") or consent
         clip = train_and_save(resolved, dataset, workdir, consent, opts.stages)
-        if jax.process_index() == 0:
-            score(workdir, clip, opts.models_dir, paste_back=opts.paste_back)
-        wait_for_all()
+        devices.by_the_first(lambda: score(workdir, clip, opts.models_dir, paste_back=opts.paste_back), "evaluation")
 
 
 def train_only(opts: Options) -> None:
@@ -282,7 +277,6 @@ def train_only(opts: Options) -> None:
     dataset = dataset_of(opts, workdir)
     with lock.alone(workdir):
         train_and_save(resolved, dataset, workdir, consent, opts.stages)
-        wait_for_all()
 
 
 def evaluate_only(opts: Options) -> None:

@@ -1,18 +1,21 @@
 """The processes and devices of a run: how they meet, and how arrays get onto them and off again."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tkjax import checkpoint
-from tkjax.errors import UserError
+from tkjax.errors import LONGEST_SENTENCE, UserError, of_files
 from tkjax.types import Batch, PyTree
 
 AXIS = "data"  # of the mesh: the frames of a global batch are split along it
+WORK_S = 7 * 24 * 3600  # how long the others wait for what one process does alone, such as preprocessing a long clip
 
 
 def initialise_distributed(
@@ -39,6 +42,53 @@ def initialise_distributed(
     kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
     if kubernetes or any(size.isdigit() and int(size) > 1 for size in sizes):
         jax.distributed.initialize()
+
+
+def by_the_first(work: Callable[[], object], what: str) -> None:
+    """Let the first process of the run do something that is done once, while the others wait for its end.
+
+    work: the same in all processes, called in the first alone; a run of one process just does it. what: a name for the
+    place where they wait.
+
+    Raises:
+      whatever `work` raised, in the first process; in the others the same sentence (`end_together`).
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    error = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as failure:  # raised again below, once the others know
+            error = failure
+    checkpoint.meet(what, WORK_S)
+    end_together(error)
+
+
+def end_together(error: Exception | None) -> None:
+    """Let what stopped the first process stop all of them, at a place that all reach.
+
+    error: of the first process, None where all is well; not looked at in the others.
+
+    Raises:
+      `error` itself in the first process.
+      UserError: in the others, with its sentence where the user can mend it.
+      RuntimeError: in the others, where it is a bug.
+    """
+    first, told = jax.process_index() == 0, np.zeros(1 + LONGEST_SENTENCE, np.uint8)
+    if first and error is not None:
+        mendable = str(error) if isinstance(error, UserError) else None
+        mendable = of_files(error) if isinstance(error, OSError) else mendable
+        text = (mendable or f"the first process failed: {type(error).__name__}").encode(errors="replace")
+        text = np.frombuffer(text[:LONGEST_SENTENCE], np.uint8)
+        told[0], told[1 : 1 + len(text)] = 1 if mendable else 2, text
+    told = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    if first and error is not None:
+        raise error
+    if told[0]:
+        text = told[1:].tobytes().rstrip(b"\0").decode(errors="replace")
+        raise UserError(text) if told[0] == 1 else RuntimeError(text)
 
 
 def use_compilation_cache() -> None:

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from tkjax import checkpoint
+from tkjax import checkpoint, devices
 from tkjax.errors import UserError
 
 LOCK = ".lock"
@@ -39,8 +37,7 @@ def alone(workdir: str | os.PathLike) -> Iterator[None]:
                 stack.enter_context(_held(path))
             except UserError as error:
                 refusal = error
-        if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
-            raise refusal or UserError(f"{path}: the first process could not take this workdir")
+        devices.end_together(refusal)
         yield
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,29 @@ def check_finite(values: Mapping[str, float], stage: str, first: int, last: int,
         )
 
 
+class _WithoutTorch:
+    """A finder that says to one thread, while it is in `sys.meta_path`, that torch is not installed."""
+
+    def __init__(self):
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path=None, target=None):
+        if name.split(".")[0] == "torch" and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError(f"{name} stays out of processes with jax", name=name)
+
+
 def open_board(folder: Path, start: int):
     """A tensorboardX writer; what the folder holds after step `start` is superseded.
 
     tensorboardX imports torch where that is installed. Here it is told that it is not: jax and torch never
-    meet in one process.
+    meet in one process. Other threads import what they like meanwhile.
     """
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None
+    finder = _WithoutTorch()
+    sys.meta_path.insert(0, finder)
     try:
         from tensorboardX import SummaryWriter
     finally:
-        if hide:
-            del sys.modules["torch"]
+        sys.meta_path.remove(finder)
     return SummaryWriter(str(folder), purge_step=start + 1)
 
 

@@ -92,11 +92,11 @@ class Model(HashHead):
             "amb_eye": amb_eye / self.config.model.samples * jax.lax.stop_gradient(amb_aud) * face,
         }
         if clock.stage == "lips":
-            return {
-                "mse": self.lips_mse(prediction, batch),
-                **{name: jnp.mean(value) for name, value in per_ray.items()},
-                "perceptual": PERCEPTUAL[batch.sampler] * self.perceptual_term(prediction, batch),
-            }
+            terms = {name: jnp.mean(value) for name, value in per_ray.items()}
+            terms["mse"] = self.lips_mse(prediction, batch)
+            if batch.sampler in PERCEPTUAL:  # single rays make no picture
+                terms["perceptual"] = PERCEPTUAL[batch.sampler] * self.perceptual_term(prediction, batch)
+            return terms
         error = losses.safe_norm(jax.lax.stop_gradient(prediction) - batch.target)
         per_ray |= {
             "mse": losses.mse(prediction, batch.target) * losses.uncertainty_weight(u, s),
