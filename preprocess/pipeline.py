@@ -251,9 +251,11 @@ def _stages(job: Job, clip: Framed) -> Path:
         landmarks,
         plate,
         pose,
+        pose_checks,
         qa,
         refine,
         segment,
+        smooth,
         survey,
         torso,
         track,
@@ -280,10 +282,10 @@ def _stages(job: Job, clip: Framed) -> Path:
     )
     tracked = stages.run(
         "track",
-        lambda out: track.track(out, found.path, n, h, w, job.model, FPS),
+        lambda out: track.track(out, found.path, n, h, w, job.model, FPS, ()),
         {"height": h, "width": w},
         {"landmarks": found.digest, "model": job.model_sha},
-        [track, pose, face_model, landmarks, chunks, contract],
+        [track, pose, smooth, pose_checks, face_model, landmarks, chunks, contract],
     )
     job.judged()
     labelled = stages.run(
@@ -296,10 +298,10 @@ def _stages(job: Job, clip: Framed) -> Path:
     refined = stages.run(
         "refine",
         # in a worker: one thread each, so the sums, and with them the bytes, never depend on the machine's cores
-        lambda out: executor.submit(refine.refine, out, frames.path, labelled.path, tracked.path, n, h, w).result(),
+        lambda out: executor.submit(refine.refine, out, frames.path, labelled.path, tracked.path, n, h, w, ()).result(),
         {"height": h, "width": w},
         {"frames": frames.digest, "labels": labelled.digest, "track": tracked.digest},
-        [refine, chunks],
+        [refine, pose_checks, chunks],
     )
     behind = stages.run(
         "plate",

@@ -9,9 +9,13 @@ Camera here: x right, y down, z forward (pixels u = cx + f X/Z, v = cy + f Y/Z),
    detector's errors are systematic, so fifty frames count as one independent view.
 2. The shape is put back onto the canonical face by a weighted similarity, and poses and distance follow, so that
    world axes, unit and origin are those of the canonical mesh.
-3. All frames: Gauss-Newton on the poses with f and shape fixed. A second-difference term of rotation and
-   translation, with the median information of a frame times `smoothness(cutoff)`, passes motion below `CUTOFF_HZ`
-   (half amplitude there) and bridges frames without a face. Solved exactly as one banded system.
+3. Each frame on its own (`alone`): Gauss-Newton on its pose with f and shape fixed and Geman-McClure weights of each
+   landmark about the frame's own scale. These weights are kept: what a landmark counts says its own frame and never
+   the smoothing, which else would throw away whole frames of a fast head, whose landmarks lie off a smoothed track.
+4. All frames: Gauss-Newton with a second-difference term of rotation and translation, which takes the noise out and
+   bridges frames without a face, ends at cuts, and is as strong as the data say (`smooth`). Solved exactly as one
+   banded system. A frame that stands alone (`lone`) is no motion that a head makes: it is bridged as well.
+Which frames to trust is judged after all that, by their reprojection error (`preprocess.pose_checks`).
 """
 
 import dataclasses
@@ -19,21 +23,25 @@ import dataclasses
 import numpy as np
 import torch
 
+from preprocess import pose_checks, smooth
 from preprocess.face_model import RIGID_IDS, RIGID_WEIGHTS
 
 KEY_FRAMES = 160
 SHAPE_SIGMA_CM = 1.0
 DISTANCE_CM, LOG_FOCAL_SIGMA = 85.0, 0.2
 FRAMES_PER_VIEW = 50.0  # neighbouring frames repeat the detector's systematic errors
-CUTOFF_HZ = 4.0
 NOISE = 0.008  # standard deviation of a landmark, in heights of the face
+ARM_CM = 8.0  # a radian of the head moves its surface by this: turns and shifts in one unit
+LONE_CM = 0.7  # 4 % of a face's 18 cm
+OWN_STEPS, SMOOTH_STEPS = 12, 3
 CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
     """f_px, and f_prior_px of the prior; shape_cm [P,3]: aligned rigid points; rotation [N,3,3] and translation_cm
-    [N,3] (X_cam = R X + t); error_px [N]: weighted RMS reprojection error, NaN without a face."""
+    [N,3] (X_cam = R X + t); error_px [N]: weighted RMS reprojection error, NaN without a face; bandwidth_hz [N-2,6]: of
+    the smoothing about every frame, along the principal directions of the pose, the worst measured first."""
 
     f_px: float
     shape_cm: np.ndarray
@@ -41,6 +49,7 @@ class Track:
     translation_cm: np.ndarray
     error_px: np.ndarray
     f_prior_px: float
+    bandwidth_hz: np.ndarray
 
 
 def hat(v: torch.Tensor) -> torch.Tensor:
@@ -177,63 +186,73 @@ def similarity(source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor)
     return s, q, mt - s * q @ ms
 
 
-def smoothness(cutoff_hz: float, fps: float) -> float:
-    """Weight of squared second differences, against 1 for the data, that halves the amplitude at `cutoff_hz`."""
-    return (2 * np.sin(np.pi * cutoff_hz / fps)) ** -4
+def alone(points, shape, rotation, translation, f, centre, weight, sigma):
+    """Each frame's own pose from a start: (rotation [N,3,3], translation [N,3], weights [N,P]), in chunks of frames.
+
+    The weights are Geman-McClure's about the larger of sigma and 0.85 median distances of the frame (for normal errors
+    their standard deviation), so that a start that is far off, or a blurred frame, keeps the landmarks that agree.
+    """
+    turned, moved, weights = [], [], []
+    for start in range(0, len(points), CHUNK):
+        s = slice(start, start + CHUNK)
+        p, r, t = points[s].double(), rotation[s], translation[s]
+        for _ in range(OWN_STEPS):
+            residual, by_pose, _, _ = linearise(p, shape, r, t, f, centre)
+            scale = (0.85 * residual.norm(dim=-1).median(1).values).clamp(min=sigma)
+            w = robust(residual, scale[:, None]) * weight
+            both = w[..., None].expand_as(residual)
+            information = torch.einsum("npci,npc,npcj->nij", by_pose, both, by_pose)
+            step = -torch.linalg.solve(information, torch.einsum("npci,npc->ni", by_pose, both * residual))
+            r, t = exp_so3(step[:, :3]) @ r, t + step[:, 3:]
+            if step.abs().max() < 1e-4:
+                break
+        turned.append(r)
+        moved.append(t)
+        weights.append(w)
+    return torch.cat(turned), torch.cat(moved), torch.cat(weights)
 
 
-def _banded(
-    data: np.ndarray, gradient: np.ndarray, temporal: np.ndarray, drift: float, second: np.ndarray, first: np.ndarray
-):
-    """Solve the pose steps [N,6]: data blocks [N,6,6], temporal information [6,6] on second differences (target -second
-    [N-2,6]) and `drift` of it on first ones (target -first [N-1,6])."""
-    from scipy.linalg import solveh_banded
+def lone(shape: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor, usable: np.ndarray) -> np.ndarray:
+    """bool [N]: frames whose pose lies `LONE_CM` away from what two frames before and after it say, and as far from
+    both neighbours: a glitch of the detector. At 3 Hz that prediction misses a twentieth of the amplitude; a frame at
+    the turning point of a nod is a quarter of it from its neighbours."""
+    out = np.zeros(len(usable), bool)
+    if len(usable) < 5:
+        return out
+    at = (torch.einsum("nij,pj->npi", rotation, shape) + translation[:, None]).numpy()
+    at = at * [1, 1, 0.3]  # depth is measured worse
 
-    n = len(data)
-    blocks = np.zeros((3, n, 6, 6))  # block diagonal, first, second above it
-    blocks[0] = data
-    rhs = -gradient.copy()
-    for order, values, coefficients in ((2, second, (1.0, -2.0, 1.0)), (1, first, (-1.0, 1.0))):
-        info = temporal if order == 2 else drift * temporal
-        m = n - order
-        if m <= 0:
-            continue
-        push = values @ info
-        for i, ci in enumerate(coefficients):
-            rhs[i : i + m] -= ci * push
-            for j, cj in enumerate(coefficients[i:], i):
-                blocks[j - i, i : i + m] += ci * cj * info
-    band = np.zeros((18, 6 * n))  # upper form: band[17 + i - j, j] = A[i, j]
-    for d in range(3):
-        for a in range(6):
-            for b in range(6):
-                offset = 6 * d + b - a
-                if offset < 0:
-                    continue
-                columns = 6 * np.arange(n - d) + 6 * d + b
-                band[17 - offset, columns] = blocks[d, : n - d, a, b]
-    return solveh_banded(band, rhs.reshape(-1)).reshape(n, 6)
+    def rms(d: np.ndarray) -> np.ndarray:
+        return np.sqrt((d**2).sum(-1).mean(-1))
+
+    before, own, after = at[1:-3], at[2:-2], at[3:-1]
+    said = (4 * (before + after) - at[:-4] - at[4:]) / 6
+    off = rms(own - said)
+    near = np.minimum(rms(own - before), rms(own - after))
+    seen = usable[:-4] & usable[1:-3] & usable[2:-2] & usable[3:-1] & usable[4:]
+    out[2:-2] = seen & (off > LONE_CM) & (off > 0.7 * near)
+    return out
 
 
-def _pose_blocks(points, found, shape, rotation, translation, f, centre, weight, sigma):
-    """Data blocks [N,6,6], gradients [N,6] and errors [N], computed in chunks of frames."""
-    blocks, gradients, errors = [], [], []
+def _pose_blocks(points, shape, rotation, translation, f, centre, weights, sigma):
+    """Data blocks [N,6,6] and gradients [N,6] for weights [N,P], computed in chunks of frames."""
+    blocks, gradients = [], []
     for start in range(0, len(points), CHUNK):
         s = slice(start, start + CHUNK)
         r, by_pose, _, _ = linearise(points[s].double(), shape, rotation[s], translation[s], f, centre)
-        w = (robust(r, sigma) * weight * found[s, None])[..., None].expand_as(r) / sigma**2
+        w = weights[s][..., None].expand_as(r) / sigma**2
         blocks.append(torch.einsum("npci,npc,npcj->nij", by_pose, w, by_pose))
         gradients.append(torch.einsum("npci,npc->ni", by_pose, w * r))
-        errors.append((((r**2).sum(-1) * weight).sum(-1) / weight.sum()).sqrt())
-    return torch.cat(blocks), torch.cat(gradients), torch.cat(errors)
+    return torch.cat(blocks), torch.cat(gradients)
 
 
 def fit(points_px: np.ndarray, found: np.ndarray, canonical_cm: np.ndarray, weight: np.ndarray, height: int, width: int,
-        fps: float = 25.0, f_prior_px: float | None = None) -> Track:  # fmt: skip
+        fps: float = 25.0, f_prior_px: float | None = None, cuts: np.ndarray | None = None) -> Track:  # fmt: skip
     """Track a head from landmarks.
 
     points_px [N,P,2] (rows without a face are ignored), found bool [N], canonical_cm [P,3] and weight [P] of the
-    same points; the principal point is the centre of the picture. f_prior_px overrides the prior's centre.
+    same points; the principal point is the centre of the picture. f_prior_px overrides the prior's centre. cuts:
+    numbers of the frames that begin a new shot, across which nothing is smoothed.
     ValueError when fewer than two frames have a face.
     """
     if found.sum() < 2:
@@ -241,12 +260,12 @@ def fit(points_px: np.ndarray, found: np.ndarray, canonical_cm: np.ndarray, weig
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px)
+        return _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px, cuts)
     finally:
         torch.set_num_threads(threads)
 
 
-def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px) -> Track:
+def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px, cuts) -> Track:
     points = torch.from_numpy(np.asarray(points_px))
     canonical, w = (
         torch.from_numpy(np.asarray(canonical_cm, np.float64)),
@@ -268,30 +287,52 @@ def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px)
     shape = scale * (flipped + offset) @ q.T
     shape = shape + w @ (flipped - shape) / w.sum()
 
-    rotation, translation, _ = weak_perspective(_filled(points, found), shape, w, f, centre)
-    mask = torch.from_numpy(found.astype(np.float64))
-    for iteration in range(8):
-        blocks, gradient, _ = _pose_blocks(points, mask, shape, rotation, translation, f, centre, w, sigma)
-        if iteration < 3:  # free frames first: the scaled orthographic start is some pixels off
-            seen = mask > 0
-            step = torch.zeros_like(gradient)
-            step[seen] = -torch.linalg.solve(blocks[seen], gradient[seen])
-            step = step.numpy()
-        else:
-            typical = blocks[mask > 0].median(0).values if iteration == 3 else typical
-            info = smoothness(CUTOFF_HZ, fps) * ((typical + typical.T) / 2).numpy()
-            first = torch.cat(
-                [log_so3(rotation[1:] @ rotation[:-1].transpose(1, 2)), translation.diff(dim=0)], 1
-            ).numpy()
-            step = _banded(blocks.numpy(), gradient.numpy(), info, 1e-3, np.diff(first, axis=0), first)
+    filled = _filled(points, found)
+    rotation, translation, _ = weak_perspective(filled, shape, w, f, centre)
+    rotation, translation, own = alone(filled, shape, rotation, translation, f, centre, w, sigma)
+    shot = smooth.shots(len(found), np.zeros(0) if cuts is None else cuts)
+    usable = found & ~lone(shape, rotation, translation, found)
+    rotation, translation, strength = _together(points, usable, shot, shape, rotation, translation, own, f, centre,
+                                                sigma, fps)  # fmt: skip
+    turn, moved = (rotation @ torch.diag(y_up)).numpy(), translation.numpy()
+    aligned = (shape * y_up).numpy()
+    error = pose_checks.reprojection(np.asarray(points_px), aligned, w.numpy(), turn, moved, f, (width / 2, height / 2))
+    error[~found] = np.nan
+    return Track(f, aligned, turn, moved, error, f_prior, smooth.cutoff(strength, fps))
+
+
+def _steps(rotation: torch.Tensor, translation: torch.Tensor) -> np.ndarray:
+    """[N-1,6]: rotation vector and translation from each frame to the next."""
+    turns = log_so3(rotation[1:] @ rotation[:-1].transpose(1, 2))
+    return torch.cat([turns, translation.diff(dim=0)], 1).numpy()
+
+
+def _together(points, usable, shot, shape, rotation, translation, own, f, centre, sigma, fps):
+    """The frames' own poses smoothed: (rotation, translation, strength [N-2,6]).
+
+    The strength is chosen along the principal directions of a typical frame's information, in which errors of the pose
+    are independent and alike.
+    """
+    weights = own * torch.from_numpy(usable.astype(np.float64))[:, None]
+    if len(usable) < 3:
+        return rotation, translation, np.zeros((0, 6))
+    typical = _pose_blocks(points, shape, rotation, translation, f, centre, weights, sigma)[0][usable].median(0).values
+    units = np.diag([1 / ARM_CM] * 3 + [1.0] * 3)
+    values, vectors = np.linalg.eigh(units @ ((typical + typical.T) / 2).numpy() @ units)
+    whiten = np.diag(np.sqrt(values.clip(min=1e-12 * values.max()))) @ vectors.T @ np.linalg.inv(units)
+    first = _steps(rotation, translation)
+    first[shot[1:] != shot[:-1]] = 0
+    path = np.concatenate([np.zeros((1, 6)), np.cumsum(first, 0)]) @ whiten.T
+    strength = smooth.choose(path, usable, shot, fps)
+    temporal = np.einsum("ki,mk,kj->mij", whiten, strength, whiten)
+    for _ in range(SMOOTH_STEPS):
+        blocks, gradient = _pose_blocks(points, shape, rotation, translation, f, centre, weights, sigma)
+        step = smooth.solve(blocks.numpy(), gradient.numpy(), temporal, shot, _steps(rotation, translation))
         rotation = exp_so3(torch.from_numpy(step[:, :3])) @ rotation
         translation = translation + torch.from_numpy(step[:, 3:])
-        if iteration >= 3 and np.abs(step).max() < 1e-6:
+        if np.abs(step).max() < 1e-6:
             break
-    error = _pose_blocks(points, mask, shape, rotation, translation, f, centre, w, sigma)[2]
-    error[mask == 0] = torch.nan
-    turn = torch.diag(y_up)
-    return Track(f, (shape * y_up).numpy(), (rotation @ turn).numpy(), translation.numpy(), error.numpy(), f_prior)
+    return rotation, translation, strength
 
 
 def _filled(points: torch.Tensor, found: np.ndarray) -> torch.Tensor:

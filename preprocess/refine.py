@@ -17,7 +17,7 @@ and origin where the landmarks put them on the whole, and carries frames without
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -25,7 +25,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.transform import Rotation
 
-from preprocess import chunks
+from preprocess import checks, chunks, pose_checks
 from preprocess.stages import progress, say
 from tkjax.contract import LABEL_HEAD, UNIT_CM, boxes_from_landmarks68, landmarks68
 from tkjax.files import write_atomic
@@ -44,6 +44,7 @@ ANCHOR_SIGMA_PX = 0.25  # of a 512 picture
 ANCHORS_CM = np.array([[-4.5, 3, 4.5], [4.5, 3, 4.5], [0, 0, 4.5], [-4, -3.5, 4.5], [4, -3.5, 4.5]])
 HEAD_CENTRE_CM, HEAD_RADII_CM = np.array([0.0, 1.5, -2.0]), np.array([8.5, 13.0, 10.0])  # the proxy, canonical axes
 STEPS = 12
+SLACK = 0.01  # of the face's height: what tracks all over the head may say against the landmarks of the face
 
 
 @dataclasses.dataclass
@@ -249,8 +250,43 @@ def windows(n_frames: int) -> list[tuple[int, int]]:
     return [(a, min(a + WINDOW, n_frames)) for a in starts]
 
 
-def refine(folder: Path, frames: Path, labels: Path, track: Path, n_frames: int, height: int, width: int) -> None:
-    """Stage: the chunks of `track` with a better `cam_to_world`; track.json with the figures of both."""
+class _Landmarked:
+    """The landmarks that the track was fitted to, against which refined poses are judged once more."""
+
+    def __init__(self, track: Path, n_frames: int, f_px: float, centre_px: tuple[float, float]):
+        shape = json.loads((track / pose_checks.SHAPE).read_text())
+        self.shape, self.weights = np.array(shape["shape_cm"]), np.array(shape["weights"])
+        self.points = np.concatenate([
+            chunks.read_chunk(track, i, ["landmarks_px"])["landmarks_px"][:, shape["ids"]]
+            for i in range(len(chunks.spans(n_frames)))
+        ])  # fmt: skip
+        self.found = np.isfinite(chunks.column(track, n_frames, "error_px"))
+        self.f_px, self.centre_px = f_px, centre_px
+
+    def error(self, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+        """[n] in pixels, NaN without a face."""
+        out = pose_checks.reprojection(self.points, self.shape, self.weights, rotation, translation, self.f_px,
+                                       self.centre_px)  # fmt: skip
+        return np.where(self.found, out, np.nan)
+
+    def worse(self, rotation, translation, turns, shifts) -> np.ndarray:
+        """bool [n]: frames that the refinement moves off their landmarks by more than SLACK of the face's height."""
+        before = self.error(rotation, translation)
+        after = self.error(Rotation.from_rotvec(turns).as_matrix() @ rotation, translation + shifts)
+        return np.nan_to_num(after - before) > SLACK * pose_checks.face_heights(translation, self.f_px)
+
+    def judge(self, error, rotation, translation, cuts) -> tuple[np.ndarray, list[checks.Check]]:
+        """Which frames [n] to trust, and the checks."""
+        heights = pose_checks.face_heights(translation, self.f_px)
+        judged = pose_checks.judge_poses(error, heights, self.found, self.points, rotation, cuts)
+        return self.found & ~pose_checks.lost(error, heights), judged
+
+
+def refine(
+    folder: Path, frames: Path, labels: Path, track: Path, n_frames: int, height: int, width: int, cuts: Sequence[int]
+) -> None:
+    """Stage: the chunks of `track` with a better `cam_to_world`, its `error_px` and `confidence`; track.json with the
+    figures of both; checks.json. A frame whose landmarks the refinement would leave keeps the pose that it had."""
     poses = chunks.column(track, n_frames, "cam_to_world").astype(np.float64)
     figures = json.loads((track / "track.json").read_text())
     scale = max(height, width) / 512
@@ -270,17 +306,28 @@ def refine(folder: Path, frames: Path, labels: Path, track: Path, n_frames: int,
         weights[a:b] += ramp
         errors.append(rms)
     turns, shifts = turns / weights[:, None], shifts / weights[:, None]
+    landmarked = _Landmarked(track, n_frames, figures["focal_px"], (width / 2, height / 2))
+    kept = landmarked.worse(rotation, translation, turns, shifts)
+    turns[kept], shifts[kept] = 0, 0
     new_r = Rotation.from_rotvec(turns).as_matrix() @ rotation
+    error = landmarked.error(new_r, translation + shifts)
+    sure, judged = landmarked.judge(error, new_r, translation + shifts, cuts)
+    checks.write(folder, judged)
     poses[:, :3, :3] = np.swapaxes(new_r, 1, 2) * flip
     poses[:, :3, 3] = -np.einsum("nji,nj->ni", new_r, translation + shifts) / UNIT_CM
     for i, (a, b) in enumerate(chunks.spans(n_frames)):
         rows = chunks.read_chunk(track, i)
-        chunks.write_chunk(folder, i, {**rows, "cam_to_world": poses[a:b].astype(np.float32)})
+        better = {"cam_to_world": poses[a:b], "error_px": error[a:b], "confidence": sure[a:b]}
+        chunks.write_chunk(folder, i, rows | {k: v.astype(np.float32) for k, v in better.items()})
     before, after = (float(np.nanmean(e)) if np.isfinite(e).any() else None for e in np.array(errors).T)
     figures |= {
         "feature_tracks": followed,
         "feature_rms_px_before": before,
         "feature_rms_px": after,
+        "error_px_mean": float(np.nanmean(error)),
+        "error_px_p95": float(np.nanpercentile(error, 95)),
+        "error_px_max": float(np.nanmax(error)),
+        "frames_refinement_undone": int(kept.sum()),
         "refined_by_deg_rms": float(np.degrees(np.sqrt((turns**2).sum(-1).mean()))),
     }
     write_atomic(folder / "track.json", json.dumps(figures, indent=1).encode())

@@ -1,11 +1,12 @@
 """Pose, blink and expression of every frame in the contract's terms, from the landmark stage."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from preprocess import chunks, pose
+from preprocess import checks, chunks, pose, pose_checks
 from preprocess.face_model import load_canonical
 from preprocess.landmarks import Filled
 from preprocess.stages import say
@@ -42,9 +43,12 @@ def jitter_degrees(rotation: np.ndarray) -> float:
     )
 
 
-def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int, model: Path, fps: float) -> None:
+def track(
+    folder: Path, landmarks: Path, n_frames: int, height: int, width: int, model: Path, fps: float, cuts: Sequence[int]
+) -> None:
     """Stage: chunks with `landmarks_px` [n,478,2], `expression` [n,52], `eye_closed`, `confidence`, `error_px` [n] and
-    `cam_to_world` [n,4,4]; track.json with the focal length and the figures."""
+    `cam_to_world` [n,4,4]; track.json with the focal length and the figures; shape.json with the points that were
+    fitted; checks.json. cuts: numbers of the frames that begin a new shot."""
     filled = Filled(landmarks, n_frames)
     ids, weight = pose.rigid_points()
     points = np.empty((n_frames, len(ids), 2), np.float32)
@@ -56,7 +60,9 @@ def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int,
         blink[a:b] = rows["blendshapes"][:, BLINK].mean(1)
     canonical = load_canonical(model).vertices_cm[ids]
     found = filled.found
-    fitted = pose.fit(points, found, canonical, weight, height, width, fps)
+    fitted = pose.fit(points, found, canonical, weight, height, width, fps, cuts=np.asarray(cuts, int))
+    heights = pose_checks.face_heights(fitted.translation_cm, fitted.f_px)
+    sure = found & ~pose_checks.lost(fitted.error_px, heights)
     eye_closed, level_open, level_closed = calibrate_blink(blink, found)
     poses = pose.cam_to_world(fitted, UNIT_CM, np.array(ORIGIN_CANONICAL_CM))
     for i, (a, b) in enumerate(spans):
@@ -65,7 +71,7 @@ def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int,
             "landmarks_px": np.ascontiguousarray(rows["landmarks"][..., :2]),
             "expression": rows["blendshapes"],
             "eye_closed": eye_closed[a:b],
-            "confidence": found[a:b].astype(np.float32),
+            "confidence": sure[a:b].astype(np.float32),
             "cam_to_world": poses[a:b],
             "error_px": fitted.error_px[a:b].astype(np.float32),
         })  # fmt: skip
@@ -77,12 +83,19 @@ def track(folder: Path, landmarks: Path, n_frames: int, height: int, width: int,
         "error_px_max": float(np.nanmax(fitted.error_px)),
         "jitter_deg": jitter_degrees(fitted.rotation),
         "shape_offset_cm_rms": float(np.sqrt(((fitted.shape_cm - canonical) ** 2).sum(-1).mean())),
+        "error_share_of_face_median": float(np.nanmedian(fitted.error_px / heights)),
+        "bandwidth_hz": np.median(fitted.bandwidth_hz, axis=0).round(2).tolist(),
         "frames_without_face": int((~found).sum()),
+        "frames_without_pose": int((found & ~sure).sum()),
         "blink_open": level_open,
         "blink_closed": level_closed,
     }
     write_atomic(folder / "track.json", json.dumps(figures, indent=1).encode())
+    shape = {"ids": ids.tolist(), "weights": weight.tolist(), "shape_cm": fitted.shape_cm.tolist()}
+    write_atomic(folder / pose_checks.SHAPE, json.dumps(shape).encode())
+    checks.write(folder, pose_checks.judge_poses(fitted.error_px, heights, found, points, fitted.rotation, cuts))
     say(
         f"track: reprojection error {figures['error_px_mean']:.2f} px mean, {figures['error_px_p95']:.2f} px in 95 % "
-        f"of the frames, focal {fitted.f_px:.0f} px, jitter {figures['jitter_deg']:.3f} degrees"
+        f"of the frames, {figures['error_share_of_face_median']:.2%} of the face's height (median), focal "
+        f"{fitted.f_px:.0f} px, jitter {figures['jitter_deg']:.3f} degrees"
     )

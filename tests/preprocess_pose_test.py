@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from preprocess import pose
+from preprocess import pose, pose_checks
 
 H = W = 512
 Y_DOWN = np.diag([1.0, -1.0, -1.0])
@@ -106,6 +106,129 @@ def test_noise_is_smoothed_but_motion_below_the_cutoff_passes():
 
     assert np.abs(np.diff(jitter(smooth), axis=0)).mean() < 0.6 * np.abs(np.diff(jitter(alone.numpy()), axis=0)).mean()
     assert rotation_error(smooth, rotation) < 1.0
+
+
+SWAY, BOUNCE, NOD = (5.0, 0, 0), (0, 4.0, 0), (0, 0, 18.0)  # cm, cm, degrees
+
+
+def moving(kind, hz, n=150, noise=0.5, when=None, seed=0):
+    """(points, canonical, true points) of a head that sways, bounces or nods about a drifting pose."""
+    rng = np.random.default_rng(seed)
+    canonical = face_like(rng)
+    t = np.arange(n) / 25
+    swing = np.sin(2 * np.pi * hz * t + 0.3) * (np.ones(n) if when is None else when)
+    angles = np.stack([kind[2] * swing, 8 * np.sin(0.7 * t), 3 * np.sin(0.4 * t)], -1)
+    rotation = Y_DOWN @ Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    centre = np.stack([kind[0] * swing, kind[1] * swing, 85 + np.sin(0.5 * t)], -1)
+    cam = np.einsum("nij,pj->npi", rotation, canonical) + centre[:, None]
+    true = 1200 * cam[..., :2] / cam[..., 2:] + [W / 2, H / 2]
+    return (true + rng.normal(0, noise, true.shape)).astype(np.float32), canonical, true
+
+
+def distance_of_face(track, true):
+    """Of each frame: how far its face lies from the true one, in heights of the face (RMS over its points)."""
+    px = np.einsum("nij,pj->npi", track.rotation, track.shape_cm) + track.translation_cm[:, None]
+    px = track.f_px * px[..., :2] / px[..., 2:] + [W / 2, H / 2]
+    heights = pose_checks.face_heights(track.translation_cm, track.f_px)
+    return np.sqrt(((px - true) ** 2).sum(-1).mean(-1)) / heights
+
+
+@pytest.mark.parametrize("kind", [SWAY, BOUNCE, NOD], ids=["sway", "bounce", "nod"])
+@pytest.mark.parametrize("hz", [0.5, 1.0, 2.0, 3.0])
+def test_a_head_that_moves_at_up_to_3_hz_is_followed_within_a_hundredth_of_the_face(kind, hz):
+    points, canonical, true = moving(kind, hz)
+    track = fit(points, canonical)
+    assert distance_of_face(track, true).max() < 0.01
+    assert np.median(distance_of_face(track, true)) < 0.003
+    assert not pose_checks.lost(track.error_px, pose_checks.face_heights(track.translation_cm, track.f_px)).any()
+
+
+def test_a_short_fast_nod_in_a_calm_clip_is_followed_and_the_calm_part_stays_smooth():
+    when = (np.arange(500) // 50 == 5).astype(float)
+    points, canonical, true = moving(NOD, 3.0, n=500, noise=1.5, when=when)
+    track = fit(points, canonical)
+    assert distance_of_face(track, true).max() < 0.015
+    calm, lively = track.bandwidth_hz[50:150], track.bandwidth_hz[255:295]
+    assert np.median(calm) < 5.0 and lively.max(1).min() > 8.0
+
+
+def test_the_same_head_with_more_noise_is_smoothed_more():
+    quiet, loud = (fit(*moving(SWAY, 1.0, noise=n)[:2]).bandwidth_hz for n in (0.1, 4.0))
+    assert np.median(loud) < np.median(quiet) - 1
+
+
+def test_a_covered_half_of_a_moving_face_does_not_take_the_pose_along():
+    points, canonical, true = moving(SWAY, 2.0)
+    right = canonical[:, 0] > 2
+    assert 0.2 < right.mean() < 0.45
+    rng = np.random.default_rng(2)
+    points[60:90, right] += rng.normal(0, 25, (int(right.sum()), 2)).astype(np.float32)  # guessed, alike in all frames
+    track = fit(points, canonical)
+    seen = np.r_[0:58, 92:150]
+    assert distance_of_face(track, true)[seen].max() < 0.01
+    assert np.median(distance_of_face(track, true)[60:90]) < 0.01
+
+
+def test_lost_frames_in_fast_motion_are_bridged_and_their_neighbours_stay():
+    points, canonical, true = moving(SWAY, 2.0)
+    found = np.ones(150, bool)
+    found[[40, 41, 90]] = False
+    points[~found] = 1e6
+    track = fit(points, canonical, found)
+    assert distance_of_face(track, true)[found].max() < 0.01
+    assert distance_of_face(track, true)[~found].max() < 0.08
+    assert np.isnan(track.error_px[~found]).all()
+
+
+def test_a_frame_that_stands_alone_is_bridged_and_known_as_lost():
+    points, canonical, true = moving(NOD, 2.0)
+    points[75] += np.float32([25, -15])
+    track = fit(points, canonical)
+    assert distance_of_face(track, true).max() < 0.02
+    bad = pose_checks.lost(track.error_px, pose_checks.face_heights(track.translation_cm, track.f_px))
+    assert np.flatnonzero(bad).tolist() == [75]
+
+
+def test_nothing_is_smoothed_across_a_cut():
+    points, canonical, true = moving(BOUNCE, 0.5, noise=1.0)
+    points[80:] += np.float32([40, -20])
+    true[80:] += [40, -20]
+    across = distance_of_face(fit(points, canonical), true)
+    within = distance_of_face(fit(points, canonical, cuts=np.array([80])), true)
+    assert within[76:84].max() < 0.01 and within[76:84].mean() < across[76:84].mean()
+
+
+def test_frames_whose_landmarks_fit_no_face_lose_their_confidence_and_many_refuse_the_clip():
+    points, canonical, _ = moving(SWAY, 1.0)
+    rng = np.random.default_rng(1)
+    for first, last, verdict in ((70, 71, "good"), (70, 80, "warn"), (60, 110, "fail")):
+        torn = points.copy()
+        torn[first:last] += rng.normal(0, 40, torn[first:last].shape).astype(np.float32)
+        track = fit(torn, canonical)
+        heights = pose_checks.face_heights(track.translation_cm, track.f_px)
+        lost = np.flatnonzero(pose_checks.lost(track.error_px, heights))
+        assert set(lost) == set(range(first, last))
+        judged = pose_checks.judge_poses(track.error_px, heights, np.ones(150, bool), torn, track.rotation)
+        assert [c.verdict for c in judged] == ["good", verdict]
+        assert verdict == "good" or (f"{last - first} of 150" in judged[1].message and "cause" in judged[1].message)
+
+
+@pytest.mark.parametrize("cause", ["a cut", "turned away", "fast motion", "covered"])
+def test_the_likely_cause_is_named(cause):
+    n = 60
+    points = np.zeros((n, 4, 2)) + 100.0
+    rotation = np.tile(np.eye(3), (n, 1, 1))
+    found, cuts, heights = np.ones(n, bool), [], np.full(n, 100.0)
+    bad = [30, 31]
+    if cause == "a cut":
+        cuts = [31]
+    elif cause == "turned away":
+        rotation[28:34] = Rotation.from_euler("y", 60, degrees=True).as_matrix()
+    elif cause == "fast motion":
+        points[29:33] += np.arange(4)[:, None, None] * 12.0
+    else:
+        found[32:36] = False
+    assert cause in pose_checks.causes(bad, points, found, rotation, heights, cuts)
 
 
 def test_same_input_gives_the_same_bits():
