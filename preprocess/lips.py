@@ -1,16 +1,19 @@
 """Landmarks of any video, for measuring lips: `python -m preprocess.lips --frames VIDEO --out X.npz [--models_dir D]`.
 
 Every frame of the file counts, in its order, without resampling. --frames may also be a folder of .npy pictures or of
-.png and .jpg pictures (uint8 rgb, sorted by name). X.npz: `landmarks_px` float32 [n,478,2], `confidence` float32 [n]
-(1 with a face, 0 without; such rows are 0), `height`, `width`.
+.png and .jpg pictures (uint8 rgb, sorted by name), or `-`: raw frames on standard input, each behind its height and
+width (two little-endian uint32), so that a program can measure what it draws without a file. X.npz: `landmarks_px`
+float32 [n,478,2], `confidence` float32 [n] (1 with a face, 0 without; such rows are 0), `height`, `width`.
 """
 
 import argparse
 import io
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,6 +27,8 @@ from tkjax.files import write_atomic
 from tkjax.images import decode_rgb
 
 BATCH = 16  # frames that travel to a worker at once
+HEAD = struct.Struct("<II")  # height and width before a raw frame
+MAX_RAW_SIDE = 1 << 14  # pixels; a stream that is none is noticed before its memory is asked for
 
 
 def read_pictures(source: Path) -> tuple[Iterator[np.ndarray], int]:
@@ -51,9 +56,20 @@ def read_pictures(source: Path) -> tuple[Iterator[np.ndarray], int]:
     return read(), len(files)
 
 
-def find_landmarks(source: Path, model: Path) -> dict[str, np.ndarray]:
-    """The members of X.npz for a video or folder."""
-    frames, expected = read_pictures(source)
+def read_raw(stream: BinaryIO) -> Iterator[np.ndarray]:
+    """The frames of a raw stream; UserError where it ends within one."""
+    while head := stream.read(HEAD.size):
+        h, w = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
+        if not (0 < h <= MAX_RAW_SIDE and 0 < w <= MAX_RAW_SIDE):
+            raise UserError(f"standard input: expected frames of 1 to {MAX_RAW_SIDE} pixels a side, found {h}x{w}")
+        data = stream.read(3 * h * w)
+        if len(data) < 3 * h * w:
+            raise UserError(f"standard input ends within a frame of {h}x{w}; expected {3 * h * w} bytes of it")
+        yield np.frombuffer(data, np.uint8).reshape(h, w, 3)
+
+
+def find_landmarks(frames: Iterator[np.ndarray], expected: int, model: Path) -> dict[str, np.ndarray]:
+    """The members of X.npz for these frames, about `expected` of them; they are taken as they are worked on."""
     size: list[tuple[int, int]] = []
 
     def batches():
@@ -70,6 +86,8 @@ def find_landmarks(source: Path, model: Path) -> dict[str, np.ndarray]:
 
     with tempfile.TemporaryDirectory() as folder, pool(Path(folder) / "workers.log") as executor:
         faces = list(progress(ordered(executor, detect, batches()), expected, "landmarks"))
+    if not faces:
+        raise UserError("there are no frames to find landmarks in")
     return {
         "landmarks_px": np.concatenate([f.landmarks[..., :2] for f in faces]),
         "confidence": np.concatenate([f.found for f in faces]).astype(np.float32),
@@ -81,14 +99,17 @@ def find_landmarks(source: Path, model: Path) -> dict[str, np.ndarray]:
 def main(argv: list[str] | None = None) -> int:
     """Command line; 0, or 2 with one sentence on standard error."""
     parser = argparse.ArgumentParser("preprocess.lips", description="478 face landmarks of every frame of a video.")
-    parser.add_argument("--frames", required=True, help="a video file, or a folder of .npy, .png or .jpg pictures")
+    parser.add_argument("--frames", required=True, help="a video, a folder of .npy, .png or .jpg files, or - (stdin)")
     parser.add_argument("--out", required=True, help="the npz file to write")
     parser.add_argument("--models_dir", help="folder with face_landmarker.task; else $TKJAX_MODELS, ~/.cache/tkjax")
     args = parser.parse_args(argv)
     try:
         with native("OpenCV (cv2)"):
             import cv2  # noqa: F401
-        arrays = find_landmarks(Path(args.frames), need_model(args.models_dir))
+        model = need_model(args.models_dir)
+        raw = args.frames == "-"
+        frames, expected = (read_raw(sys.stdin.buffer), 0) if raw else read_pictures(Path(args.frames))
+        arrays = find_landmarks(frames, expected, model)
         out = io.BytesIO()
         np.savez(out, **arrays)
         write_atomic(args.out, out.getvalue())

@@ -15,6 +15,7 @@ from tkjax.drawn import PasteBack, combinations
 from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.models.base import Rate, Stage
+from tkjax.render.image import final_clock
 from tkjax.types import Render, Variables
 
 
@@ -141,7 +142,7 @@ def layered(clip, tmp_path_factory):
 def picture_of(clip, i, torso):
     model = Layered(tiny.config(), clip.info)
     batch = jax.tree.map(jnp.asarray, clip.frame_batch(i, "plate" if torso else "torso"))
-    clock = evaluate.final_clock(4, "torso" if torso else "head")
+    clock = final_clock(4, "torso" if torso else "head")
     out = model.render(model.init(jax.random.key(0)), batch, None, clock, False)
     return np.rint(255 * np.asarray(out.rgb + (1 - out.alpha) * batch.background)).reshape(24, 32, 3).astype(np.uint8)
 
@@ -299,14 +300,18 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
 
 @pytest.mark.heavy
 def test_lips_of_a_picture_equal_themselves(models_dir, data_dir, tmp_path):
-    """The tracker's path end to end: a portrait against itself has no lip distance, a stretched mouth has one."""
+    """The tracker's path end to end: a portrait against itself has no lip distance, and none is kept on the disk."""
     from tkjax.images import read_rgb, resize_area
 
     portrait = resize_area(read_rgb(data_dir / "images/albert.jpg"), (433, 325))
-    lips = scores.Lips(tmp_path)
-    for source in ("model", "target"):
-        lips.add(source, 0, portrait)
-    a, b = lips.find("model", str(models_dir)), lips.find("target", str(models_dir))
+    with scores.Faces(tmp_path, str(models_dir)) as faces:
+        for source in ("model", "target", "target"):
+            faces.add(source, portrait)
+        faces.add("model", np.zeros_like(portrait))
+        assert not list(tmp_path.iterdir())
+        points = faces.find()
+    assert np.array_equal(*points["target"]) and np.isnan(points["model"][1]).all()
+    a, b = points["model"][:1], points["target"][:1]
     assert a.shape == (1, 68, 2) and np.isfinite(a).all()
     assert metrics.lip_distance_px(a[0], b[0]) == 0 and metrics.eye_distance_px(a[0]) > 20
 

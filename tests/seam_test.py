@@ -18,6 +18,7 @@ import pytest
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config, stub_config
 from tkjax import evaluate as evaluator
+from tkjax import models_dir
 from tkjax.drawn import combinations
 from tkjax.models.base import SHARED, load
 from tkjax.optim import optimiser
@@ -182,7 +183,7 @@ def test_the_trained_variables_load_again(system, undisturbed):
 
 
 def test_the_evaluator_scores_it(system, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator.models_dir, "find_model", lambda models: (None, "the test has no tracker"))
+    monkeypatch.setattr(models_dir, "find_model", lambda models: (None, "the test has no tracker"))
     config, clip, model, stages, _ = system
     report, worst = evaluator.evaluate(
         clip, model, undisturbed[1], stages[-1].steps, tmp_path, system=config.system, chunk_rays=256

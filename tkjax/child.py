@@ -4,12 +4,14 @@
 second writer behind.
 """
 
+import contextlib
 import ctypes
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tkjax import errors
@@ -62,12 +64,63 @@ def ask(module: str, arguments: list[str], show: bool = False) -> None:
     out = None if show else subprocess.DEVNULL
     command = _command(module, arguments)
     done = subprocess.run(command, env=_environment(), stdout=out, stderr=subprocess.PIPE, text=True)
-    lines = [line.strip() for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    if done.returncode == 2:
+    _judge(module, arguments, done.returncode, done.stderr)
+
+
+def _judge(module: str, arguments: list[str], code: int, said: str) -> None:
+    """Nothing where a module succeeded; its refusal as a UserError, its bug as a RuntimeError."""
+    lines = [line.strip() for line in said.replace("\r", "\n").splitlines() if line.strip()]
+    if code == 2:
         raise UserError(lines[-1].removeprefix("error: ") if lines else f"{module} refused without a reason")
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {done.returncode}")
+    if code:
+        sys.stderr.write(said)
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {code}")
+
+
+class Feed:
+    """A module that reads its standard input while we write it: what is under way is bounded by the pipe.
+
+    A module that has ended takes no more; `close` says why as `ask` does. Leaving the context by an error ends it.
+    """
+
+    def __init__(self, module: str, arguments: list[str]):
+        self._module, self._arguments = module, arguments
+        self._said = tempfile.TemporaryFile()  # a file, because a pipe that nobody reads would stop the module
+        self._child = subprocess.Popen(
+            _command(module, arguments),
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+        )
+
+    def write(self, *parts: bytes) -> None:
+        try:
+            for part in parts:
+                self._child.stdin.write(part)
+        except BrokenPipeError:
+            pass  # `close` knows its exit code and its sentence
+
+    def close(self) -> None:
+        """Wait for the module to finish what it was given."""
+        try:
+            self._child.stdin.close()
+        except BrokenPipeError:
+            pass
+        code = self._child.wait()
+        self._said.seek(0)
+        _judge(self._module, self._arguments, code, self._said.read().decode(errors="replace"))
+
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        self._said.close()
 
 
 def _die_with_parent() -> None:

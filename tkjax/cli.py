@@ -24,6 +24,7 @@ from tkjax import (
     importing,
     lock,
     report,
+    response,
     stream,
     train,
 )
@@ -228,7 +229,8 @@ def print_scores(result: dict) -> None:
         print(line(f"{result['system']} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
     for name, m in result["baselines"].items():
         print(line(name, m))
-    print("given layers: " + " + ".join(result["ground_truth_layers"]), flush=True)
+    print("given layers: " + " + ".join(result["ground_truth_layers"]))
+    print(response.lines(result["response"]), flush=True)
 
 
 def fit(opts: Options) -> None:

@@ -16,46 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from tkjax import __version__, audio, contract, drive, metrics, models_dir, perceptual, scores
-from tkjax.drawn import Combination, PasteBack, combinations, draw
+from tkjax import __version__, audio, contract, drive, drive_test, metrics, perceptual, response, scores
+from tkjax.drawn import PasteBack, combinations
+from tkjax.drive_test import Actor
 from tkjax.errors import UserError
 from tkjax.models.base import Model
-from tkjax.render.image import final_clock, to_draw
-from tkjax.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, Lips, mean, score
+from tkjax.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, mean, score
 from tkjax.types import PyTree, Variables
 from tkjax.video import VideoWriter
+from tkjax.watch import TRUTH, Watch, spread
 
 BASELINES = ("mean_frame", "nearest_frame")
 PASTED = "full_frame"  # the row that is pasted back, and its given layer
 N_WORST = 4
+TRAIN_TRUE, TRAIN_DRAWN = 150, 32  # training frames whose truth is measured, and of those: that are drawn
 COMPARISON = "comparison.mp4"
 NOTES = {
     "frames": "held-out frames only, at training size, rounded to 8 bits; the target is the frame with its "
     "background replaced by the plate",
     **scores.NOTES,
+    **response.NOTES,
+    **drive_test.NOTES,
     "paste-back": "row given full_frame: the picture is pasted into the whole source frame, and the crop is cut out of "
     "it again, at training size; its target is the crop of the source frame with its own background. Box edge: mean "
     "absolute difference of the steps across the crop's edges inside the frame, 8-bit levels. PSNR outside mask: over "
     "the pixels of the whole frame whose mask is 0, before encoding",
-    "mean frame": "the mean of all training frames",
-    "nearest frame": "the training frame whose head pose is nearest: RMS pixel distance of the corners of a 25 cm cube "
-    "around the head",
+    "mean frame": "the mean of the training frames with a picture of their own",
+    "nearest frame": "of those with a detected face the one whose head pose is nearest: RMS pixel distance of the "
+    "corners of a 25 cm cube around the head",
     "rendering speed": "wall time from batch to 8-bit picture on this machine, without the first frame (compilation)",
 }
 PASTED_ONLY = "of pictures pasted back into the source frame only (row full_frame)"
 
 
+def real_frames(clip: Any, seen: bool = False) -> Int[np.ndarray, " n"]:
+    """Training frames with a picture of their own; seen: and with a detected face. All of them where there is none."""
+    frames = np.arange(*clip.train_range)
+    real = frames[~np.asarray(clip.picture_missing)[frames]]
+    real = real if len(real) else frames
+    found = real[np.asarray(clip.confidence)[real] > 0] if seen else real
+    return found if len(found) else real
+
+
 def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """Mean of the training frames' targets, one frame in memory at a time."""
+    """Mean of the targets of `real_frames`, one frame in memory at a time."""
     total = np.zeros((clip.height, clip.width, 3), np.float64)
-    for i in range(*clip.train_range):
+    frames = real_frames(clip)
+    for i in frames.tolist():
         total += clip.target(i)
-    return np.rint(total / (clip.train_range[1] - clip.train_range[0])).astype(np.uint8)
+    return np.rint(total / len(frames)).astype(np.uint8)
 
 
 def frames_to_score(clip: Any, max_frames: int) -> Int[np.ndarray, " n"]:
@@ -90,14 +103,14 @@ class Seen:
 
 
 def look(
-    clip: Any, model: Model, variables: Variables, step: int, frames: Int[np.ndarray, " n"],
-    layers: Sequence[Combination], chunk_rays: int, video: VideoWriter, *, lips: Lips | None = None,
+    clip: Any, frames: Int[np.ndarray, " n"], actors: Sequence[Actor], video: VideoWriter, watch: Watch, *,
     paste: PasteBack | None = None, lpips=None,
 ) -> Seen:  # fmt: skip
     """Render every frame in every combination of layers and score it beside the baselines; the last combination is
-    pasted back. The video gets the combinations side by side, then the truth."""
+    pasted back. The video gets the combinations side by side, then the truth; `watch` sees every picture."""
     average = mean_frame(clip)
-    train = np.arange(*clip.train_range)
+    train = real_frames(clip, seen=True)
+    layers = [a.layers for a in actors]
     intrinsics = np.asarray(clip.intrinsics)
     nearest = train[drive.nearest_pose(clip.cam_to_world[frames], intrinsics, clip.cam_to_world[train], intrinsics)]
     rendered = (*(c.behind for c in layers), *((PASTED,) if paste else ()))
@@ -108,10 +121,10 @@ def look(
         target, label, seen = np.asarray(clip.target(i)), np.asarray(clip.label(i)), clip.confidence[i] > 0
         boxes = [clip.boxes[b][i] if seen else None for b in ("face_box_px", "lips_box_px")]
         pictures = {}
-        for c in layers:
+        for actor in actors:
             began = time.perf_counter()
-            pictures[c.behind], alpha = _draw(clip, model, variables, step, i, c, chunk_rays)
-            seconds[c.behind].append(time.perf_counter() - began)
+            pictures[actor.layers.behind], alpha = actor(i)
+            seconds[actor.layers.behind].append(time.perf_counter() - began)
         strip = np.concatenate([*pictures.values(), target], 1)
         targets = dict.fromkeys((*pictures, *BASELINES), target)
         if paste:
@@ -130,10 +143,8 @@ def look(
                 all_scores[source][key].append(value)
             if lpips is not None:
                 all_scores[source]["lpips"].append(lpips(image, targets[source]))
-            if lips is not None:
-                lips.add(source, k, image)
-        if lips is not None:
-            lips.add("target", k, target)
+            watch.add(source, i, image)
+        watch.add(TRUTH, i, target)
         video.write(strip)
         badness = -all_scores[rendered[0]]["psnr"][-1]
         (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, i, strip))
@@ -141,11 +152,49 @@ def look(
     return Seen(all_scores, shown, seconds)
 
 
-def _draw(clip, model, variables, step: int, i: int, layers: Combination, chunk_rays: int):
-    batch = clip.frame_batch(i, layers.behind)
-    batch = jax.tree.map(jnp.asarray, to_draw(batch, batch.background))
-    behind, clock = clip.background(i, layers.behind), final_clock(step, layers.stage)
-    return draw(model, variables, batch, (clip.height, clip.width), behind, clock, chunk_rays)
+def respond(watch: Watch, actor: Actor, frames: Int[np.ndarray, " n"], train: Int[np.ndarray, " m"]) -> dict[str, Any]:
+    """Drive test, still head and silence of a model; what `watch` must see for the rest is drawn as well. train:
+    training frames. None where `reasons` says why."""
+    clip = actor.clip
+    for i in spread(train, TRAIN_TRUE).tolist():
+        watch.add("train_true", i, clip.target(i))
+    for i in spread(spread(train, TRAIN_TRUE), TRAIN_DRAWN).tolist():
+        watch.add("train_target", i, clip.target(i))
+        watch.add("train", i, actor(i)[0])
+    quiet, reason = drive_test.silence(clip)
+    for i in frames[: drive_test.SILENT_FRAMES].tolist() if quiet is not None else ():
+        watch.add("silence", i, actor(i, audio=quiet)[0])
+    moved, why = drive_test.drive_test(actor, train)
+    return {
+        "lips": {},
+        "eyes": {},
+        "drive_test": moved,
+        "still_px": drive_test.still_px(actor, train),
+        "silence_motion": None,
+        "reasons": response.flat("drive_test", why) | ({"silence_motion": reason} if reason else {}),
+    }
+
+
+def add_curves(out: dict[str, Any], watch: Watch, sources: Sequence[str]) -> None:
+    """Fill in what needs the finished `watch`: lips and eyes of the first source, of every source, and silence."""
+    of = {s: watch.respond(s, "train_true") for s in (*sources, *BASELINES)}
+    values, why = of[sources[0]]
+    out |= values
+    out["reasons"] |= why
+    out["measured_by"] = watch.measured_by
+    out["baselines"] = {b: of[b][0] for b in BASELINES}
+    out["train_sample"] = {
+        k: {
+            "sd_ratio": response.sd_ratio(*(watch.curve(s, k) for s in ("train_target", "train"))),
+            "correlation": response.pearson(*(watch.curve(s, k) for s in ("train_target", "train"))),
+        }
+        for k in response.CURVES
+        if not watch.doubt(k)
+    }
+    if "silence_motion" not in out["reasons"]:
+        out["silence_motion"], reason = watch.silence("silence", "train_true")
+        out["reasons"] |= {"silence_motion": reason} if reason else {}
+    out["curves"] = watch.shown(sources[0])
 
 
 def count(parts: Mapping[str, PyTree]) -> dict[str, int]:
@@ -223,13 +272,17 @@ def evaluate(
     frames, layers = frames_to_score(clip, max_frames), combinations(model, stages)
     lpips, no_lpips = scores.lpips(models)
     paste, no_paste = (None, paste) if isinstance(paste, str) else (paste, "")
-    with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder:
-        lips = Lips(Path(folder)) if models_dir.find_model(models)[0] is not None else None
+    actors = [Actor(clip, model, variables, step, c, chunk_rays) for c in layers]
+    train = real_frames(clip, seen=True)
+    with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder, Watch(clip, train, Path(folder), models) as watch:
         with comparison(clip, Path(workdir) / COMPARISON, frames, len(layers) + 1, marks or {}) as video:
-            seen = look(
-                clip, model, variables, step, frames, layers, chunk_rays, video, lips=lips, paste=paste, lpips=lpips
-            )  # fmt: skip
-        no_lips = scores.add_lips(lips, seen.scores, clip.confidence[frames] > 0, models)
+            seen = look(clip, frames, actors, video, watch, paste=paste, lpips=lpips)
+        responding = respond(watch, actors[0], frames, train)
+        watch.finish()
+    no_lips = "" if watch.points is not None else f"not computed: {watch.why_untracked}"
+    if watch.points is not None:
+        scores.add_lips(seen.scores, watch.points, clip.confidence[frames] > 0)
+    add_curves(responding, watch, list(seen.seconds))
     missing = ({"lmd_px, lmd_norm": no_lips} if no_lips else {}) | ({"lpips": no_lpips} if no_lpips else {})
     split = {
         "train_frames": int(clip.train_range[1] - clip.train_range[0]),
@@ -246,11 +299,14 @@ def evaluate(
     rows = [_row(seen, c.behind, c.given, missing) | common | baselines for c in layers]
     if paste:
         rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
+    for row, source in zip(rows, seen.seconds, strict=True):
+        row["response"] = watch.respond(source, "train_true")[0]
     of_frames = {k: rows[-1][k] if paste else None for k in ("box_edge", "psnr_outside_mask")}
     why = rows[-1]["reasons"] if paste else dict.fromkeys(of_frames, no_paste)
     report = {
         **rows[0],
         **of_frames,
+        "response": responding,
         "rows": rows,
         "reasons": {k: v for k, v in rows[0]["reasons"].items() if k not in of_frames}
         | {k: why[k] for k, value in of_frames.items() if value is None},

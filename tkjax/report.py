@@ -2,6 +2,7 @@
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import math
@@ -32,6 +33,11 @@ LABELS = {
     "psnr_outside_mask": "PSNR outside mask, dB",
     "lmd_px": "LMD, px",
     "lmd_norm": "LMD / eye distance",
+    "sd_ratio": "sd, rendered / true",
+    "delay_frames": "delay, frames",
+    "closures_closed": "closures that close",
+    "still_px": "pixels that move under constant drive",
+    "silence_motion": "lip motion in silence",
     "train_steps_per_s": "training, steps/s",
     "render_fps": "rendering, frames/s",
     "train_seconds": "training, s",
@@ -113,20 +119,27 @@ def curves(rows: Sequence[Mapping]) -> dict[str, list[tuple[str, list[int], list
     return out
 
 
-def _plot(name: str, parts: Sequence[tuple[str, list[int], list[float]]]) -> str:
-    """One curve as inline svg."""
+def can_plot() -> bool:
+    """Whether matplotlib (of the extra `eval`) is here; without it a page has no curves."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _plot(
+    title: str, parts: Sequence[tuple[str, list, list]], x: str, log: bool = False, width: float | int = 4.4
+) -> str:
+    """Lines (label, x, y) as inline svg; width in inches."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+    figure = Figure(figsize=(width, 2.5), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
-    for stage, steps, values in parts:
-        axes.plot(steps, values, linewidth=1.2, label=stage or None)
-    if name == "loss" and all(v > 0 for _, _, values in parts for v in values):
+    for label, steps, values in parts:
+        axes.plot(steps, values, linewidth=1.2, label=label or None)
+    if log and all(v > 0 for _, _, values in parts for v in values):
         axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_title({"loss": "loss", "psnr": "PSNR of the training pixels, dB"}.get(name, name), fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     if len(parts) > 1:
@@ -134,6 +147,68 @@ def _plot(name: str, parts: Sequence[tuple[str, list[int], list[float]]]) -> str
     out = io.StringIO()
     figure.savefig(out, format="svg")
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _training_plots(rows: Sequence[Mapping]) -> list[str]:
+    titles = {"loss": "loss", "psnr": "PSNR of the training pixels, dB"}
+    return [_plot(titles[n], parts, "step", log=n == "loss") for n, parts in curves(rows).items()]
+
+
+def _response_plots(response: Mapping) -> list[str]:
+    """True and rendered curves over the frames' numbers, with gaps where frames follow one another not."""
+    out = []
+    for kind, c in response.get("curves", {}).items():
+        title = {"lips": "lip gap", "eyes": "eye opening"}.get(kind, kind)
+        frames, lines = [], {"true": [], "rendered": []}
+        for k, frame in enumerate(c["frame"]):
+            if frames and frame != frames[-1] + 1:
+                frames.append(frame)
+                _append(lines, dict.fromkeys(lines))
+            frames.append(frame)
+            _append(lines, {name: c[name][k] for name in lines})
+        parts = [(n, frames, [math.nan if v is None else v for v in values]) for n, values in lines.items()]
+        out.append(_plot(f"{title} of held-out frames", parts, "frame", width=9.0))
+    return out
+
+
+def _append(lines: dict[str, list], values: Mapping) -> None:
+    for name, value in values.items():
+        lines[name].append(value)
+
+
+def _plots(plots: Sequence[str]) -> str:
+    return f'<div class="plots">{"".join(f"<figure class=plot>{p}</figure>" for p in plots)}</div>'
+
+
+def _response(response: Mapping | None, drawn: bool) -> str:
+    """Lips and eyes against the truth, what the signals move, and both curves over time."""
+    if not response:
+        return ""
+    names = list(response["lips"])
+    head = "".join(f"<th>{html.escape(LABELS.get(n, n.replace('_', ' ')))}</th>" for n in names)
+    rows = "".join(
+        f"<tr><td>{kind}</td>{''.join(f'<td>{_number(response[kind][n], n)}</td>' for n in names)}</tr>"
+        for kind in ("lips", "eyes")
+    )
+    table = f'<div class="wrap"><table><tr><th>held-out frames</th>{head}</tr>{rows}</table></div>'
+    facts = {
+        f"{name}, low to high": f"{v['changed_px']:.0f} px change, mean {v['mean_change']:.2f} of 255, most of it in: "
+        f"{(v['region'] or 'nowhere').replace('_', ' ')}"
+        for name, v in response["drive_test"].items()
+        if v is not None
+    }
+    facts |= {n: _number(response[n], n) for n in ("still_px", "silence_motion")} | {
+        "measured by": response.get("measured_by", "")
+    }
+    why = dict.fromkeys(response.get("reasons", {}).values())
+    said = "".join(f"<p class=soft>{html.escape(r)}</p>" for r in why)
+    return (
+        "<h2>Does it speak and blink</h2>"
+        + table
+        + said
+        + (_plots(_response_plots(response)) if drawn else "")
+        + _pairs("What moves the picture", facts)
+    )
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -224,7 +299,9 @@ def page(
     report = finite(report)
     split, notes = report["split"], report.get("notes", {})
     shown = ", ".join(report.get("comparison", ("model", "truth")))
-    plots = "".join(f'<figure class="plot">{_plot(n, p)}</figure>' for n, p in curves(rows).items())
+    drawn = can_plot()
+    plots = _training_plots(rows) if drawn else []
+    no_plots = "" if drawn else "<p class=soft>No curves: matplotlib is not installed (tkjax[eval] has it).</p>"
     missing = "".join(f"<p class=soft>{html.escape(f'{k}: {v}')}</p>" for k, v in report.get("reasons", {}).items())
     sections = [
         f"<h1>{html.escape(str(report.get('subject', 'subject')))}: {html.escape(report['system'])}</h1>",
@@ -234,6 +311,7 @@ def page(
         "<h2>Measured on held-out frames</h2>",
         _table(report),
         missing,
+        _response(report.get("response"), drawn),
         *(
             _pairs(title, report[key])
             for key, title in (("demo", "New speech"), ("tracker", "Tracker"))
@@ -242,7 +320,7 @@ def page(
         f"<h2>Worst frames</h2><p class=soft>From the left: {html.escape(shown)}.</p>" + _frames(worst)
         if len(worst)
         else "",
-        f'<h2>Training</h2><div class="plots">{plots}</div>' if plots else "",
+        f"<h2>Training</h2>{_plots(plots)}" if plots else no_plots,
         _pairs("Parameters", {k: f"{n:,}" for k, n in report.get("params", {}).items()}),
         _pairs("Speed", report["speed"]),
         _pairs("How the numbers are made", notes),
@@ -264,8 +342,9 @@ def write(
     worst: Sequence[tuple[str, np.ndarray]] = (),
     videos: Sequence[tuple[Path, str]] = (),
 ) -> None:
-    """report.json and report.html into `folder`, curves from its metrics.jsonl."""
+    """report.json and then report.html into `folder`, curves from its metrics.jsonl: the numbers are there before
+    anything is drawn, because a page is made again more easily than an evaluation."""
     folder = Path(folder)
+    write_json(folder / "report.json", report)
     text = page(report, read_metrics(folder / "metrics.jsonl"), worst, videos, folder)
     write_atomic(folder / "report.html", text.encode())
-    write_json(folder / "report.json", report)

@@ -1,14 +1,15 @@
 """Scores of frames: crops that are the same for every row, lips that the face tracker found, LPIPS where it can be."""
 
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from tkjax import child, contract, metrics, models_dir, perceptual
+from tkjax import child, contract, metrics, perceptual
 from tkjax.errors import UserError
 
 KEYS = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lmd_px", "lmd_norm")
@@ -59,40 +60,54 @@ def lpips(models: str | os.PathLike | None) -> tuple[Callable[[np.ndarray, np.nd
     return lambda a, b: float(distance(*(v[None].astype(np.float32) / 255 for v in (a, b)))[0]), ""
 
 
-class Lips:
-    """Pictures whose lips will be found by the face tracker, in folders of .npy files."""
+class Faces:
+    """The face tracker's points of pictures that go to one child process as they are drawn; none is kept.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    A picture equal to the last of its source (a still one) is looked for once.
+    """
 
-    def add(self, source: str, k: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        (self.folder / source).mkdir(exist_ok=True)
-        np.save(self.folder / source / f"{k:06d}.npy", image)
+    def __init__(self, folder: Path, models: str | os.PathLike | None):
+        self._out = Path(folder) / "faces.npz"
+        arguments = ["--frames", "-", "--out", str(self._out)]
+        self._feed = child.Feed("preprocess.lips", arguments + (["--models_dir", str(models)] if models else []))
+        self._rows: dict[str, list[int]] = {}
+        self._last: dict[str, np.ndarray] = {}
+        self._sent = 0
 
-    def find(self, source: str, models: str | None) -> Float[np.ndarray, "n 68 2"]:
-        """The points, NaN where no face was found."""
-        out = self.folder / f"{source}.npz"
-        arguments = ["--frames", str(self.folder / source), "--out", str(out)]
-        child.ask("preprocess.lips", arguments + (["--models_dir", str(models)] if models else []))
-        with np.load(out, allow_pickle=False) as data:
+    def __enter__(self) -> "Faces":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._feed.__exit__()
+
+    def add(self, source: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """The next picture of a source."""
+        rows, last = self._rows.setdefault(source, []), self._last.get(source)
+        if last is not None and np.array_equal(last, image):
+            rows.append(rows[-1])
+            return
+        self._feed.write(struct.pack("<II", *image.shape[:2]), np.ascontiguousarray(image).tobytes())
+        self._last[source] = np.array(image)
+        rows.append(self._sent)
+        self._sent += 1
+
+    def find(self) -> dict[str, Float[np.ndarray, "n 68 2"]]:
+        """The points of every source, NaN where no face was found; UserError with the tracker's refusal."""
+        self._feed.close()
+        with np.load(self._out, allow_pickle=False) as data:
             points, found = data["landmarks_px"].astype(np.float64), data["confidence"] > 0
         points[~found] = np.nan
-        return contract.landmarks68(points, "mediapipe478")
+        points = contract.landmarks68(points, "mediapipe478")
+        return {source: points[rows] for source, rows in self._rows.items()}
 
 
 def add_lips(
-    lips: Lips | None, scores: dict[str, dict[str, list]], known: Bool[np.ndarray, " n"], models: str | None
-) -> str | None:
-    """Fill in lmd_px and lmd_norm of every source, or say why they are missing. known: frames with a true face."""
-    path, reason = models_dir.find_model(models)
-    if path is None or lips is None:
-        return f"not computed: {reason}"
-    try:
-        target = lips.find("target", models)
-        for source, mine in scores.items():
-            px = [metrics.lip_distance_px(*pair) for pair in zip(lips.find(source, models), target, strict=True)]
-            mine["lmd_px"] = [v if ok else NAN for v, ok in zip(px, known, strict=True)]
-            mine["lmd_norm"] = [v / metrics.eye_distance_px(b) for v, b in zip(mine["lmd_px"], target, strict=True)]
-    except UserError as error:
-        return f"not computed: {error}"
-    return None
+    scores: dict[str, dict[str, list]], points: Mapping[str, np.ndarray], known: Bool[np.ndarray, " n"]
+) -> None:
+    """Fill in lmd_px and lmd_norm of every source from its points and those of `target`. known: frames with a true
+    face."""
+    target = points["target"]
+    for source, mine in scores.items():
+        px = [metrics.lip_distance_px(*pair) for pair in zip(points[source], target, strict=True)]
+        mine["lmd_px"] = [v if ok else NAN for v, ok in zip(px, known, strict=True)]
+        mine["lmd_norm"] = [v / metrics.eye_distance_px(b) for v, b in zip(mine["lmd_px"], target, strict=True)]

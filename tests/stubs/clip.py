@@ -65,9 +65,29 @@ class FakeClip:
         }
 
         # what the evaluator asks for besides
+        self.landmarks68_px = self._landmarks(cx)
+        self.eye_regions = np.tile(self.boxes["face_box_px"][:, None], (1, 2, 1))
+        self.lower_face = self.boxes["face_box_px"].astype(np.float32)
         self.picture_missing = np.zeros(self.n_frames, bool)
         self.fps, self.plate = 25.0, self._background["plate"]
         self.dataset = SimpleNamespace(manifest={"files": {}})
+
+    def _landmarks(self, cx: np.ndarray) -> np.ndarray:
+        """68 points on the face; the inner lips' middle pairs are as far apart as the mouth is open."""
+        points = np.random.default_rng(0).uniform([-0.2, -0.2], [0.2, 0.1], (68, 2))
+        points[[36, 39, 42, 45]] = [[-0.15, -0.1], [-0.05, -0.1], [0.05, -0.1], [0.15, -0.1]]
+        points = np.tile(points, (self.n_frames, 1, 1))
+        for top, bottom in ((61, 67), (62, 66), (63, 65)):
+            points[:, bottom] = points[:, top] + np.stack([0 * cx, 0.04 + 0.06 * self.mouth], -1)
+        points += np.stack([cx, np.full_like(cx, 0.45)], -1)[:, None]
+        return (points * [self.width, self.height]).astype(np.float32)
+
+    def audio_windows(self, frames) -> np.ndarray:
+        frames = np.asarray(frames)
+        neighbours = frames[:, None] + np.arange(-4, 4)
+        inside = (neighbours >= 0) & (neighbours < self.n_frames)
+        windows = self.audio[np.clip(neighbours, 0, self.n_frames - 1)] * inside[..., None, None]
+        return windows.astype(np.float32)
 
     def target(self, i: int) -> np.ndarray:
         return self._target[i]
@@ -113,9 +133,6 @@ class FakeClip:
 
     def _gather(self, frames, rows, columns, background, image_hw) -> Batch:
         n, at = len(frames), (frames[:, None], rows, columns)
-        neighbours = frames[:, None] + np.arange(-4, 4)
-        inside = (neighbours >= 0) & (neighbours < self.n_frames)
-        windows = self.audio[np.clip(neighbours, 0, self.n_frames - 1)] * inside[..., None, None]
 
         def within(box):
             x0, y0, x1, y1 = box[frames].T[..., None]
@@ -127,7 +144,7 @@ class FakeClip:
             intrinsics=np.tile(self.intrinsics, (n, 1)),
             pixels_px=np.stack([columns, rows], -1).astype(np.float32) + 0.5,
             background=self._background[background][rows, columns] / np.float32(255),
-            audio=windows.astype(np.float32),
+            audio=self.audio_windows(frames),
             expression=self.expression[frames],
             eye_closed=self.eye_closed[frames],
             eye_area=(0.2 * (1 - self.eye_closed[frames])).astype(np.float32),
