@@ -19,6 +19,7 @@ arrays: pieces of 10 + 50 + 10 steps of 20 ms, each normalised alone, of which t
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from preprocess.command import exit_code
 from preprocess.workers import native
 from tkjax import audio
-from tkjax.contract import save_audio_features
+from tkjax.contract import AudioHeader, save_audio_features, save_audio_rows
 from tkjax.errors import UserError
 
 RATE, HOP, KERNEL = 16000, 320, 400
@@ -167,53 +168,88 @@ class _Window:
         return self.held[: b - a]
 
 
-def encode(encoder: Encoder, path: str | Path) -> np.ndarray:
-    """Features [steps, C] of a sound file, in blocks; UserError when it is shorter than one step (two for HuBERT)."""
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What a first pass over a sound tells: its samples at 16 kHz, their mean, and one over their deviation."""
+
+    samples: int
+    mean: float
+    scale: float
+
+
+def _facts(path: str | Path) -> _Facts:
     count, total, squares = 0, 0.0, 0.0
     for block in audio.stream_audio(path, RATE, RATE):
         count += len(block)
         total += float(block.sum(dtype=np.float64))
         squares += float((block.astype(np.float64) ** 2).sum())
-    n = steps_of(count)
+    mean = total / count
+    return _Facts(count, mean, 1 / float(np.sqrt(squares / count - mean**2 + 1e-7)))
+
+
+def _too_short(path: str | Path, samples: int, kind: str) -> UserError:
+    return UserError(
+        f"{path} holds {samples} samples at 16 kHz, too few for {kind} features; at least 0.1 s are needed"
+    )
+
+
+def encoded(encoder: Encoder, path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
+    """(steps, blocks [k, C] of the features) of a sound file; UserError when it is shorter than one step (two for
+    HuBERT)."""
+    facts = _facts(path)
+    n = steps_of(facts.samples)
     if encoder.kind == "hubert":
         n -= n % 2
     if n <= 0:
-        raise UserError(
-            f"{path} holds {count} samples at 16 kHz, too few for {encoder.kind} features; at least 0.1 s are needed"
-        )
-    mean = total / count if encoder.normalise else 0.0
-    scale = 1 / np.sqrt(squares / count - mean**2 + 1e-7) if encoder.normalise else 1.0
-    window = _Window(audio.stream_audio(path, RATE, RATE))
-    out = []
-    for first, last, keep, end in blocks(n):
-        samples = window.take(first * HOP, (last - 1) * HOP + KERNEL)
-        features = encoder(((samples - mean) * scale).astype(np.float32))
-        out.append(features[keep - first : end - first].copy())
-    return np.concatenate(out)
+        raise _too_short(path, facts.samples, encoder.kind)
+    mean, scale = (facts.mean, facts.scale) if encoder.normalise else (0.0, 1.0)
+
+    def run() -> Iterator[np.ndarray]:
+        window = _Window(audio.stream_audio(path, RATE, RATE))
+        for first, last, keep, end in blocks(n):
+            samples = window.take(first * HOP, (last - 1) * HOP + KERNEL)
+            features = encoder(((samples - mean) * scale).astype(np.float32))
+            yield features[keep - first : end - first].copy()
+
+    return n, run()
 
 
-def encode_segments(encoder: Encoder, path: str | Path) -> np.ndarray:
-    """Features [steps, C] as the originals stream them: T pieces of 320 samples give T - 1 steps.
+def encode(encoder: Encoder, path: str | Path) -> np.ndarray:
+    """The same as one array [steps, C]."""
+    return np.concatenate(list(encoded(encoder, path)[1]))
+
+
+def encoded_segments(encoder: Encoder, path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
+    """(steps, blocks [k, C]) as the originals stream them: T pieces of 320 samples give T - 1 steps.
 
     LEFT silent pieces stand in front. Whenever LEFT + MIDDLE + RIGHT pieces are there, the network sees them, its
     steps LEFT … LEFT + MIDDLE - 1 are kept and the last LEFT + RIGHT pieces stay; at the end it sees what is left and
     all from step LEFT on are kept.
     """
+    count = _facts(path).samples
+    if steps_of(count) < 1:
+        raise _too_short(path, count, encoder.kind)
 
-    def run(samples: np.ndarray) -> np.ndarray:
+    def see(samples: np.ndarray) -> np.ndarray:
         if encoder.normalise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return encoder(samples.astype(np.float32))
 
-    held, out, count = np.zeros(LEFT * HOP, np.float32), [], 0
-    for piece in audio.stream_audio(path, RATE, HOP):
-        held, count = np.concatenate([held, piece]), count + len(piece)
-        if len(held) == (LEFT + MIDDLE + RIGHT) * HOP:
-            out.append(run(held)[LEFT : LEFT + MIDDLE].copy())
-            held = held[-(LEFT + RIGHT) * HOP :]
-    if steps_of(count) < 1:
-        raise UserError(f"{path} holds {count} samples at 16 kHz, too few for {encoder.kind} features")
-    return np.concatenate([*out, run(held)[LEFT:]])
+    def run() -> Iterator[np.ndarray]:
+        held = np.zeros(LEFT * HOP, np.float32)
+        for piece in audio.stream_audio(path, RATE, HOP):
+            held = np.concatenate([held, piece])
+            if len(held) == (LEFT + MIDDLE + RIGHT) * HOP:
+                yield see(held)[LEFT : LEFT + MIDDLE].copy()
+                held = held[-(LEFT + RIGHT) * HOP :]
+        yield see(held)[LEFT:]
+
+    return steps_of(count), run()
+
+
+def encode_segments(encoder: Encoder, path: str | Path) -> np.ndarray:
+    """The same as one array [steps, C]."""
+    return np.concatenate(list(encoded_segments(encoder, path)[1]))
 
 
 def write_features(path: str | Path, kind: str, where: str, out: Path, segments: bool = False) -> None:
@@ -223,11 +259,12 @@ def write_features(path: str | Path, kind: str, where: str, out: Path, segments:
         save_audio_features(out, kind, f.features, f.rate_hz, f.start_s, f.extractor, f.window, f.hop, f.left, f.pad)
         return
     encoder = load_encoder(kind, where)
-    if segments:
-        rows, cut = encode_segments(encoder, path), WINDOWS["wav2vec2"]
-        save_audio_features(out, kind, rows, RATE / HOP, START_S, f"{encoder.identity}-segments", **cut)
-        return
-    save_audio_features(out, kind, encode(encoder, path), RATE / HOP, START_S, encoder.identity, **WINDOWS[kind])
+    n, rows = (encoded_segments if segments else encoded)(encoder, path)
+    head = next(rows)
+    cut = WINDOWS["wav2vec2" if segments else kind]
+    identity = f"{encoder.identity}-segments" if segments else encoder.identity
+    header = AudioHeader(kind, RATE / HOP, START_S, identity, **cut, steps=n, channels=head.shape[1])
+    save_audio_rows(out, header, itertools.chain([head], rows))
 
 
 def audio_stage(folder: Path, wav: Path, kinds: dict[str, str]) -> None:

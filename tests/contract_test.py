@@ -792,13 +792,27 @@ def test_windows_are_slices_of_the_zero_padded_sequence(tmp_path_factory, n, win
     left = min(left, window)
     f = np.random.default_rng(seed).standard_normal((n, 2)).astype(np.float32)
     path = tmp_path_factory.mktemp("a") / "audio_any.npz"
-    contract.save_audio_features(path, "any", f, 50, 0.01, "test", window, hop, left, left)
+    contract.save_audio_features(path, "any", f, 25 * hop, 0.01, "test", window, hop, left, left)
     a = contract.load_audio_features(path)
-    assert (a.kind, a.rate_hz, a.start_s, a.extractor, a.pad) == ("any", 50.0, 0.01, "test", left)
+    assert (a.kind, a.rate_hz, a.start_s, a.extractor, a.pad) == ("any", 25.0 * hop, 0.01, "test", left)
     np.testing.assert_array_equal(a.features, f)
     padded = np.pad(f, ((500, 500), (0, 0)))
     first = 500 + hop * frame - left
     np.testing.assert_array_equal(a.window_at(frame), padded[first : first + window])
+
+
+@given(n=st.integers(1, 40), cuts=st.lists(st.integers(0, 40), max_size=6), rows=st.integers(1, 50))
+def test_features_in_blocks_are_the_same_bytes_as_the_whole(tmp_path_factory, n, cuts, rows):
+    folder = tmp_path_factory.mktemp("a")
+    f = np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32)
+    contract.save_audio_features(folder / "a.npz", "any", f, 50, 0.01, "test", 16, 2, 8, 8)
+    header = contract.load_audio_features(folder / "a.npz").header
+    contract.save_audio_rows(folder / "b.npz", header, np.split(f, sorted(min(c, n) for c in cuts)))
+    assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
+    again, blocks = contract.stream_audio_features(folder / "b.npz", rows)
+    blocks = list(blocks)
+    assert again == header and [len(b) for b in blocks[:-1]] == [rows] * ((n - 1) // rows)
+    np.testing.assert_array_equal(np.concatenate(blocks), f)
 
 
 @settings(max_examples=60)
@@ -809,22 +823,25 @@ def test_a_damaged_feature_file_is_refused_or_whole(tmp_path_factory, data):
     raw = bytearray(path.read_bytes())
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(raw)
-    try:
-        contract.load_audio_features(path)
-    except ContractError as e:
-        assert str(path) in str(e) and "\n" not in str(e)
+    for read in (contract.load_audio_features, lambda p: list(contract.stream_audio_features(p, 3)[1])):
+        try:
+            read(path)
+        except ContractError as e:
+            assert str(path) in str(e) and "\n" not in str(e)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rate_hz", 0), ("start_s", np.nan), ("window", 0), ("hop", 0), ("left", 3), ("pad", -1), ("extractor", ""),
+    [("rate_hz", 0), ("rate_hz", 49.9), ("hop", 1),
+     ("start_s", np.nan), ("window", 0), ("hop", 0), ("left", 3), ("pad", -1), ("extractor", ""),
      ("kind", "a/b"), ("features", np.zeros((0, 3), np.float32)), ("features", np.zeros((2, 3))),
      ("features", np.full((2, 3), np.inf, np.float32))],
 )  # fmt: skip
 def test_wrong_sound_features_are_not_written(tmp_path, field, value):
     good = {"kind": "any", "features": np.ones((4, 3), np.float32), "rate_hz": 50, "start_s": 0.0, "extractor": "t"}
     good |= {"window": 2, "hop": 2, "left": 0, "pad": 0}
-    with pytest.raises(ContractError, match=f"member {field}"):
+    named = "rate_hz" if (field, value) == ("hop", 1) else field  # 50 steps a second are not 1 a frame
+    with pytest.raises(ContractError, match=f"member {named}"):
         contract.save_audio_features(tmp_path / "a.npz", **{**good, field: value})
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import av
 import numpy as np
@@ -200,6 +201,25 @@ def test_a_bad_sound_is_one_sentence_and_the_old_file_stays(subject, tmp_path, c
     with pytest.raises(UserError) as error:
         stream.render(subject, sound, out, drive.plan(subject))
     assert "s.wav" in str(error.value) and "\n" not in str(error.value) and out.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_windows_of_wide_features_take_no_memory_that_grows_with_the_sound(tmp_path, whole):
+    """HuBERT's: half a MB a frame. Peaks of 4 and 16 s differ by the features themselves at most, or by nothing."""
+    peaks = []
+    for seconds in (4, 16):
+        n, width = 50 * seconds, 1024
+        rows = np.ones((n, width), np.float32)
+        contract.save_audio_features(tmp_path / "f.npz", "hubert", rows, 50.0, 0.0, "h", 16, 2, 8, 8)
+        spec = stream.Spec(16, 2, 8, width, 8, 25 * seconds)
+        tracemalloc.start()
+        try:
+            chunks = [rows] if whole else contract.stream_audio_features(tmp_path / "f.npz", stream.BLOCK_ROWS)[1]
+            assert sum(1 for _ in stream.windows(spec, chunks)) == 25 * seconds
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert max(peaks) < 30e6 and abs(peaks[1] - peaks[0]) < 1e6
 
 
 @pytest.mark.slow  # renders six minutes of sound

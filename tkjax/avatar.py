@@ -391,7 +391,7 @@ def load(folder: Path) -> Avatar:
     )
 
 
-def audio_spec(features: contract.AudioFeatures) -> dict:
+def audio_spec(features: contract.AudioFeatures | contract.AudioHeader) -> dict:
     """What sound features must agree in with those of the training."""
-    spec = {k: getattr(features, k) for k in ("kind", "rate_hz", "extractor", "window", "hop", "left", "pad")}
-    return {**spec, "channels": int(features.features.shape[1])}
+    names = ("kind", "rate_hz", "extractor", "window", "hop", "left", "pad", "channels")
+    return {k: getattr(features, k) for k in names}

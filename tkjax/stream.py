@@ -31,6 +31,8 @@ from tkjax.video import ALPHA_SUFFIXES, VideoWriter
 KEEP_LIPS = 0.35  # share of the last frame's sound in a smoothed one (er-nerf.md §6)
 AHEAD = 2  # frames that are begun before the one that is handed on
 BLOCK_S = 1.0  # seconds of sound decoded at once
+BLOCK_ROWS = 64  # steps of features read at once
+BLOCK_FRAMES = 4  # frames whose windows are cut at once: those of HuBERT take half a MB each
 LENGTH_TOLERANCE_S = 0.5  # between a sound and its features: extractors pad or drop a window at the end
 FRAMES_MARK = "frames.json"  # lies beside PNG files that were written here
 
@@ -111,12 +113,14 @@ def advance(
 
 
 def windows(spec: Spec, chunks: Iterable[np.ndarray]) -> Iterator[Float[np.ndarray, "W T C"]]:
-    """The audio input of every frame, from feature rows in chunks of any size."""
+    """The audio input of every frame, from feature rows in chunks of any size; memory is that of a chunk."""
     carry = start(spec)
     empty = np.zeros((0, spec.channels), np.float32)
+    some = BLOCK_FRAMES * spec.hop
     for rows in chunks:
-        carry, ready = advance(spec, carry, rows, False)
-        yield from ready
+        for a in range(0, len(rows), some):
+            carry, ready = advance(spec, carry, rows[a : a + some], False)
+            yield from ready
     yield from advance(spec, carry, empty, True)[1]
 
 
@@ -189,24 +193,22 @@ def sound_frames(path: Path | str, fps: float) -> int:
     return max(1, round(n / contract.AUDIO_HZ * fps))
 
 
-def check_features(features: contract.AudioFeatures, subject: avatar.Avatar, path: Path | str) -> None:
+def check_features(features: contract.AudioHeader, subject: avatar.Avatar, path: Path | str) -> None:
     """New sound must be described as the training sound was; UserError names both and the way out."""
     feature_arrays.check_match(avatar.audio_spec(features), subject.meta["audio"], path)
 
 
-def check_length(features: contract.AudioFeatures, seconds: float, path: Path | str) -> None:
+def check_length(features: contract.AudioHeader, seconds: float, path: Path | str) -> None:
     """Ready features must be those of this sound, as far as its length tells."""
-    lasts = features.start_s + len(features.features) / features.rate_hz
+    lasts = features.start_s + features.steps / features.rate_hz
     if abs(lasts - seconds) > LENGTH_TOLERANCE_S:
         raise UserError(
             f"{path}: the features last {lasts:.2f} s, but the sound {seconds:.2f} s; give the features of --audio"
         )
 
 
-def _child_features(
-    path: Path | str, subject: avatar.Avatar, kinds: str | None, folder: Path
-) -> contract.AudioFeatures:
-    """Features that need PyTorch come from the same child process as in preprocessing."""
+def _child_features(path: Path | str, subject: avatar.Avatar, kinds: str | None, folder: Path) -> Path:
+    """Features that need PyTorch come from the same child process as in preprocessing: their file in `folder`."""
     kind = subject.meta["audio"]["kind"]
     chosen = next((k for k in (kinds or "").split(",") if k.partition("=")[0].strip() == kind), None)
     if chosen is None:
@@ -216,7 +218,7 @@ def _child_features(
     if feature_arrays.in_segments(subject.meta["audio"]):
         arguments.append("--segments")
     child.run("preprocess.audio_features", arguments)
-    return contract.load_audio_features(out)
+    return out
 
 
 def _way_out(spec: dict) -> str:
@@ -237,19 +239,23 @@ def feature_chunks(
     kinds: str | None,
     folder: Path,
 ) -> Iterator[np.ndarray]:
-    """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process."""
+    """Feature rows of the sound, in order: log-mel as it is decoded, other kinds from a file or the child process.
+
+    Files are read as the rows are asked for, so memory does not grow; an array of the originals is joined first.
+    """
+    wanted = subject.meta["audio"]
+    if features_path is None and wanted["kind"] == "logmel":
+        return _logmel_chunks(path, audio.LogMel(wanted["extractor"]))
     if features_path is not None and feature_arrays.is_array(features_path):  # the originals' aud*.npy
-        features = feature_arrays.load_features(features_path, subject.meta["audio"])
-    elif features_path is not None:
-        features = contract.load_audio_features(features_path)
-    elif subject.meta["audio"]["kind"] == "logmel":
-        return _logmel_chunks(path, audio.LogMel(subject.meta["audio"]["extractor"]))
+        features = feature_arrays.load_features(features_path, wanted)
+        header, chunks = features.header, iter([features.features])
     else:
-        features = _child_features(path, subject, kinds, folder)
-    check_features(features, subject, features_path or path)
+        file = features_path or _child_features(path, subject, kinds, folder)
+        header, chunks = contract.stream_audio_features(file, BLOCK_ROWS)
+    check_features(header, subject, features_path or path)
     if features_path is not None:
-        check_length(features, seconds, features_path)
-    return iter([features.features])
+        check_length(header, seconds, features_path)
+    return chunks
 
 
 def _logmel_chunks(path: Path | str, mel: audio.LogMel) -> Iterator[np.ndarray]:

@@ -21,7 +21,14 @@ Files: `spec` what version 1 fixes, `manifest` the manifest, `checks` what frame
 boxes, `npz` the container, `audio_features` sound features, `reader`, `writer`, `commit` how a write takes effect.
 """
 
-from tkjax.contract.audio_features import AudioFeatures, load_audio_features, save_audio_features
+from tkjax.contract.audio_features import (
+    AudioFeatures,
+    AudioHeader,
+    load_audio_features,
+    save_audio_features,
+    save_audio_rows,
+    stream_audio_features,
+)
 from tkjax.contract.checks import picture_header
 from tkjax.contract.landmarks import LANDMARKS_478_TO_68, boxes_from_landmarks68, landmarks68
 from tkjax.contract.manifest import dump_manifest, parse_manifest
@@ -85,6 +92,7 @@ __all__ = [
     "UNIT_CM",
     "VERSION",
     "AudioFeatures",
+    "AudioHeader",
     "ContractError",
     "Dataset",
     "DatasetWriter",
@@ -97,6 +105,8 @@ __all__ = [
     "parse_manifest",
     "picture_header",
     "save_audio_features",
+    "save_audio_rows",
+    "stream_audio_features",
     "validate",
     "write_npz",
 ]

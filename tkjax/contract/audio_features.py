@@ -6,25 +6,46 @@ import io
 import math
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tkjax.contract.commit import fsync
-from tkjax.contract.npz import npz_index, read_entry, write_npz
+from tkjax.contract.npz import Entry, Rows, npz_index, read_entry, read_rows, write_npz
 from tkjax.contract.refusal import ContractError, disk_errors, first_bad, refuse
-from tkjax.contract.spec import VERSION
+from tkjax.contract.spec import FPS, VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioHeader:
+    """What a feature sequence [steps, channels] is and how windows are cut from it.
+
+    Step k is centred at start_s + k / rate_hz seconds. The window of video frame f holds steps hop·f - left ... hop·f -
+    left + window - 1, with zeros outside the sequence; ceil(steps / hop) frames have one, so rate_hz is hop times the
+    frame rate. `pad` is how many zero steps the kind's original cutter puts at either end.
+    """
+
+    kind: str
+    rate_hz: float
+    start_s: float
+    extractor: str
+    window: int
+    hop: int
+    left: int
+    pad: int
+    steps: int
+    channels: int
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the kind, as the manifest and the avatar hold it."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "kind"}
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioFeatures:
-    """A whole clip's feature sequence and how windows are cut from it.
-
-    features float32 [n, C]; step k is centred at start_s + k / rate_hz seconds. The window of video frame
-    f holds steps hop·f - left ... hop·f - left + window - 1, with zeros outside the sequence; ceil(n / hop)
-    frames have one. `pad` is how many zero steps the kind's original cutter puts at either end.
-    """
+    """A whole clip's feature sequence, features float32 [n, C], and how windows are cut from it: see `AudioHeader`."""
 
     kind: str
     features: np.ndarray
@@ -35,6 +56,11 @@ class AudioFeatures:
     hop: int
     left: int
     pad: int
+
+    @property
+    def header(self) -> AudioHeader:
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "features"}
+        return AudioHeader(**facts, steps=len(self.features), channels=self.features.shape[1])
 
     @property
     def channels(self) -> int:
@@ -55,9 +81,8 @@ class AudioFeatures:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the features, as the manifest and the avatar hold it."""
-        d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("features", "kind")}
-        return {**d, "steps": len(self.features), "channels": self.channels}
+        """Everything but the features and their kind, as the manifest and the avatar hold it."""
+        return self.header.describe()
 
 
 # member -> kind of dtype, shape
@@ -75,7 +100,10 @@ _MEMBERS = {
 }
 
 
-def _check(where: Any, a: AudioFeatures) -> AudioFeatures:
+_BLOCK = 4096  # steps read at once by what looks at every one of them
+
+
+def _check(where: Any, a: AudioHeader) -> None:
     def require(member: str, good: bool, expected: str) -> None:
         if not good:
             raise refuse(where, member, f"is {getattr(a, member)!r}", expected)
@@ -88,14 +116,17 @@ def _check(where: Any, a: AudioFeatures) -> AudioFeatures:
     require("hop", a.hop >= 1, "at least 1 step a frame")
     require("left", 0 <= a.left <= a.window, f"0..{a.window}")
     require("pad", 0 <= a.pad <= a.window, f"0..{a.window}")
-    f = a.features
-    if f.dtype != np.float32:
-        raise refuse(where, "features", f"has dtype {f.dtype}", "float32")
-    if f.ndim != 2 or f.shape[0] < 1 or f.shape[1] < 1:
-        raise refuse(where, "features", f"has shape {f.shape}", "(steps, channels), both at least 1")
+    rate = a.hop * FPS  # else windows would drift away from their frames
+    require(
+        "rate_hz", abs(a.rate_hz - rate) <= 1e-6 * rate, f"{rate:g}, {a.hop} steps for each of {FPS:g} frames a second"
+    )
+    if a.steps < 1 or a.channels < 1:
+        raise refuse(where, "features", f"has shape {(a.steps, a.channels)}", "(steps, channels), both at least 1")
+
+
+def _check_rows(where: Any, f: np.ndarray, first: int = 0) -> None:
     if not np.isfinite(f).all():
-        raise refuse(where, "features", f"is not finite at step {first_bad(np.isfinite(f))}", "finite numbers")
-    return a
+        raise refuse(where, "features", f"is not finite at step {first + first_bad(np.isfinite(f))}", "finite numbers")
 
 
 def save_audio_features(
@@ -111,12 +142,33 @@ def save_audio_features(
     pad: int,
 ) -> None:
     """Write `audio_<kind>.npz` (any path), whole or not at all; arguments as in `AudioFeatures`."""
+    f = np.asarray(features)
+    if f.dtype != np.float32:
+        raise refuse(path, "features", f"has dtype {f.dtype}", "float32")
+    if f.ndim != 2:
+        raise refuse(path, "features", f"has shape {f.shape}", "(steps, channels), both at least 1")
     sizes = {"window": int(window), "hop": int(hop), "left": int(left), "pad": int(pad)}
-    a = AudioFeatures(kind, np.asarray(features), float(rate_hz), float(start_s), extractor, **sizes)
-    _check(path, a)
-    arrays = {"version": np.int64(VERSION), "features": a.features, "kind": np.str_(kind)}
-    arrays |= {"rate_hz": np.float64(a.rate_hz), "start_s": np.float64(a.start_s), "extractor": np.str_(extractor)}
-    arrays |= {k: np.int64(v) for k, v in sizes.items()}
+    header = AudioHeader(
+        kind, float(rate_hz), float(start_s), extractor, **sizes, steps=f.shape[0], channels=f.shape[1]
+    )
+    save_audio_rows(path, header, (f[a : a + _BLOCK] for a in range(0, len(f), _BLOCK)))
+
+
+def save_audio_rows(path: str | Path, header: AudioHeader, blocks: Iterable[np.ndarray]) -> None:
+    """The same from float32 blocks [k, channels] that together are header.steps long: memory is that of a block."""
+    _check(path, header)
+
+    def checked() -> Iterator[np.ndarray]:
+        first = 0
+        for block in blocks:
+            _check_rows(path, block, first)
+            first += len(block)
+            yield block
+
+    arrays = {"version": np.int64(VERSION), "features": Rows((header.steps, header.channels), checked())}
+    for name, (letter, shape) in _MEMBERS.items():
+        if not shape and name != "version":
+            arrays[name] = {"i": np.int64, "f": np.float64, "U": np.str_}[letter](getattr(header, name))
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -140,6 +192,34 @@ def load_audio_features(path: str | Path) -> AudioFeatures:
 def parse_audio(data: bytes, where: Any, kind: str | None = None) -> AudioFeatures:
     """The content of an `audio_<kind>.npz`, checked; also its kind where that is given."""
     file = io.BytesIO(data)
+    header, entry = _read_header(file, where)
+    if kind not in (None, header.kind):
+        raise refuse(where, "kind", f"is {header.kind}", kind)
+    rows = read_entry(file, entry, where, "features", check=True)
+    _check_rows(where, rows)
+    return AudioFeatures(features=rows, **{f.name: getattr(header, f.name) for f in dataclasses.fields(AudioFeatures)
+                                           if f.name != "features"})  # fmt: skip
+
+
+def stream_audio_features(path: str | Path, rows: int) -> tuple[AudioHeader, Iterator[np.ndarray]]:
+    """(header, blocks [rows, channels] as they are asked for) of `audio_<kind>.npz`; memory is that of a block.
+
+    All of the file is looked at once before this returns: damage and numbers that are not finite are refused here.
+    """
+    with disk_errors(path, "a file of sound features"), open(path, "rb") as file:
+        header, entry = _read_header(file, path)
+        for k, block in enumerate(read_rows(file, entry, path, "features", _BLOCK, check=True)):
+            _check_rows(path, block, k * _BLOCK)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with disk_errors(path, "a file of sound features"), open(path, "rb") as file:
+            yield from read_rows(file, entry, path, "features", rows)
+
+    return header, blocks()
+
+
+def _read_header(file: io.BufferedIOBase, where: Any) -> tuple[AudioHeader, Entry]:
+    """All members but the features, checked, and where those lie."""
     index = npz_index(file, where)
     values = {}
     for name, (letter, shape) in _MEMBERS.items():
@@ -151,9 +231,10 @@ def parse_audio(data: bytes, where: Any, kind: str | None = None) -> AudioFeatur
             raise refuse(where, name, f"has dtype {e.dtype}", want)
         if len(e.shape) != len(shape):
             raise refuse(where, name, f"has shape {e.shape}", "(steps, channels)" if shape else "a single value")
+        if name == "features":
+            continue
         try:
-            a = read_entry(file, e, where, name, check=True)
-            values[name] = a if name == "features" else a.item()
+            values[name] = read_entry(file, e, where, name, check=True).item()
         except ValueError as error:  # text that is no text
             if isinstance(error, ContractError):
                 raise
@@ -163,7 +244,7 @@ def parse_audio(data: bytes, where: Any, kind: str | None = None) -> AudioFeatur
             raise refuse(where, name, "is unknown", f"only the members {', '.join(_MEMBERS)}")
     if values.pop("version") != VERSION:
         raise refuse(where, "version", "is not known to this program", f"{VERSION}")
-    a = _check(where, AudioFeatures(**values))
-    if kind not in (None, a.kind):
-        raise refuse(where, "kind", f"is {a.kind}", kind)
-    return a
+    steps, channels = index["features"].shape
+    header = AudioHeader(**values, steps=steps, channels=channels)
+    _check(where, header)
+    return header, index["features"]

@@ -7,7 +7,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,39 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_npz(file: io.BufferedIOBase, arrays: Mapping[str, np.ndarray | np.generic]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A float32 array [n, C] that comes in blocks of rows, to be written without ever being whole."""
+
+    shape: tuple[int, int]
+    blocks: Iterable[np.ndarray]
+
+    def write(self, file: io.BufferedIOBase) -> None:
+        """The npy file of these rows, byte for byte as numpy writes the whole array."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        n = 0
+        for block in self.blocks:
+            if block.dtype != np.float32 or block.ndim != 2 or block.shape[1] != self.shape[1]:
+                raise ValueError(
+                    f"a block of rows is {block.dtype} {block.shape}, expected float32 (n, {self.shape[1]})"
+                )
+            n += len(block)
+            file.write(block.astype("<f4", copy=False).tobytes())
+        if n != self.shape[0]:
+            raise ValueError(f"the blocks hold {n} rows, expected the {self.shape[0]} that were announced")
+
+
+def write_npz(file: io.BufferedIOBase, arrays: Mapping[str, np.ndarray | np.generic | Rows]) -> None:
     """Uncompressed npz with the same bytes for the same arrays: sorted members, fixed dates, C order."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as z:
         for name in sorted(arrays):
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o644 << 16
+            if isinstance(arrays[name], Rows):
+                with z.open(info, "w", force_zip64=True) as f:
+                    arrays[name].write(f)
+                continue
             a = np.ascontiguousarray(arrays[name]).reshape(np.shape(arrays[name]))
             a = a.astype(a.dtype.newbyteorder("<"), copy=False)
             with z.open(info, "w", force_zip64=True) as f:
@@ -100,6 +127,26 @@ def read_entry(file: io.BufferedIOBase, entry: Entry, where: Any, name: str, che
         raise refuse(where, name, "fails its CRC-32", "undamaged bytes")
     a = np.ndarray(entry.shape, entry.dtype, buffer=data, offset=entry.offset - entry.start)
     return a.astype(a.dtype.newbyteorder("="), copy=False)
+
+
+def read_rows(
+    file: io.BufferedIOBase, entry: Entry, where: Any, name: str, rows: int, check: bool = False
+) -> Iterator[np.ndarray]:
+    """An array [n, ...] in blocks of so many rows, as asked for; `check`: its CRC-32 is compared at the end."""
+    width = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+    file.seek(entry.start)
+    crc = zlib.crc32(file.read(entry.offset - entry.start)) if check else 0
+    for a in range(0, entry.shape[0], rows):
+        n = min(rows, entry.shape[0] - a)
+        file.seek(entry.offset + a * width)
+        data = file.read(n * width)
+        if len(data) != n * width:
+            raise refuse(where, name, f"ends in row {a + len(data) // max(width, 1)}", f"{entry.shape[0]} rows")
+        crc = zlib.crc32(data, crc) if check else 0
+        block = np.frombuffer(data, entry.dtype).reshape(n, *entry.shape[1:])
+        yield block.astype(entry.dtype.newbyteorder("="), copy=False)
+    if check and crc != entry.crc:
+        raise refuse(where, name, "fails its CRC-32", "undamaged bytes")
 
 
 def damaged_member(data: bytes, where: Any) -> str:
