@@ -1,13 +1,14 @@
 """tkjax's one command: `python launch.py --help` explains the modes.
 
-Exit code 0 on success, 2 with one line for anything that the user can mend, 1 for a bug.
+Exit code 0 on success, 2 with one line for anything that the user can mend, 130 and 143 when it was interrupted or
+terminated, 1 for a bug.
 """
 
 import sys
 
 from absl import app, flags, logging
 
-from tkjax import environment, options
+from tkjax import environment, interrupts, options
 from tkjax.errors import UserError, of_files
 
 
@@ -35,20 +36,21 @@ def main(opts: options.Options) -> None:
     environment.prepare()
     logging.set_verbosity(logging.WARNING)  # libraries that log every file they write
     environment.show_facts()
-    try:
-        from tkjax import cli  # only now: it brings jax
+    with interrupts.caught():
+        try:
+            from tkjax import cli  # only now: it brings jax
 
-        cli.run(opts)
-    except UserError as error:
-        refuse(error)
-    except OSError as error:
-        sentence = of_files(error)
-        if sentence is None:
-            raise
-        refuse(sentence)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+            cli.run(opts)
+        except UserError as error:
+            refuse(error)
+        except OSError as error:
+            sentence = of_files(error)
+            if sentence is None:
+                raise
+            refuse(sentence)
+        except KeyboardInterrupt as error:
+            print(interrupts.sentence(error, opts.mode), file=sys.stderr)
+            sys.exit(interrupts.exit_code(error))
 
 
 if __name__ == "__main__":

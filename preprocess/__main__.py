@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 with one sentence on standard error."""
     args = parser().parse_args(argv)
-    return exit_code(lambda: pipeline.run(pipeline.Options(**vars(args))))
+    return exit_code(lambda: pipeline.run(pipeline.Options(**vars(args))), "preprocess")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +20,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def _start(log: str) -> None:
-    """In a fresh worker: one thread, output of the native libraries into `log`, and an end with the parent."""
+    """In a fresh worker: one thread, output of the native libraries into `log`, and an end with the parent, which alone
+    hears Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 1)
     os.dup2(fd, 2)

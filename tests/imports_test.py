@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"__version__", "errors", "files", "contract", "images", "audio", "video", "models_dir", "feature_arrays"}
+FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
+FOUNDATION |= {"feature_arrays"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
     "contract": {"contract", "errors"},
     "models_dir": {"errors"},
     "files": {"errors"},
+    "interrupts": set(),
     "images": {"errors", "files"},
     "level": set(),
     "audio": {"errors", "contract", "files", "level"},
@@ -43,6 +45,7 @@ ALLOWED = {
         "types",
         "config",
     },
+    "frame_folder": {"errors", "files"},
     "frame_cache": {"contract", "images", "errors", "files"},
     "sampling": {"errors"},
     "data": {"contract", "types", "images", "errors", "frame_cache", "sampling"},

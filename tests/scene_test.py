@@ -188,6 +188,25 @@ def test_maps_are_written_beside_the_video_and_in_folders(made, tmp_path):
     assert not (tmp_path / "p.mp4").exists()
 
 
+def test_a_video_and_its_maps_appear_together_or_not_at_all(made, tmp_path, monkeypatch):
+    subject, plan = made["plain"], drive.plan(made["plain"])
+    finish = video.VideoWriter.finish
+    (tmp_path / "o.mp4").write_bytes(b"old")
+
+    def breaks(writer):
+        if writer.path.name == "o_ambient.mp4":
+            raise UserError("no room")
+        return finish(writer)
+
+    monkeypatch.setattr(video.VideoWriter, "finish", breaks)
+    closed = []
+    monkeypatch.setattr(type(subject), "close", lambda self: closed.append(self))
+    with pytest.raises(UserError, match="no room"):
+        stream.render(subject, made["sound"], tmp_path / "o.mp4", plan, maps=("depth", "ambient"))
+    assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"] and (tmp_path / "o.mp4").read_bytes() == b"old"
+    assert closed == [subject], "the avatar's videos are given back after a failure too"
+
+
 def test_colours_bleed_under_a_clear_alpha_but_alpha_stays():
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[20:40, 20:40] = [200, 100, 50, 255]

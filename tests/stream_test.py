@@ -241,9 +241,10 @@ def test_a_destination_that_is_not_ours_is_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "o_depth.mp4").mkdir()
     (tmp_path / "file").write_text("x")
-    for name in ("full", "folder.mp4", "file", "o.avi"):
+    for name in ("full", "folder.mp4", "file", "o.avi", "o.mp4"):
         with pytest.raises(UserError, match="--out"):
-            stream.check_out(tmp_path / name)
+            stream.check_out(tmp_path / name, maps=["depth"])
     for name in ("new", "new.mp4", "deep/new.mp4"):
         stream.check_out(tmp_path / name)

@@ -14,10 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tkjax import errors
+from tkjax import errors, interrupts
 from tkjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+CLEAN_UP_S = 20.0  # that a child gets between SIGTERM and SIGKILL: a chunk of frames takes a few seconds
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REFUSAL = "TKJAX_REFUSAL"  # the number of the pipe that takes the child's sentence
 
@@ -48,14 +49,23 @@ def run(module: str, arguments: list[str]) -> None:
         try:
             code = child.wait()
         except BaseException:
-            child.terminate()
-            child.wait()
+            _end(child)
             raise
         said = (sentence.read(errors.LONGEST_SENTENCE) or b"").decode(errors="replace")
     if code == 2:
         raise UserError(said or f"{module} refused; the lines above say why")
     if code:
         raise RuntimeError(f"python -m {module} {' '.join(arguments)} failed with exit code {code}")
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Let a child clean up and go. Ctrl-C on a terminal has reached it already; it ignores what comes second."""
+    child.terminate()
+    try:
+        child.wait(CLEAN_UP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def ask(module: str, arguments: list[str], show: bool = False) -> None:
@@ -138,4 +148,8 @@ if __name__ == "__main__":
         errors.route(int(os.environ.pop(REFUSAL)))  # popped: children of this one have no such pipe
     module = sys.argv[1]
     sys.argv = sys.argv[1:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with interrupts.caught():
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt as error:  # the parent says so
+            sys.exit(interrupts.exit_code(error))

@@ -3,6 +3,7 @@
 What a workdir holds: `workdir`.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -175,21 +176,21 @@ def score(
         )
     model = subject.model()
     settings, stages = subject.config.eval, list(subject.meta["stages"])
-    result, worst = evaluate.evaluate(
-        clip,
-        model,
-        subject.variables(model),
-        subject.meta["step"],
-        workdir,
-        system=subject.config.system,
-        max_frames=settings.max_frames,
-        chunk_rays=settings.chunk_rays,
-        models=models,
-        marks=stream.mark(subject),
-        stages=stages,
-        paste=paste_back_of(subject, clip, paste_back),
-    )
-    subject.close()
+    with contextlib.closing(subject):
+        result, worst = evaluate.evaluate(
+            clip,
+            model,
+            subject.variables(model),
+            subject.meta["step"],
+            workdir,
+            system=subject.config.system,
+            max_frames=settings.max_frames,
+            chunk_rays=settings.chunk_rays,
+            models=models,
+            marks=stream.mark(subject),
+            stages=stages,
+            paste=paste_back_of(subject, clip, paste_back),
+        )
     rows = report.read_metrics(workdir / "metrics.jsonl")
     speed = evaluate.training_speed(rows)
     speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": preprocess_seconds(workdir)}
@@ -297,7 +298,7 @@ def render(opts: Options) -> None:
     workdir, out, sound = existing_workdir(opts), Path(opts.out), Path(opts.audio)
     if not sound.is_file():
         raise UserError(f"--audio: there is no file {sound}")
-    stream.check_out(out, bool(opts.alpha))
+    stream.check_out(out, bool(opts.alpha), opts.maps or ())
     for path in (out, *(stream.map_path(out, name) for name in opts.maps or ())):
         if path.exists() and path.samefile(sound):
             raise UserError(f"--out={out}: {path} is the sound to speak; name another file, so that it stays")

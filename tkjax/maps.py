@@ -1,8 +1,9 @@
 """Optional pictures of what a model knows beside colour: depth, ambient response, uncertainty.
 
-One normalisation per map and rendering, fixed by its first frame, so that a frame depends on nothing that comes later
-and brightness does not flicker: depth runs from 1 (the nearest 1 % of the head) to 0 (the farthest 1 %, and where
-nothing is); the others from 0 to 1 = the 99th percentile of what is above 0. Depth is grey, the others use PALETTE.
+Depth runs from 1 (the nearest 1 % of the head) to 0 (the farthest 1 %, and where nothing is); the others from 0 to
+1 = the 99th percentile of what is above 0. Depth is grey, the others use PALETTE. These ends come from all frames of a
+rendering up to the one that is shown: they widen with what a frame brings and never narrow. So a frame without a head
+or without sound spoils nothing that follows, none depends on what comes later, and brightness does not flicker.
 """
 
 import functools
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from tkjax.errors import UserError
 from tkjax.models.base import Model
-from tkjax.render.image import pixel_grid, to_draw
+from tkjax.render.image import chunk_of, in_tiles, to_draw
 from tkjax.types import Batch, Clock, Variables
 
 MAPS = ("depth", "ambient", "uncertainty")
@@ -41,22 +42,18 @@ def render_maps(
     model: Model, variables: Variables, frame: Batch, hw: tuple[int, int], clock: Clock, chunk_rays: int = 8192
 ) -> dict[str, Float[Array, "H W"]]:
     """All maps of one frame (B = 1), deterministically; compiles once per model object, size and chunk."""
-    frame = to_draw(frame, jnp.zeros((1, 0, 3), jnp.float32))
-    pixels = hw[0] * hw[1]
-    return _render(model, hw, min(chunk_rays or pixels, pixels), variables, frame, clock)
+    chunk = chunk_of(model, hw, chunk_rays)
+    return _render(model, hw, chunk, variables, to_draw(frame, jnp.zeros((1, hw[0] * hw[1], 3), jnp.float32)), clock)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _render(model: Model, hw: tuple[int, int], chunk: int, variables: Variables, frame: Batch, clock: Clock):
-    grid = pixel_grid(*hw)
-    tiles = jnp.pad(grid, ((0, -len(grid) % chunk), (0, 0)), mode="edge").reshape(-1, chunk, 2)
-
-    def part(pixels_px):
-        batch = frame.replace(pixels_px=pixels_px[None], background=jnp.zeros((1, chunk, 3), jnp.float32))
+    def part(pixels_px, background, image_hw):
+        batch = frame.replace(pixels_px=pixels_px[None], background=background[None], image_hw=image_hw)
         return {name: value[0] for name, value in model.maps(variables, batch, clock).items()}
 
-    parts = jax.lax.map(part, tiles)
-    return {name: value.reshape(-1)[: len(grid)].reshape(hw) for name, value in parts.items()}
+    parts = in_tiles(part, hw, chunk, frame.background[0])
+    return {name: value.reshape(hw) for name, value in parts.items()}
 
 
 class Maps:
@@ -70,7 +67,7 @@ class Maps:
             if name not in MAPS:
                 raise UserError(f"--maps={name} is unknown, expected some of {', '.join(MAPS)}")
         self.names = tuple(dict.fromkeys(names))
-        self._range: dict[str, tuple[float, float]] = {}
+        self._range: dict[str, tuple[float, float]] = {}  # (value shown as 0, value shown as 1) so far
 
     def pictures(self, values: Mapping[str, Float[Array, "H W"]]) -> dict[str, UInt8[np.ndarray, "H wide 3"]]:
         """One picture per name; several maps of a name (ambient: sound, eyes) side by side."""
@@ -85,9 +82,12 @@ class Maps:
 
     def _picture(self, key: str, value: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
         finite = np.isfinite(value)
-        if key not in self._range:
-            self._range[key] = _range(value[finite], key)
-        low, high = self._range[key]
+        ends = _range(value[finite], key)
+        if ends is not None:
+            low, high = self._range.get(key, ends)
+            wider = (max, min) if key == "depth" else (min, max)  # depth: the far end is shown as 0
+            self._range[key] = (wider[0](low, ends[0]), wider[1](high, ends[1]))
+        low, high = self._range.get(key, (0.0, 1.0))
         level = np.clip((np.where(finite, value, low) - low) / (high - low), 0, 1)
         index = np.rint(255 * level).astype(np.uint8)
         if key == "depth":
@@ -95,10 +95,12 @@ class Maps:
         return _COLOURS[index]
 
 
-def _range(values: Float[np.ndarray, " n"], key: str) -> tuple[float, float]:
-    """(value shown as 0, value shown as 1), never equal."""
+def _range(values: Float[np.ndarray, " n"], key: str) -> tuple[float, float] | None:
+    """(value shown as 0, value shown as 1) of one frame's finite values, never equal; None where it shows nothing."""
     if key == "depth":
-        near, far = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
+        if not values.size:
+            return None
+        near, far = np.percentile(values, (1, 99))
         return float(far), float(min(near, far - 1e-6))
     above = values[values > 0]
-    return 0.0, float(max(np.percentile(above, 99) if above.size else 1.0, 1e-6))
+    return (0.0, float(max(np.percentile(above, 99), 1e-6))) if above.size else None

@@ -7,8 +7,6 @@ are there, and the encoder takes it at once: memory does not grow with the lengt
 import collections
 import contextlib
 import dataclasses
-import json
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +15,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays
+from tkjax import __version__, audio, avatar, child, contract, drive, feature_arrays, files, frame_folder
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
 from tkjax.maps import Maps, render_maps
 from tkjax.scene import Scene, bleed
 from tkjax.types import Batch
@@ -34,7 +31,6 @@ BLOCK_S = 1.0  # seconds of sound decoded at once
 BLOCK_ROWS = 64  # steps of features read at once
 BLOCK_FRAMES = 4  # frames whose windows are cut at once: those of HuBERT take half a MB each
 LENGTH_TOLERANCE_S = 0.5  # between a sound and its features: extractors pad or drop a window at the end
-FRAMES_MARK = "frames.json"  # lies beside PNG files that were written here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,8 +286,9 @@ def is_video(out: Path | str, alpha: bool = False) -> bool:
     return Path(out).suffix.lower() in (ALPHA_SUFFIXES if alpha else (".mp4", ".mov", ".m4v", ".webm"))
 
 
-def check_out(out: Path | str, alpha: bool = False) -> None:
-    """Refuse a destination that cannot be written or that is not ours to replace, before any work."""
+def check_out(out: Path | str, alpha: bool = False, maps: Sequence[str] = ()) -> None:
+    """Refuse a destination that cannot be written or that is not ours to replace, before any work. maps: those that
+    will lie beside it."""
     out = Path(out)
     if alpha and is_video(out) and not is_video(out, alpha):
         raise UserError(
@@ -299,42 +296,25 @@ def check_out(out: Path | str, alpha: bool = False) -> None:
             "PNG files"
         )
     if is_video(out):
-        if out.is_dir():
-            raise UserError(f"--out={out} is a folder; name a file in it")
+        for path in (out, *(map_path(out, name) for name in maps)):
+            if path.is_dir():
+                raise UserError(f"--out={out}: {path} is a folder; name a file in it")
     elif out.suffix and not out.is_dir():
         raise UserError(f"--out={out}: write an .mp4 file, or a folder (a name without a suffix) for PNG files")
     elif out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; name a folder for PNG files, or an .mp4 file")
-    elif out.is_dir() and any(out.iterdir()) and not (out / FRAMES_MARK).is_file():
-        raise UserError(f"--out={out} is a folder with other files in it; name a new or empty one")
+    elif out.is_dir():
+        frame_folder.proven(out.resolve(), out)
 
 
 def write_pngs(out: Path | str, pictures: Iterable[Frame], subject: avatar.Avatar) -> None:
-    """000000.png … with the mark in their text chunks, maps in folders of their names; the folder appears when it is
-    complete."""
-    out = Path(out).absolute()
-    text = PngImagePlugin.PngInfo()
-    for key, value in mark(subject).items():
-        text.add_itxt(key.capitalize(), value)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
-    try:
-        n = 0
-        for n, (rgb, maps) in enumerate(pictures, 1):
-            for folder, picture in ((partial, rgb), *((map_path(partial, name), p) for name, p in maps.items())):
-                folder.mkdir(exist_ok=True)
-                Image.fromarray(picture).save(folder / f"{n - 1:06d}.png", pnginfo=text, compress_level=3)
-        facts = {"frames": n, "fps": subject.meta["fps"], "avatar": subject.id, **mark(subject)}
-        write_atomic(partial / FRAMES_MARK, (json.dumps(facts, indent=2) + "\n").encode())
-        partial.chmod(0o755)
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """000000.png … with the mark in their text chunks, maps in folders of their names; see `frame_folder`."""
+    facts = {"fps": subject.meta["fps"], "avatar": subject.id}
+    with frame_folder.new(out, facts, mark(subject)) as add:
+        for n, (rgb, maps) in enumerate(pictures):
+            add(f"{n:06d}.png", rgb)
+            for name, picture in maps.items():
+                add(f"{name}/{n:06d}.png", picture)
 
 
 def map_path(out: Path, name: str) -> Path:
@@ -355,6 +335,7 @@ def write_videos(out: Path | str, pictures: Iterable[Frame], scene: Scene, sound
                     writer = VideoWriter(map_path(out, name), *picture.shape[:2], fps=fps, metadata=text)
                     writers[name] = stack.enter_context(writer)
                 writers[name].write(picture)
+        files.replace_all([(writer.finish(), writer.path) for writer in writers.values()])
 
 
 def render(
@@ -378,19 +359,18 @@ def render(
     paste_back, alpha, torso: see `Scene`; with alpha `out` is .mov, .webm or a folder. maps: some of maps.MAPS, written
     beside `out`. on_frame(i, picture), if given, sees every frame before it is written.
     """
-    check_out(out, alpha)
+    check_out(out, alpha, maps)
     scene, maps_ = Scene(subject, plan, torso=torso, paste_back=paste_back, alpha=alpha), Maps(maps)
     fps, spoken = subject.meta["fps"], subject.meta["audio"]
     n = sound_frames(sound, fps)
     spec = Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, n, smooth_lips)
-    with tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
+    with contextlib.closing(subject), tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
         rows = feature_chunks(sound, n / fps, subject, features, audio_kinds, Path(folder))
         pictures = _finished(frames(scene, spec, rows, maps_), n, visible_mark, on_frame)
         if is_video(out):
             write_videos(out, pictures, scene, sound)
         else:
             write_pngs(out, pictures, subject)
-    subject.close()
     return n
 
 

@@ -8,7 +8,6 @@ both with straight alpha. All of it in constant memory.
 
 import dataclasses
 import logging
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from tkjax.audio import RATE, decode_audio, moving_picture, open_media, resample_blocks
 from tkjax.errors import UserError
+from tkjax.files import hidden, replace_all, sync
 
 AUDIO_OUT_HZ = 48000  # one AAC frame then lasts 21 ms, less than a picture
 _JITTER_S = Fraction(1, 2000)  # timestamps are rounded to ticks; a frame this little late is on time
@@ -220,7 +220,7 @@ class VideoWriter:
         self._audio, channels = _audio_blocks(audio, audio_hz)
         if self._audio is not None:
             self._kept = next(self._audio, np.zeros((channels, 0), np.float32))  # a bad file fails here, early
-        self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        self._part = hidden(self.path, "part", self.path.suffix)
         self._container = self._open(metadata or {}, crf, channels, gop)
 
     def _codecs(self, crf: int) -> tuple[str, str, dict[str, str], str]:
@@ -323,8 +323,11 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finish the file and give it its name."""
-        if self._container is None:
-            return
+        if self._container is not None:
+            replace_all([(self.finish(), self.path)])
+
+    def finish(self) -> Path:
+        """Complete the file under its temporary name, for a caller that renames several together; that name."""
         if self.n_frames == 0:
             self._discard()
             raise UserError(f"{self.path}: no frame was written, expected at least one")
@@ -335,11 +338,8 @@ class VideoWriter:
         self._container = None
         if self._audio is not None:
             self._audio.close()  # it may hold more sound than there are pictures
-        try:
-            os.replace(self._part, self.path)
-        except OSError as e:
-            self._part.unlink(missing_ok=True)
-            raise UserError(f"{self.path}: {e.strerror or e}, expected a place that can be written") from e
+        self._guard(lambda: sync(self._part))
+        return self._part
 
     def _discard(self) -> None:
         """Leave nothing behind."""

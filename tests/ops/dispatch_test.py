@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -118,6 +119,24 @@ def test_missing_kernels_are_said_and_the_reference_takes_over(monkeypatch, capl
         dispatch.resolve(OP, "cpu")
     with pytest.raises(ValueError, match="the kernels are not built"):
         dispatch.set_default("cpu")
+
+
+def test_a_program_that_the_gpu_has_no_kernel_for_is_a_warning_once(monkeypatch, caplog):
+    """Otherwise a new system is merely slow, and nobody knows why."""
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(dispatch, "unavailable", lambda name: None)
+
+    def supports(module):
+        if name_of(module) == "triton":
+            raise NotImplementedError("no fused field for new_head")
+
+    monkeypatch.setitem(sys.modules, f"tkjax.ops.triton.{OP}", types.ModuleType(f"tkjax.ops.triton.{OP}"))
+    monkeypatch.setattr(dispatch, "backends", lambda op: ("triton", "reference"))
+    with caplog.at_level(logging.WARNING, "tkjax.ops"):
+        for _ in range(2):
+            assert name_of(dispatch.resolve(OP, None, supports)) == "reference"
+    assert [r.getMessage() for r in caplog.records] == [f"{OP} does not use triton: no fused field for new_head"]
 
 
 def test_second_derivatives_are_refused_with_a_sentence():

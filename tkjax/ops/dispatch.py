@@ -78,10 +78,10 @@ def backends(op: str) -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if importlib.util.find_spec(f"tkjax.ops.{name}.{op}"))
 
 
-def _say(*what: str) -> None:
+def _say(*what: str, level: int = logging.INFO) -> None:
     if what not in _said:
         _said.add(what)
-        log.info("%s", " ".join(what))
+        log.log(level, "%s", " ".join(what))
 
 
 def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType], None] | None = None) -> ModuleType:
@@ -113,8 +113,8 @@ def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType]
             return module
         if name == wanted:
             raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
-        if jax.default_backend() in PLATFORMS[name]:
-            _say(op, "does not use", f"{name}:", reason)
+        if jax.default_backend() in PLATFORMS[name]:  # the device has faster kernels, so its user must hear of it
+            _say(op, "does not use", f"{name}:", reason, level=logging.WARNING)
     raise AssertionError(f"{op} has no reference")
 
 

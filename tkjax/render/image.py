@@ -1,6 +1,7 @@
 """Whole images: the one place where a picture is composed, tiled, padded and put together again."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from tkjax.models.base import Model
 from tkjax.render.composite import over
-from tkjax.types import Batch, Clock, Render, Variables
+from tkjax.types import Batch, Clock, PyTree, Render, Variables
 
 
 class Image(NamedTuple):
@@ -38,6 +39,26 @@ def pixel_grid(height: int, width: int) -> Float[Array, "HW 2"]:
 def needs_whole_frame(model: Model) -> bool:
     """A model that is trained on whole frames is rendered whole; the others take any set of pixels."""
     return any("frame" in stage.samplers for stage in model.stages())
+
+
+def chunk_of(model: Model, hw: tuple[int, int], chunk_rays: int) -> int:
+    """Pixels that a model draws at once; 0 for the whole frame, which some models need."""
+    whole = chunk_rays == 0 or chunk_rays >= hw[0] * hw[1] or needs_whole_frame(model)
+    return 0 if whole else chunk_rays
+
+
+def in_tiles(part: Callable[..., PyTree], hw: tuple[int, int], chunk: int, background: Float[Array, "HW 3"]) -> PyTree:
+    """A tree of [HW, …] from part(pixels_px [R,2], background [R,3], image_hw), which gives a tree of [R, …] for any
+    pixels. chunk: R; with 0 all pixels at once, and only then image_hw is their size, else None."""
+    grid = pixel_grid(*hw)
+    if chunk == 0:
+        return part(grid, background, hw)
+    missing = -grid.shape[0] % chunk
+    tiles = [
+        jnp.pad(v, ((0, missing), (0, 0)), mode="edge").reshape(-1, chunk, v.shape[-1]) for v in (grid, background)
+    ]
+    parts = jax.lax.map(lambda tile: part(*tile, None), tuple(tiles))
+    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[: grid.shape[0]], parts)
 
 
 def final_clock(stage_steps: int = 1, stage: str = "") -> Clock:
@@ -79,32 +100,20 @@ def render_image(
         raise ValueError(f"render_image takes one frame, got {frame.frame.shape[0]}")
     if height < 1 or width < 1 or chunk_rays < 0:
         raise ValueError(f"render_image needs a size of at least 1x1 and chunk_rays >= 0, got {hw} and {chunk_rays}")
-    whole = chunk_rays == 0 or chunk_rays >= pixels or needs_whole_frame(model)
     background = frame.background
     if background.shape[1] != pixels:
         background = jnp.zeros((1, pixels, 3), jnp.float32)
-    chunk = 0 if whole else chunk_rays
+    chunk = chunk_of(model, hw, chunk_rays)
     return _render(model, hw, chunk, variables, to_draw(frame, background), clock or final_clock())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _render(model: Model, hw: tuple[int, int], chunk: int, variables: Variables, frame: Batch, clock: Clock) -> Image:
-    height, width = hw
-    grid, background = pixel_grid(height, width), frame.background[0]
-
-    def part(pixels_px, background, image_hw=None):
+    def part(pixels_px, background, image_hw):
         batch = frame.replace(pixels_px=pixels_px[None], background=background[None], image_hw=image_hw)
         out = model.render(variables, batch, None, clock, False)
         front = out.alpha if out.front is None else out.front
         return tuple(None if v is None else v[0] for v in (out.rgb, out.alpha, out.depth, front))
 
-    if chunk == 0:
-        parts = part(grid, background, hw)
-    else:
-        missing = -grid.shape[0] % chunk
-        tiles = [
-            jnp.pad(v, ((0, missing), (0, 0)), mode="edge").reshape(-1, chunk, v.shape[-1]) for v in (grid, background)
-        ]
-        parts = jax.lax.map(lambda tile: part(*tile), tuple(tiles))
-        parts = jax.tree.map(lambda v: v.reshape(-1, v.shape[-1])[: grid.shape[0]], parts)
-    return Image(*(None if v is None else v.reshape(height, width, -1) for v in parts))
+    parts = in_tiles(part, hw, chunk, frame.background[0])
+    return Image(*(None if v is None else v.reshape(*hw, -1) for v in parts))
