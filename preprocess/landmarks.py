@@ -1,23 +1,33 @@
 """Landmarks and blendshapes of every frame, in two processes, one chunk at a time."""
 
+import dataclasses
 from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
 
-from preprocess import chunks, landmarker
+from preprocess import chunks, content, landmarker
 from preprocess.stages import progress
 from preprocess.survey import check_faces, check_second, face_height
 from preprocess.workers import ordered
 
 
-def detect_chunk(model: str, frames: str, index: int) -> landmarker.Faces:
-    """Worker: the faces of one chunk of frames."""
-    return landmarker.detect(model, list(chunks.rgb_frames(Path(frames), index)))
+@dataclasses.dataclass
+class Seen(landmarker.Faces):
+    """The faces of frames, and `small` uint8 [n,64,64], grey pictures of them."""
+
+    small: np.ndarray
+
+
+def detect_chunk(model: str, frames: str, index: int) -> Seen:
+    """Worker: what one chunk of frames shows."""
+    pictures = list(chunks.rgb_frames(Path(frames), index))
+    return Seen(**vars(landmarker.detect(model, pictures)), small=content.small_pictures(pictures))
 
 
 def landmarks(folder: Path, frames: Path, n_frames: int, model: Path, source_name: str, executor: Executor) -> None:
-    """Stage: chunks with `found` [n], `landmarks` [n,478,3] px, `blendshapes` [n,52]; rows without a face are 0.
+    """Stage: chunks with `found` [n], `landmarks` [n,478,3] px, `blendshapes` [n,52], whose rows without a face are 0,
+    and `small` [n,64,64] grey pictures.
 
     UserError when more than 20 % of the frames have no face, or when two people are in view.
     """
@@ -25,9 +35,8 @@ def landmarks(folder: Path, frames: Path, n_frames: int, model: Path, source_nam
     todo = [i for i in range(len(spans)) if not chunks.has_chunk(folder, i)]
     results = ordered(executor, detect_chunk, ((str(model), str(frames), i) for i in todo))
     ready = sum(b - a for i, (a, b) in enumerate(spans) if i not in set(todo))
-    for i, faces in zip(todo, progress(results, n_frames, "landmarks", done=ready), strict=True):
-        chunks.write_chunk(folder, i, {"found": faces.found, "landmarks": faces.landmarks,
-                                       "blendshapes": faces.blendshapes, "second": faces.second})  # fmt: skip
+    for i, seen in zip(todo, progress(results, n_frames, "landmarks", done=ready), strict=True):
+        chunks.write_chunk(folder, i, vars(seen))
     found = chunks.column(folder, n_frames, "found")
     check_faces(found, np.arange(n_frames), source_name)
     heights = np.concatenate(

@@ -245,6 +245,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         audio_features,
         backdrop,
         chunks,
+        content,
         face_model,
         labels,
         landmarker,
@@ -278,12 +279,20 @@ def _stages(job: Job, clip: Framed) -> Path:
         lambda out: landmarks.landmarks(out, frames.path, n, job.model, job.path.name, executor),
         {},
         {"frames": frames.digest, "model": job.model_sha},
-        [landmarks, landmarker, survey, chunks],
+        [landmarks, content, landmarker, survey, chunks],
     )
+    shown = stages.run(
+        "content",
+        lambda out: content.content(out, found.path, wav, n, (h, w)),
+        {"height": h, "width": w},
+        {"landmarks": found.digest, "wav": sha256_file(wav)},
+        [content, chunks],
+    )
+    cuts = content.cuts_of(shown.path)
     tracked = stages.run(
         "track",
-        lambda out: track.track(out, found.path, n, h, w, job.model, FPS, ()),
-        {"height": h, "width": w},
+        lambda out: track.track(out, found.path, n, h, w, job.model, FPS, cuts),
+        {"height": h, "width": w, "cuts": cuts},
         {"landmarks": found.digest, "model": job.model_sha},
         [track, pose, smooth, pose_checks, face_model, landmarks, chunks, contract],
     )
@@ -298,8 +307,10 @@ def _stages(job: Job, clip: Framed) -> Path:
     refined = stages.run(
         "refine",
         # in a worker: one thread each, so the sums, and with them the bytes, never depend on the machine's cores
-        lambda out: executor.submit(refine.refine, out, frames.path, labelled.path, tracked.path, n, h, w, ()).result(),
-        {"height": h, "width": w},
+        lambda out: executor.submit(
+            refine.refine, out, frames.path, labelled.path, tracked.path, n, h, w, cuts
+        ).result(),
+        {"height": h, "width": w, "cuts": cuts},
         {"frames": frames.digest, "labels": labelled.digest, "track": tracked.digest},
         [refine, pose_checks, chunks],
     )
