@@ -1,16 +1,16 @@
 """Numbers of the frames of an old folder: landmarks, blinks, and the tracker's coefficients."""
 
-import csv
 import dataclasses
-import itertools
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from preprocess.import_layout import UNITS, Notes
+from preprocess.import_layout import Notes
 from preprocess.workers import native
+from tkjax import tables
 from tkjax.errors import UserError
+from tkjax.transforms import UNITS
 
 N_EXPRESSION = 79
 POSE_TOLERANCE = 2e-3  # between a pose of the json and of the tracker, in contract units; float32 reaches 1e-5
@@ -83,52 +83,16 @@ def blink_from_landmarks(points: Float[np.ndarray, "n 68 2"], found: Bool[np.nda
 
 
 def read_blinks(path: Path, n_ids: int, notes: Notes) -> dict[int, float]:
-    """{img_id: clip(AU45_r, 0, 2) / 2} of an OpenFace table (er-nerf.md §2), column name with or without blanks.
+    """{img_id: clip(AU45_r, 0, 2) / 2} of an OpenFace table; n_ids: one more than the largest img_id (`tables`).
 
-    The originals take row i for frame i. So do we, unless the column `frame` (from 1) shows that rows are missing:
-    then each row goes to its own frame. Rows without a finite number are left out.
+    The originals take row i for frame i. So do we, unless the table itself says that its rows belong to other frames.
+    Rows without a finite number, and those where the tracker failed, are left out.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            table = list(csv.reader(f))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path}: cannot be read as a table ({e}), expected OpenFace's csv") from e
-    names = [c.strip() for c in table[0]] if table else []
-    if "AU45_r" not in names:
-        raise UserError(f"{path}: has no column AU45_r, expected the output of OpenFace's FeatureExtraction")
-    column = names.index("AU45_r")
-    rows = [r for r in table[1:] if any(c.strip() for c in r)]
-    numbers = _row_ids(rows, names.index("frame") if "frame" in names else None, n_ids)
-    if numbers != list(range(len(rows))):
-        notes.said.append(f"{path.name}: rows are missing; each row was put to the frame that its column frame names")
-    out, bad = {}, []
-    for i, row in zip(numbers, rows, strict=True):
-        try:
-            value = float(row[column])
-        except (ValueError, IndexError):
-            value = float("nan")
-        if np.isfinite(value):
-            out[i] = min(max(value, 0.0), 2.0) / 2
-        else:
-            bad.append(i)
-    notes.hole(f"{path.name}: AU45_r is no number", bad)
-    return out
-
-
-def _row_ids(rows: list[list[str]], frame: int | None, n_ids: int) -> list[int]:
-    """The img_id of each row; n_ids: one more than the largest img_id."""
-    by_row = list(range(len(rows)))
-    if frame is None:
-        return by_row
-    try:
-        numbers = [int(float(r[frame])) for r in rows]
-    except (ValueError, IndexError, OverflowError):
-        return by_row
-    if not numbers or any(b <= a for a, b in itertools.pairwise(numbers)) or numbers[0] < 0:
-        return by_row
-    first = 0 if numbers[0] == 0 else 1
-    ids = [x - first for x in numbers]
-    return ids if numbers[0] <= 1 or (len(rows) < n_ids and ids[-1] < n_ids) else by_row
+    column = tables.read_blinks(path, n_ids, openface=True)
+    notes.said += [f"{path.name}: {text}" for text in column.notes]
+    notes.hole(f"{path.name}: AU45_r is no number", column.lost)
+    notes.hole(f"{path.name}: success is 0, the tracker failed", column.failed)
+    return column.values
 
 
 # ---------------------------------------------------------------- the tracker's output

@@ -25,6 +25,7 @@ from preprocess import (
     import_columns,
     import_full,
     import_layout,
+    import_numbers,
     import_pictures,
     import_plan,
     import_shift,
@@ -32,21 +33,34 @@ from preprocess import (
 )
 from preprocess.command import exit_code
 from preprocess.import_full import Full
-from preprocess.import_layout import SYSTEMS, Notes, ranges
+from preprocess.import_layout import SYSTEMS, Notes
 from preprocess.import_pictures import Files, Pictures
 from preprocess.import_plan import Plan, columns, make_plan, sound_numbers, split_of, summary
 from preprocess.stages import progress, say, sha256_file
 from preprocess.workers import native, ordered
-from tkjax import contract
+from tkjax import contract, images, tables, transforms
 from tkjax.contract import DatasetWriter
 from tkjax.errors import UserError
 from tkjax.images import decode_rgb, encode_png, resize_area
+from tkjax.tables import ranges
 
 BLOCK = contract.SHARD_FRAMES
 ALIKE_DB = 28.0  # a target picture farther than this from frame + labels + plate is named
 MISSING = "x_picture_missing"
 PICTURES_OF_A_SOURCE = 8
-MODULES = (import_columns, import_full, import_layout, import_pictures, import_plan, import_shift, import_sound)
+MODULES = (
+    import_columns,
+    import_full,
+    import_layout,
+    import_numbers,
+    import_pictures,
+    import_plan,
+    import_shift,
+    import_sound,
+    images,
+    tables,
+    transforms,
+)
 
 
 # ---------------------------------------------------------------- pictures

@@ -19,11 +19,12 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from preprocess.import_layout import Notes, read_json
+from preprocess.import_layout import Notes
 from preprocess.workers import ordered
 from tkjax import contract, video
 from tkjax.errors import UserError
 from tkjax.images import encode_png
+from tkjax.transforms import read_json
 
 # Names of colours (R, G, B) as Avatar-ERNeRF understands them: cyan and yellow are swapped there, and a folder that
 # it made has the swapped colour behind the person (dossier §2.4 task 2).

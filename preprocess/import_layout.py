@@ -1,26 +1,21 @@
 """Folders of the AD-NeRF line: which project made one, what lies in it, and the cameras of its transforms json.
 
-`transform_matrix` is camera to head in metres, columns x right, y up, backwards (OpenGL), for all four projects
-(rad-nerf.md §2.4, er-nerf.md §2 "Pose", ad-nerf.md §2.2): the contract's matrix with the translation times 4. The
-intrinsics follow the loader of RAD-NeRF: `focal_len`, else `fl_x`/`fl_y`, else `camera_angle_x/y`; `cx`, `cy`, else
-the middle; with `h`, `w` they count pixels of that size, which may differ from the pictures'.
+What a json says is read by `tkjax.transforms`.
 
 Half pixels: RAD-NeRF, ER-NeRF and Avatar-ERNeRF shoot the ray of pixel i through i + 0.5, as the contract does: their
 numbers stay. AD-NeRF shoots it through i (ad-nerf.md §2.7): its cx, cy and landmarks move by +0.5.
 """
 
 import dataclasses
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tkjax.contract import ROTATION_TOLERANCE
+from tkjax import transforms
 from tkjax.errors import UserError
+from tkjax.transforms import read_entry, read_json, split
 
-UNITS = 4.0  # contract units in a metre
 SYSTEMS = {"ad_nerf": "AD-NeRF", "rad_nerf": "RAD-NeRF", "er_nerf": "ER-NeRF", "avatar_ernerf": "Avatar-ERNeRF"}
 # What only one project writes, most telling first.
 SIGNS = {
@@ -46,18 +41,6 @@ class Notes:
         ids = [int(i) for i in ids]
         if ids:
             self.holes.setdefault(reason, []).extend(ids)
-
-
-def ranges(ids) -> str:
-    """'3, 7-9, 12' of some numbers."""
-    ids = sorted({int(i) for i in ids})
-    runs: list[list[int]] = []
-    for i in ids:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def recognise(root: Path, forced: str | None = None) -> tuple[str, list[str]]:
@@ -92,19 +75,6 @@ def _has_face_rect(path: Path) -> bool:
     return isinstance(frames, list) and bool(frames) and isinstance(frames[0], dict) and "face_rect" in frames[0]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A json object; UserError for anything else."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or e}, expected a json file") from e
-    except ValueError as e:
-        raise UserError(f"{path}: is not json ({' '.join(str(e).split())[:80]}), expected a json object") from e
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: holds a json {type(data).__name__}, expected an object")
-    return data
-
-
 def numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     """{number: file} of `<number>.<suffix>` in a folder; of two suffixes the first named wins."""
     out: dict[int, Path] = {}
@@ -134,21 +104,6 @@ class Transforms:
         return sorted(self.part)
 
 
-def to_contract(matrix: np.ndarray) -> np.ndarray:
-    """[4,4] `transform_matrix` -> cam_to_world."""
-    out = np.array(matrix, np.float64)
-    out[:3, 3] *= UNITS
-    return out
-
-
-def is_pose(m: np.ndarray) -> bool:
-    """Whether [4,4] (or [3,4]) holds a rotation and a finite centre."""
-    if not np.isfinite(m).all():
-        return False
-    r = m[:3, :3]
-    return bool(np.abs(r @ r.T - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(r) > 0)
-
-
 def read_transforms(root: Path, notes: Notes) -> Transforms:
     """Both json files, in any order of frames; frames that cannot be used are holes."""
     out = Transforms({}, {}, {}, {}, [])
@@ -156,11 +111,7 @@ def read_transforms(root: Path, notes: Notes) -> Transforms:
         path = root / name
         if not path.is_file():
             continue
-        data = read_json(path)
-        frames = data.get("frames")
-        if not isinstance(frames, list) or not all(isinstance(f, dict) for f in frames):
-            raise UserError(f"{path}: has no list of frames, expected the transforms of one of the four projects")
-        head = {k: v for k, v in data.items() if k != "frames"}
+        head, frames = split(read_json(path), path)
         out.head = out.head or head
         for key in ("focal_len", "fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h"):
             if head.get(key) != out.head.get(key):
@@ -182,64 +133,35 @@ def read_transforms(root: Path, notes: Notes) -> Transforms:
 
 
 def _add(out: Transforms, part: str, frame: dict[str, Any], where: str, notes: Notes) -> None:
-    number = frame.get("img_id")
-    if type(number) not in (int, float) or number != int(number) or number < 0:
-        raise UserError(f"{where} has img_id {number!r}, expected the number of a picture")
-    number = int(number)
+    entry = read_entry(frame, where)
+    number = entry.number
+    if number is None:
+        raise UserError(f"{where} has img_id None, expected the number of a picture")
     if number in out.part:
         notes.hole("named twice in the transforms; the first entry counts", [number])
         return
-    audio = frame.get("aud_id", number)
-    good = type(audio) in (int, float) and math.isfinite(audio) and audio == int(audio)
-    if not good:
+    if entry.sound is None:
         notes.hole("aud_id is no number; img_id counts", [number])
-    out.part[number], out.aud_id[number] = part, int(audio) if good else number
-    try:
-        matrix = np.array(frame.get("transform_matrix"), np.float64)
-    except (TypeError, ValueError):
-        matrix = np.zeros(0)
-    if matrix.shape == (3, 4):
-        matrix = np.concatenate([matrix, [[0, 0, 0, 1]]])
-    if matrix.shape != (4, 4) or not is_pose(matrix):
+    out.part[number], out.aud_id[number] = part, number if entry.sound is None else entry.sound
+    if entry.pose is None:
         notes.hole("no usable transform_matrix", [number])
-        return
-    matrix[3] = [0, 0, 0, 1]
-    out.poses[number] = to_contract(matrix)
+    else:
+        out.poses[number] = entry.pose
 
 
 def intrinsics(head: dict[str, Any], size: tuple[int, int], half_pixel: float, notes: Notes) -> dict[str, float]:
     """fx, fy, cx, cy in pixels of pictures of (h, w) = size. half_pixel: 0.5 for AD-NeRF, else 0."""
-
-    def number(key: str) -> float | None:
-        value = head.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"transforms json: {key} is {value!r}, expected a number")
-        return float(value)
-
     h, w = size
-    full_w, full_h = number("w") or float(w), number("h") or float(h)
-    fx = fy = number("focal_len")
-    if fx is None:
-        fx, fy = number("fl_x"), number("fl_y")
-        if fx is None and fy is None:
-            ax, ay = number("camera_angle_x"), number("camera_angle_y")
-            fx = None if ax is None else full_w / (2 * math.tan(ax / 2))
-            fy = None if ay is None else full_h / (2 * math.tan(ay / 2))
-        fx, fy = fx if fx is not None else fy, fy if fy is not None else fx
-    if fx is None or fx <= 0 or fy <= 0:
-        raise UserError("transforms json: has no focal length, expected focal_len, fl_x, fl_y or camera_angle_x")
-    cx, cy = number("cx"), number("cy")
-    cx, cy = full_w / 2 if cx is None else cx, full_h / 2 if cy is None else cy
+    k, (full_h, full_w) = transforms.intrinsics(head, size)
     sx, sy = w / full_w, h / full_h
     if (sx, sy) != (1, 1):
         notes.said.append(f"the json counts pixels of {full_w:g}x{full_h:g}, the pictures have {w}x{h}: camera scaled")
-    elif "w" not in head and (2 * int(cx), 2 * int(cy)) != (w, h):
+    elif "w" not in head and (2 * int(k["cx"]), 2 * int(k["cy"])) != (w, h):
         notes.said.append(
-            f"the originals would take {2 * int(cx)}x{2 * int(cy)} pixels from cx, cy; the pictures' {w}x{h} count"
+            f"the originals would take {2 * int(k['cx'])}x{2 * int(k['cy'])} pixels from cx, cy; the pictures' {w}x{h} "
+            "count"
         )
-    return {"fx": fx * sx, "fy": fy * sy, "cx": cx * sx + half_pixel, "cy": cy * sy + half_pixel}
+    return {"fx": k["fx"] * sx, "fy": k["fy"] * sy, "cx": k["cx"] * sx + half_pixel, "cy": k["cy"] * sy + half_pixel}
 
 
 def fill(values: dict[int, np.ndarray], ids: np.ndarray) -> np.ndarray:

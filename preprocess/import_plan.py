@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess import import_columns, import_layout, import_shift
-from preprocess.import_layout import Notes, Transforms, fill, numbered, ranges
+from preprocess import import_columns, import_layout, import_numbers, import_shift
+from preprocess.import_layout import Notes, Transforms, fill, numbered
 from preprocess.stages import say
 from tkjax import contract, images
 from tkjax.contract import boxes_from_landmarks68
 from tkjax.errors import UserError
+from tkjax.tables import ranges
 
 FOLDERS = ("ori_imgs", "gt_imgs", "com_imgs", "torso_imgs", "parsing", "parsing_label")
 
@@ -44,6 +45,8 @@ def make_plan(root: Path, system: str, notes: Notes) -> Plan:
     pictures = {**files["targets"], **files["ori_imgs"]}
     size = picture_size(pictures, root)
     camera = import_layout.intrinsics(transforms.head, size, 0.5 if system == "ad_nerf" else 0.0, notes)
+    files = import_numbers.renumber(files, transforms, camera, notes)
+    pictures = {**files["targets"], **files["ori_imgs"]}
     if system != "ad_nerf":
         transforms = import_shift.unshift(transforms, pictures, files["lms"], camera, notes)
     named = transforms.ids

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from preprocess.import_columns import read_lms
-from preprocess.import_layout import Notes, Transforms, ranges
+from preprocess.import_layout import Notes, Transforms
+from tkjax.tables import ranges
 
 RIGID = (*range(27, 36), 36, 39, 42, 45)  # nose and corners of the eyes
 BETTER = 0.8  # the error must fall at least to this share

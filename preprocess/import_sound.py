@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from preprocess.import_layout import Notes, read_json
+from preprocess.import_layout import Notes
 from tkjax import audio, feature_arrays
 from tkjax.contract import AUDIO_HZ, FPS, AudioFeatures, save_audio_features
 from tkjax.errors import UserError
+from tkjax.transforms import read_json
 
 SAMPLES = round(AUDIO_HZ / FPS)  # of one frame
 WAVS = ("aud.wav", "audio.wav")

@@ -148,6 +148,61 @@ def test_a_real_transforms_file_gives_500_poses_in_front_of_the_head(data_dir, s
     assert (np.abs(middle[:, 0] - 0.5) < 0.15).all() and np.ptp(corners[..., 0], 1).mean() > 0.2 * W
 
 
+def transforms_of(path, numbers, frames, **head):
+    """A transforms json of these poses in contract units."""
+    frames = np.array(frames, float)
+    frames[:, :3, 3] /= 4
+    listed = [{"img_id": i, "transform_matrix": m.tolist()} for i, m in zip(numbers, frames, strict=True)]
+    path.write_text(json.dumps({**(head or {"focal_len": 90.0, "cx": W / 2, "cy": H / 2}), "frames": listed}))
+    return path
+
+
+def test_poses_of_a_json_are_played_by_number_and_gaps_are_filled_and_said(tmp_path, subject, capsys):
+    path = poses(6, seed=4)
+    order = [5, 0, 3, 1]
+    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [10 + k for k in order], path[order]))
+    assert len(plan.cam_to_world) == 6 and "no pose for img_id 12, 14: between" in capsys.readouterr().out
+    for k in order:
+        np.testing.assert_allclose(plan.pose(k), path[k], atol=1e-6)
+    mean = Rotation.from_matrix(path[[1, 3], :3, :3]).mean().as_matrix()
+    np.testing.assert_allclose(plan.pose(2)[:3, :3], mean, atol=1e-5)
+    np.testing.assert_allclose(plan.pose(2)[:3, 3], path[[1, 3], :3, 3].mean(0), atol=1e-6)
+    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [0, 50, 900], path[:3]))
+    assert len(plan.cam_to_world) == 3 and "one after the other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("head", "focal", "middle"),
+    [
+        ({"fl_x": 80.0, "w": 60, "h": 40}, 40, (15, 10)),
+        ({"camera_angle_x": 2 * np.arctan(0.5), "w": 60, "h": 40}, 30, (15, 10)),
+        ({"focal_len": 80.0, "cx": 33.0, "cy": 18.0, "w": 60, "h": 40}, 40, (16.5, 9)),
+    ],
+)
+def test_a_json_may_write_its_camera_in_every_way_that_import_reads(tmp_path, subject, head, focal, middle):
+    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [0], poses(1), **head))
+    np.testing.assert_allclose(plan.intrinsics, [focal, focal, *middle], rtol=1e-6)
+
+
+def test_poses_that_leave_the_head_out_of_view_are_said(tmp_path, subject, capsys):
+    def said(path):
+        np.save(tmp_path / "p.npy", path)
+        drive.plan(subject, pose=tmp_path / "p.npy")
+        return capsys.readouterr().out
+
+    own = poses(5, seed=2)
+    assert said(own) == ""
+    metres, beside, behind, far = (own.copy() for _ in range(4))
+    metres[:, :3, 3] /= 4
+    beside[2:, :3, 3] += 3 * beside[2:, :3, 0]
+    behind[1, :3, 3] *= -1
+    far[:, :3, 3] *= 25
+    assert "5 of 5 frames" in said(metres) and "in metres?" in said(metres)
+    assert "3 of 5 frames" in said(beside) and "?" not in said(beside)
+    assert "1 of 5 frames" in said(behind)
+    assert "in centimetres?" in said(far)
+
+
 def write_npy(path, value):
     np.save(path, value, allow_pickle=True)
 

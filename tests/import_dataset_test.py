@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocess import import_columns, import_dataset, import_full, import_layout, import_pictures
-from preprocess.import_layout import Notes, ranges
+from preprocess.import_layout import Notes
 from tests import er_layout
-from tkjax import audio, cameras, contract, feature_arrays, images
+from tkjax import audio, cameras, contract, feature_arrays, images, transforms
 from tkjax.data import Clip
 from tkjax.errors import UserError
+from tkjax.tables import ranges
 from tkjax.video import VideoWriter, read_frames
 
 N = 14
@@ -87,7 +88,7 @@ def test_points_project_as_the_trackers_arithmetic_says(euler, trans, focal, cen
     c = x @ r.T + trans
     original = np.stack([-focal * c[:, 0] / c[:, 2] + centre[0], focal * c[:, 1] / c[:, 2] + centre[1]], 1)
     head = {"focal_len": focal, "cx": centre[0], "cy": centre[1]}
-    pose = import_layout.to_contract(matrix).astype(np.float32)  # as it is stored
+    pose = transforms.to_contract(matrix).astype(np.float32)  # as it is stored
     np.testing.assert_allclose(pose, cameras.from_adnerf_json(matrix), atol=1e-6)
     for half in (0.0, 0.5):
         k = import_layout.intrinsics(head, (450, 450), half, Notes())
@@ -102,7 +103,7 @@ def test_points_project_as_the_trackers_arithmetic_says(euler, trans, focal, cen
 def test_rays_of_both_conventions_go_through_the_pixel(euler, trans, i, j):
     f, cx, cy = 1200.0, 224.5, 226.0
     _, p = tracker_matrix(euler, trans)
-    pose = import_layout.to_contract(p)
+    pose = transforms.to_contract(p)
     # RAD-NeRF and ER-NeRF: loader pose (er-nerf.md §2), ray through i + 0.5, world (y, z, x)
     loader = np.array([[*(p[row, :3] * [1, -1, -1]), 4 * p[row, 3]] for row in (1, 2, 0)])
     d = loader[:, :3] @ [(i + 0.5 - cx) / f, (j + 0.5 - cy) / f, 1]
@@ -411,6 +412,45 @@ def test_a_lost_landmark_file_alone_shifts_nothing(whole, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def from_one(folder):
+    """Every picture and landmark file with a number one higher, as ffmpeg counts."""
+    for sub in ("ori_imgs", "gt_imgs", "torso_imgs", "parsing"):
+        for path in sorted((folder / sub).iterdir(), key=lambda p: -int(p.stem)):
+            path.rename(path.with_stem(str(int(path.stem) + 1)))
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_pictures_from_1_and_poses_from_0_keep_their_sound(whole, tmp_path, capsys, still):
+    folder = copy(whole, tmp_path)
+    if still:  # landmarks that do not move say nothing: the count does
+        for path in (folder / "ori_imgs").glob("*.lms"):
+            path.write_bytes((folder / "ori_imgs/3.lms").read_bytes())
+    from_one(folder)
+    d, text = imported(folder, tmp_path, capsys)
+    assert "picture k is img_id k - 1 (" + ("by their count" if still else "its poses fit") in text
+    np.testing.assert_array_equal(d.column("cam_to_world"), whole[1].column("cam_to_world"))
+    np.testing.assert_array_equal(d.column("eye_closed"), whole[1].column("eye_closed"))
+    np.testing.assert_array_equal(
+        audio.read_audio(d.path(contract.AUDIO)), audio.read_audio(whole[1].path(contract.AUDIO))
+    )
+    assert [d.frame_bytes("image_bytes", i) for i in range(N)] == [
+        whole[1].frame_bytes("image_bytes", i) for i in range(N)
+    ]
+
+
+def test_a_lost_first_picture_is_no_numbering_from_1(whole, tmp_path, capsys):
+    folder = copy(whole, tmp_path)
+    for sub in ("ori_imgs", "gt_imgs", "torso_imgs", "parsing"):
+        for path in (folder / sub).glob("0.*"):
+            path.unlink()
+    d, text = imported(folder, tmp_path, capsys)
+    assert "picture 0 is missing, the others have the json's numbers" in text
+    np.testing.assert_array_equal(d.column("cam_to_world"), whole[1].column("cam_to_world")[1:])
+    np.testing.assert_array_equal(
+        audio.read_audio(d.path(contract.AUDIO)), audio.read_audio(whole[1].path(contract.AUDIO))[640:]
+    )
 
 
 def test_colour_maps_in_the_other_order_and_size_are_read(whole, tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
-FOUNDATION |= {"feature_arrays"}
+FOUNDATION |= {"feature_arrays", "tables", "transforms"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
@@ -20,6 +20,8 @@ ALLOWED = {
     "files": {"errors"},
     "interrupts": set(),
     "images": {"errors", "files"},
+    "tables": {"errors"},
+    "transforms": {"contract", "errors"},
     "level": set(),
     "audio": {"errors", "contract", "files", "level"},
     "feature_arrays": {"errors", "contract"},

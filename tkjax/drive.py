@@ -5,10 +5,8 @@ pose, blink and torso are functions of its index and nothing has to be carried. 
 before the first frame is drawn: they are known then, the sound is not.
 """
 
-import csv
 import dataclasses
-import json
-import math
+import itertools
 import os
 import zipfile
 from pathlib import Path
@@ -17,14 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import ImageColor
 
-from tkjax import cameras, images
+from tkjax import cameras, images, tables, transforms
 from tkjax.avatar import Avatar
 from tkjax.errors import UserError
 
 SMOOTH_WINDOW = 7  # frames of a smoothed path (er-nerf.md §6)
 HEAD_CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])  # 25 cm cube
 EYE_PERCENTILES = (95, 5)  # of the clip's eye areas: eyes open (blink 0), eyes closed (blink 1)
-AU45_FULL = 2.0  # OpenFace's AU45_r at which an eye counts as closed (er-nerf.md §2)
 
 
 def ping_pong(i: int, n: int) -> int:
@@ -84,14 +81,17 @@ def nearest_pose(
 def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(camera-to-world [n,4,4], intrinsics [4] scaled to width, or None where the file names none).
 
-    .npy or .npz hold [n,4,4] of the contract (in an npz: `cam_to_world`, or its only array). .json is AD-NeRF's
-    transforms file: its own focal length goes with its poses, scaled to the picture's width.
+    .npy or .npz hold [n,4,4] of the contract (in an npz: `cam_to_world`, or its only array). .json is a transforms
+    file of the AD-NeRF line: its own focal length goes with its poses, scaled to the picture's width.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--pose: there is no file {path}")
     if path.suffix == ".json":
-        poses, intrinsics = _adnerf(path, width, height)
+        try:
+            poses, intrinsics = _transforms(path, width, height)
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     elif path.suffix in (".npy", ".npz"):
         poses, intrinsics = _load_array(path, "--pose", "cam_to_world"), None
     else:
@@ -102,6 +102,47 @@ def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, n
         raise UserError(f"--pose: {path} must hold an array [n,4,4], not {list(poses.shape)}")
     _check_poses(poses, path)
     return poses.astype(np.float32), intrinsics
+
+
+def _shown(poses: np.ndarray, intrinsics: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """([n] share of the head's box that the picture shows, [n] height of the box over that of the picture, [n] distance
+    in contract units); a camera in the head, or with the head behind it, shows nothing of it."""
+    poses = np.asarray(poses, np.float64)
+    local = np.einsum("nji,nkj->nki", poses[:, :3, :3], HEAD_CORNERS[None] - poses[:, None, :3, 3])
+    front = (local[..., 2] < -1e-3).all(1)
+    corners = np.nan_to_num(corners_px(poses, intrinsics), nan=0.0, posinf=1e9, neginf=-1e9)
+    low, high, size = corners.min(1), corners.max(1), np.array(hw[::-1], np.float64)
+    seen = np.clip(np.minimum(high, size) - np.maximum(low, 0), 0, None).prod(1)
+    share = np.where(front, seen / np.maximum((high - low).prod(1), 1e-9), 0.0)
+    return share, np.where(front, (high - low)[:, 1] / hw[0], np.inf), np.linalg.norm(poses[:, :3, 3], axis=1)
+
+
+def view(
+    poses: Float[np.ndarray, "n 4 4"],
+    intrinsics: Float[np.ndarray, " 4"],
+    own: Float[np.ndarray, "m 4 4"],
+    own_intrinsics: Float[np.ndarray, " 4"],
+    hw: tuple[int, int],
+) -> str:
+    """One sentence where the head fills or leaves the picture, or is tiny, in frames of a path; else "".
+
+    Held against the clip's own poses: a frame counts where less than half of the share of the head's box (25 cm) is in
+    the picture that the clip shows on average, or where the box is less than a quarter of the clip's.
+    """
+    share, height, distance = _shown(poses, intrinsics, hw)
+    own_share, own_height, own_distance = (float(np.median(v)) for v in _shown(own, own_intrinsics, hw))
+    wrong = (share < 0.5 * own_share) | (height < 0.25 * own_height)
+    if not wrong.any():
+        return ""
+    d, usual = float(np.median(distance[wrong])), own_distance
+    unit = next(
+        (u for u, f in (("metres", 4), ("centimetres", 0.04), ("decimetres", 0.4)) if 0.6 < d * f / usual < 1.7), ""
+    )
+    hint = f"; are they in {unit}? Poses count units of 25 cm" if unit else ""
+    return (
+        f"the head fills, leaves or hardly touches the picture in {int(wrong.sum())} of {len(poses)} frames (camera "
+        f"{25 * d:.0f} cm from the head there, {25 * usual:.0f} cm in the clip){hint}"
+    )
 
 
 def _check_poses(poses: np.ndarray, path: Path) -> None:
@@ -118,20 +159,38 @@ def _check_poses(poses: np.ndarray, path: Path) -> None:
         )
 
 
-def _adnerf(path: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        data = json.loads(path.read_bytes())
-        matrices = np.array([f["transform_matrix"] for f in data["frames"]], np.float64).reshape(-1, 4, 4)
-        focal, cx, cy = (float(data[k]) for k in ("focal_len", "cx", "cy"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--pose: {path} is no AD-NeRF transforms file (focal_len, cx, cy, frames[].transform_matrix): "
-            f"{type(error).__name__} {' '.join(str(error).split())}"
-        ) from error
-    if not all(math.isfinite(v) and v > 0 for v in (focal, cx, cy)):
-        raise UserError(f"--pose: {path} has focal_len {focal:g}, cx {cx:g}, cy {cy:g}; they must be positive pixels")
-    focal *= width / (2 * cx)
-    return cameras.from_adnerf_json(matrices), np.array([focal, focal, width / 2, height / 2], np.float32)
+def _transforms(path: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Poses by img_id, gaps filled between their neighbours and said; intrinsics for pictures of this size."""
+    head, frames = transforms.split(transforms.read_json(path), path)
+    entries = [transforms.read_entry(f, f"{path}: frame {i}") for i, f in enumerate(frames)]
+    wrong = next((i for i, e in enumerate(entries) if e.pose is None), None)
+    if not entries or wrong is not None:
+        what = "names no frame" if not entries else f"frame {wrong} has no usable transform_matrix"
+        raise UserError(f"{path}: {what}, expected frames with img_id and a transform_matrix of 4x4")
+    cx, cy = transforms.number(head, "cx"), transforms.number(head, "cy")
+    if "w" not in head and not (cx and cy and cx > 0 and cy > 0):
+        raise UserError(f"{path}: has cx {cx} and cy {cy} and no w and h, expected the positive middle of the pictures")
+    k, (full_h, full_w) = transforms.intrinsics(head, (2 * (cy or 0), 2 * (cx or 0)))
+    s = width / full_w
+    middle = width / 2 + (k["cx"] - full_w / 2) * s, height / 2 + (k["cy"] - full_h / 2) * s
+    return _by_number(entries, path), np.array([k["fx"] * s, k["fy"] * s, *middle], np.float32)
+
+
+def _by_number(entries: list[transforms.Entry], path: Path) -> np.ndarray:
+    """[n,4,4] in the order of img_id; where less than half of the numbers are missing, with a pose for each."""
+    if any(e.number is None for e in entries):
+        return np.stack([e.pose for e in entries])
+    poses = {e.number: e.pose for e in reversed(entries)}  # the first of a number counts, as in the import
+    known = sorted(poses)
+    missing = known[-1] + 1 - known[0] - len(known)
+    if 0 < missing <= len(known):
+        gaps = tables.ranges(set(range(known[0], known[-1])) - set(known))
+        print(f"--pose: {path} has no pose for img_id {gaps}: between their neighbours", flush=True)
+        for a, b in itertools.pairwise(known):
+            poses |= {i: transforms.between(poses[a], poses[b], (i - a) / (b - a)) for i in range(a + 1, b)}
+    elif missing:
+        print(f"--pose: {path} has {len(known)} poses with gaps between them, played one after the other", flush=True)
+    return np.stack([poses[i] for i in sorted(poses)])
 
 
 def _load_array(path: Path, flag: str, member: str) -> np.ndarray:
@@ -158,9 +217,8 @@ def _load_array(path: Path, flag: str, member: str) -> np.ndarray:
 
 
 def read_blinks(path: Path | str) -> Float[np.ndarray, " n"]:
-    """Blink of each frame in 0 (open) .. 1 (closed): .npy/.npz [n], a one-column .csv, or OpenFace's AU45_r.
-
-    AU45_r counts 0..5; clip(AU45_r, 0, 2)/2 as in training (er-nerf.md §2).
+    """Blink of each frame in 0 (open) .. 1 (closed): .npy/.npz [n], a one-column .csv, or OpenFace's AU45_r (`tables`:
+    each row at its own frame; gaps are filled and said).
     """
     path = Path(path)
     if not path.is_file():
@@ -182,28 +240,13 @@ def read_blinks(path: Path | str) -> Float[np.ndarray, " n"]:
 
 def _blink_csv(path: Path) -> np.ndarray:
     try:
-        with path.open(newline="") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-        header = rows[0] if rows else []
-        if "AU45_r" in header:
-            column = header.index("AU45_r")
-            return np.clip([float(r[column]) for r in rows[1:]], 0, AU45_FULL) / AU45_FULL
-        if len(header) != 1:
-            raise UserError(f"--eye: {path} must have one column, or OpenFace's AU45_r among its columns")
-        start = 0 if _is_number(header[0]) else 1
-        return np.array([float(r[0]) for r in rows[start:]])
-    except (ValueError, IndexError, UnicodeDecodeError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--eye: {path} is not readable as numbers: {' '.join(str(error).split())}") from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        column = tables.read_blinks(path)
+        values, made_up = tables.filled(column, path)
+    except UserError as error:
+        raise UserError(f"--eye: {error}") from error
+    for text in (*column.notes, *([made_up] if made_up else [])):
+        print(f"--eye: {path}: {text}", flush=True)
+    return values
 
 
 def read_background(text: str, hw: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
@@ -301,6 +344,9 @@ def plan(
         path, intrinsics = read_poses(pose, hw[1], hw[0])
         intrinsics = own if intrinsics is None else intrinsics
         track = low + nearest_pose(path, intrinsics, avatar.cam_to_world[low:high], own)
+        word = view(path, intrinsics, avatar.cam_to_world[low:high], own, hw)
+        if word:
+            print(f"--pose: {pose}: {word}", flush=True)
     if smooth_window:
         path = smooth_path(path, smooth_window)
     eyes, areas = avatar.eye_closed[low:high], avatar.eye_area
