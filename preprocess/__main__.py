@@ -11,6 +11,7 @@ os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from preprocess import pipeline
 from preprocess.checks import STAGES
 from preprocess.command import exit_code
+from tkjax.models_dir import is_offline
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,12 +34,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--body_points", default="", help="json or npz with a body detector's points: the head's box by "
                    "Avatar-ERNeRF's rule")  # fmt: skip
     p.add_argument("--accept", default="", help=f"go on although these fail their checks: {','.join(STAGES)}")
+    p.add_argument("--models_mirror", default="", help="http(s) folder that the tracker's model is fetched from where "
+                   "it is missing; default: $TKJAX_MODELS_MIRROR, else the maker's server")  # fmt: skip
+    p.add_argument("--offline", nargs="?", const="true", default="", help="fetch nothing, as TKJAX_OFFLINE=1")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 with one sentence on standard error."""
     args = parser().parse_args(argv)
+    args.offline = args.offline.lower() not in ("", "0", "false", "no")
+    if args.offline or is_offline():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # transformers would look a model's name up
     return exit_code(lambda: pipeline.run(pipeline.Options(**vars(args))), "preprocess")
 
 

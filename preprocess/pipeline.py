@@ -36,7 +36,8 @@ class Options:
     it, 'none' keeps the picture. labels: 'auto', 'colour' or 'bisenet=PATH'. min_face: least height of the face, from
     chin to forehead, in pixels of the source. background_ref: colour or clean plate to cut the person out of, '' keeps
     the background. body_points: file of a body detector's points for the original's head box. accept: names of
-    `checks.STAGES`, comma separated, whose failures do not stop the run."""
+    `checks.STAGES`, comma separated, whose failures do not stop the run. models_mirror: address that the tracker's
+    model is fetched from, '' the maker's. offline: fetch nothing."""
 
     video: Path
     workdir: Path
@@ -50,6 +51,8 @@ class Options:
     background_ref: str = ""
     body_points: str = ""
     accept: str = ""
+    models_mirror: str = ""
+    offline: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +119,17 @@ def check_clip(path: Path) -> video.VideoInfo:
 
 
 def need_model(models_dir: str | None) -> Path:
-    """The face landmarker's file, checked; UserError when it is missing or damaged."""
-    from preprocess.face_model import load_canonical
-
+    """The face landmarker's file, checked; UserError when it is missing or damaged. Nothing is fetched."""
     model, reason = find_model(models_dir)
     if model is None:
         raise UserError(reason)
+    return checked_model(model)
+
+
+def checked_model(model: Path) -> Path:
+    """The path without links; UserError where the file is none of the face landmarker."""
+    from preprocess.face_model import load_canonical
+
     load_canonical(model)
     return model.resolve()
 
@@ -155,13 +163,13 @@ def run(options: Options) -> Path:
     info = check_clip(path)
     with native("OpenCV (cv2)"):
         import cv2  # noqa: F401  (its system libraries are the ones that are missing most often)
-    from preprocess import backdrop, head_box
+    from preprocess import backdrop, fetch, head_box
     from preprocess.labels import parse_method
 
     method = parse_method(options.labels)
     reference = backdrop.parse_reference(options.background_ref) if options.background_ref else None
     body = head_box.read_points(options.body_points) if options.body_points else None
-    model = need_model(options.models_dir)
+    model = checked_model(fetch.face_landmarker(options.models_dir, options.models_mirror, options.offline))
     root = Path(options.workdir) / "preprocess"
     with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages:
         try:

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ["TKJAX_OFFLINE"] = "1"  # no test waits for a network; those of fetching serve themselves
 
 from hypothesis import settings  # noqa: E402
 

@@ -248,7 +248,7 @@ def fit(opts: Options) -> None:
         raise UserError(f"--video: there is no file {opts.video}")
     train.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
     resolved = resolve(opts, workdir)
-    for name in set(PREPARING) - {"models_dir", "accept"}:
+    for name in set(PREPARING) - {"models_dir", "accept", "models_mirror", "offline"}:
         if name in opts.flags and not opts.video:
             raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
     dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)

@@ -26,7 +26,7 @@ class Mode:
 TRAINING = ("config", "stages", "preload", "seed", "coordinator_address", "num_processes", "process_id")
 PREPARING = (
     *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
-    *("background_ref", "body_points", "accept"),
+    *("background_ref", "body_points", "accept", "models_mirror", "offline"),
 )
 CHECKED = ("content", "sound", "poses", "labels", "background")  # preprocess.checks.STAGES
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
@@ -168,7 +168,15 @@ FLAGS = {
     "min_face": Flag("int", "least height of the face in the clip, in pixels (64)", 8, 4096),
     "subject": Flag("str", "name of the person in reports; default: from the clip's content"),
     "audio_kinds": Flag("str", "comma separated: logmel, wav2vec2=PATH, hubert=PATH"),
-    "models_dir": Flag("str", "folder with face_landmarker.task (else $TKJAX_MODELS, else the cache)"),
+    "models_dir": Flag(
+        "str",
+        "folder with face_landmarker.task; default: $TKJAX_MODELS, else the cache, into which it is fetched",
+    ),
+    "models_mirror": Flag(
+        "str",
+        "http(s) folder to fetch face_landmarker.task from; default: $TKJAX_MODELS_MIRROR, else the maker's server",
+    ),
+    "offline": Flag("bool", "fetch nothing from the network, as TKJAX_OFFLINE=1"),
     "preload": Flag("str", "where decoded frames live", choices=("disk", "host", "device")),
     "seconds": Flag("float", "length of the synthetic clip (12)", 2, 3600),
     "size": Flag("int", "longer side in pixels", 32, 4096),
