@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     c.data.size = 0  # longer side of the training picture in pixels; 0 keeps the dataset's
     c.data.preload = "disk"  # disk (memory-mapped cache), host, device
     c.data.audio_kind = "auto"  # which audio_<kind>.npz drives the model; auto: logmel, else what the dataset has
+    c.data.split = "last"  # held-out frames: last (the clip's end) or blocks (2 s each, spread over the clip)
 
     c.model = ConfigDict()
 

@@ -34,6 +34,22 @@ def test_a_bug_stays_a_bug_and_success_is_silent(capfd):
     assert "KeyError" in capfd.readouterr().err
 
 
+def test_what_is_fed_arrives_and_a_refusal_in_the_middle_is_said_at_the_end(tmp_path):
+    with child.Feed(MODULE, ["count", str(tmp_path / "n")]) as feed:
+        for _ in range(300):
+            feed.write(b"x" * 1000, b"y" * 24)
+        feed.close()
+    assert (tmp_path / "n").read_text() == "307200"
+    with child.Feed(MODULE, ["refuse"]) as feed:
+        for _ in range(3000):  # far more than a pipe holds: nobody reads
+            feed.write(b"x" * 1000)
+        with pytest.raises(UserError, match=r"^the file is not there$"):
+            feed.close()
+    with child.Feed(MODULE, ["count", str(tmp_path / "m")]) as feed:
+        feed.write(b"x")
+    assert not (tmp_path / "m").exists() and feed._child.returncode  # left early, so it was ended
+
+
 def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as f:

@@ -31,6 +31,16 @@ def test_without_a_model_every_tracker_figure_is_null_with_a_reason(tmp_path):
     assert all(figures[k] is None for k in demo.TRACKER_FIGURES) and "face_landmarker.task" in figures["reason"]
 
 
+def test_new_speech_is_measured_against_the_subjects_own():
+    true = 0.1 + 0.05 * np.sin(np.arange(150) / 3)
+    same = demo.new_speech(true, true)
+    assert all(same[k] == pytest.approx(1) for k in ("opening_ratio", "sd_ratio", "correlation", "concordance"))
+    half = demo.new_speech(0.5 * true, true)
+    assert half["opening_ratio"] == pytest.approx(0.5) and half["sd_ratio"] == pytest.approx(0.5)
+    assert half["correlation"] == pytest.approx(1) and half["delay_frames"] == pytest.approx(0, abs=1e-6)
+    assert demo.new_speech(true, np.zeros(150)) == dict.fromkeys(same)
+
+
 @pytest.mark.slow  # renders, trains and renders again
 def test_the_demo_runs_and_continues(tmp_path):
     command = ["launch.py", "--mode=demo", f"--workdir={tmp_path / 'W'}", "--seconds=2", "--size=64"]
@@ -39,4 +49,5 @@ def test_the_demo_runs_and_continues(tmp_path):
         cli.run(options.parse(command))
         report = json.loads((tmp_path / "W" / "report.json").read_text())
         assert -1 <= report["demo"]["mouth_correlation"] <= 1 and report["tracker"]["jaw_correlation"] is None
+        assert -1 <= report["new_speech"]["correlation"] <= 1 and report["new_speech"]["opening_ratio"] >= 0
         assert (tmp_path / "W" / "demo.mp4").stat().st_size > 1000 and (tmp_path / "W" / "report.html").is_file()

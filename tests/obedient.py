@@ -1,4 +1,4 @@
-"""A child process that does what its arguments say: refuse, fail, wait, or end well."""
+"""A child process that does what its arguments say: refuse, fail, wait, count what it is fed, or end well."""
 
 import os
 import sys
@@ -21,3 +21,7 @@ if __name__ == "__main__":
         with open(sys.argv[2], "w") as out:
             out.write(str(os.getpid()))
         time.sleep(60)
+    if what == "count":
+        n = len(sys.stdin.buffer.read())
+        with open(sys.argv[2], "w") as out:
+            out.write(str(n))

@@ -3,9 +3,11 @@
 import json
 import math
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 
 from tkjax import report
 
@@ -93,3 +95,39 @@ def test_curves_join_stages_and_a_resumed_step_counts_once():
     rows = [{"stage": "a", "step": 1, "loss": 3.0}, {"stage": "a", "step": 2, "loss": 2.0}]
     rows += [{"stage": "a", "step": 2, "loss": 2.5}, {"stage": "b", "step": 5, "loss": 1.0}]
     assert report.curves(rows) == {"loss": [("a", [1, 2], [3.0, 2.5]), ("b", [7], [1.0])]}
+
+
+VALUES = {"sd_ratio": 0.9, "correlation": 0.95, "concordance": 0.9, "delay_frames": 0.25, "closures_closed": None}
+RESPONSE = {
+    "lips": VALUES,
+    "eyes": dict.fromkeys(VALUES),
+    "drive_test": {"sound": {"changed_px": 700.0, "mean_change": 1.5, "region": "lower_face"}, "blink": None},
+    "still_px": 0.0,
+    "silence_motion": None,
+    "reasons": {"silence_motion": "silence is <unknown>", "eyes.sd_ratio": "the held-out part is too still"},
+    "curves": {"lips": {"frame": [3, 4, 7, 8], "true": [0.1, 0.2, None, 0.3], "rendered": [0.1, 0.1, 0.2, 0.3]}},
+}
+
+
+def test_both_curves_of_a_response_are_drawn_and_what_is_unknown_has_its_sentence(tmp_path):
+    report.write(tmp_path, {**REPORT, "response": RESPONSE})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 1 and "700 px change" in page and "lower face" in page
+    assert "silence is &lt;unknown&gt;" in page and "too still" in page and "<td>0.25</td>" in page
+    assert json.loads((tmp_path / "report.json").read_text())["response"]["eyes"]["sd_ratio"] is None
+
+
+def test_a_machine_without_matplotlib_gets_the_report_without_curves(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1, "loss": 3.0}\n')
+    report.write(tmp_path, {**REPORT, "response": RESPONSE})
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" not in page and "matplotlib is not installed" in page and "700 px change" in page
+
+
+def test_the_numbers_are_there_before_the_page_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.write(tmp_path, REPORT)
+    assert json.loads((tmp_path / "report.json").read_text())["system"] == "er_nerf"

@@ -70,7 +70,7 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a
     frames = {"image_bytes": [], "torso_bytes": [], "label_bytes": []}
     for i in range(n):
         torso = np.zeros((height, width, 4), np.uint8)
-        torso[label == contract.LABEL_TORSO] = [20, 30 + i, 160, 255]
+        torso[label == contract.LABEL_TORSO] = [20, 30 + i % 200, 160, 255]
         image = np.where(label[..., None] == contract.LABEL_TORSO, torso[..., :3], plate)
         image[label == contract.LABEL_HEAD] = [180, 120 + 2 * (i % 10), 90]
         frames["image_bytes"].append(images.encode_jpeg(image))

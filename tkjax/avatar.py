@@ -10,6 +10,7 @@ names of the finished stages. Format 1 is still read; what it lacks is named whe
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tkjax import __version__, avatar_track, config, contract, images
+from tkjax import __version__, avatar_track, config, contract, images, split
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 from tkjax.full_frames import FullFrames
@@ -117,7 +118,7 @@ def save(
     model = base.load(resolved.system)(resolved, clip.info)
     stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
     numbers, full = avatar_track.frame_numbers(clip), avatar_track.full_facts(clip)
-    first, last = clip.train_range
+    n_train = len(split.train_frames(clip))
     meta = {
         "format": FORMAT,
         "tool": f"tkjax {__version__}",
@@ -129,10 +130,10 @@ def save(
         "background": _behind_head(model, stages),
         "background_trt": avatar_track.background_trt(clip),
         "fps": float(clip.fps),
-        "first_frame": int(first),
-        "n_train": int(last - first),
+        "first_frame": int(numbers[0]),
+        "n_train": n_train,
         "n_track": len(numbers),
-        "heldout_first": int(numbers[last - first]) if len(numbers) > last - first else None,
+        "heldout_first": int(numbers[n_train]) if len(numbers) > n_train else None,
         "full": full,
         "audio": audio,
         "consent": consent,
@@ -236,9 +237,21 @@ class Avatar:
 
     def frame_number(self, i: int) -> int:
         """The number in the dataset of track frame i."""
-        if i < self.n_train:
-            return self.meta["first_frame"] + i
-        return self.meta["heldout_first"] + i - self.n_train
+        return int(self.numbers[i])
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the held-out frames lie in blocks among the training frames."""
+        return self.config.get("data", {}).get("split", "last") == "blocks" and self.n_track > self.n_train
+
+    @functools.cached_property
+    def numbers(self) -> Int[np.ndarray, " n"]:
+        """The numbers in the dataset of the track's frames."""
+        first, n, n_train = self.meta["first_frame"], self.n_track, self.n_train
+        if self.in_blocks:
+            return np.concatenate(split.blocks(first, n, n - n_train))
+        heldout = np.arange(n - n_train) + (self.meta["heldout_first"] if n > n_train else 0)
+        return np.concatenate([first + np.arange(n_train), heldout])
 
     # ------------------------------------------------ pictures of the crop
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from tkjax import contract, full_frames, images, paste_back
+from tkjax import contract, full_frames, images, paste_back, split
 from tkjax.errors import UserError
 
 COLUMNS = ("cam_to_world", "eye_closed", "expression", "confidence", "face_box_px", "lips_box_px")
@@ -21,7 +21,7 @@ PICTURES = ("torso", "label", "face")  # PNG, one per frame; the last two are le
 
 def frame_numbers(clip: Any) -> Int[np.ndarray, " n"]:
     """The clip's frames in the order of the track: training first, then held out."""
-    return np.concatenate([np.arange(*part) for part in (clip.train_range, getattr(clip, "heldout_range", (0, 0)))])
+    return np.concatenate([split.train_frames(clip), split.heldout_frames(clip)])
 
 
 def pack(clip: Any, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:

@@ -80,7 +80,8 @@ def resolve(opts: Options, workdir: Path) -> ConfigDict:
         spec = str(workdir / "config.json") if (workdir / "config.json").is_file() else config.DEFAULT_SPEC
         print(f"config: {spec}", flush=True)
     overrides = list(opts.overrides)
-    overrides += [(k, str(v)) for k, v in (("data.preload", opts.preload), ("seed", opts.seed)) if v is not None]
+    stand_for = (("data.preload", opts.preload), ("data.split", opts.split), ("seed", opts.seed))
+    overrides += [(k, str(v)) for k, v in stand_for if v is not None]
     resolved = config.load(spec, overrides, default_variant)
     try:
         base.load(resolved.system)
@@ -102,7 +103,10 @@ def use_backend(name: str) -> None:
 
 def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
     d = resolved.data
-    return data.Clip(dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind)
+    kept_out = d.get("split", "last")  # a config.json of an older run has none
+    return data.Clip(
+        dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind, split=kept_out
+    )
 
 
 # ---------------------------------------------------------------- preprocess

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from tkjax import contract, images, sampling
+from tkjax import split as splitting
 from tkjax.contract import AudioFeatures, Dataset
 from tkjax.errors import UserError
 from tkjax.frame_cache import CHANNELS, open_cache, over
@@ -53,6 +54,7 @@ class Clip:
     audio_kind: which audio_<kind>.npz; `auto`: log-mel, which new sound can always be described by, else what is there.
     size: longer side in pixels (0, or one that is not smaller: the dataset's own). Intrinsics, boxes and
     landmarks are scaled with the pictures. `boxes` has the contract's names (`face_box_px`, …).
+    split: one of `split.SPLITS`; `train_frames` and `heldout_frames` are what it gives, the ranges go around them.
     """
 
     def __init__(
@@ -62,13 +64,16 @@ class Clip:
         size: int = 0,
         preload: str = "disk",
         audio_kind: str = "auto",
+        split: str = "last",
     ):
         if preload not in PRELOADS:
             raise UserError(f"preload is {preload!r}, expected one of {', '.join(PRELOADS)}")
         self.dataset = d = Dataset(dataset_root)
         self.audio = d.audio_features(choose_kind(d, audio_kind))
         self.digest, self.n_frames, self.fps = d.digest, d.n_frames, d.fps
-        self.train_range, self.heldout_range = d.train_range, d.heldout_range
+        self.split = split
+        self.train_frames, self.heldout_frames = splitting.frames(split, d.train_range, d.heldout_range)
+        self.train_range, self.heldout_range = _around(self.train_frames), _around(self.heldout_frames, d.heldout_range)
         self.height, self.width = hw = sampling.training_size(d.height, d.width, size)
         full = (d.height, d.width)
         factor = np.array([self.width / d.width, self.height / d.height])
@@ -175,7 +180,7 @@ class Clip:
         Frames without a detection do not count, and the square never exceeds the picture.
         """
         sampling.check_patch(patch, (self.height, self.width))
-        part = slice(*self.train_range)
+        part = self.train_frames
         box = self.boxes["lips_box_px"][part][self.confidence[part] > 0]
         side = int((box[:, 2:] - box[:, :2]).max(initial=1))
         return max(1, min(-(-side // patch), min(self.height, self.width) // patch))
@@ -268,6 +273,11 @@ class Clip:
         tail = CHANNELS[name]
         picked = np.stack([self._cache[name][int(i)].reshape(-1, *tail)[f] for i, f in zip(frames, flat, strict=True)])
         return picked if name == "label" else _UNIT[picked]
+
+
+def _around(frames: Int[np.ndarray, " n"], none: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """The range from the first to the last of the frames; `none` where there is none."""
+    return (int(frames[0]), int(frames[-1]) + 1) if len(frames) else tuple(none)
 
 
 def choose_kind(dataset: Dataset, kind: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from tkjax import audio, avatar, child, cli, contract, drive, lock, metrics, models_dir, stream, synthetic
+from tkjax import audio, avatar, child, cli, contract, drive, lock, metrics, models_dir, response, stream, synthetic
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 from tkjax.options import Options
@@ -28,6 +29,10 @@ JAW, BLINKS = "jawOpen", ("eyeBlinkLeft", "eyeBlinkRight")
 OPENING = (
     "area fraction of cavity and teeth colours inside the lips box, in the rendered frames and in frames of the "
     "subject itself saying the same words in the same poses; Pearson correlation over frames"
+)
+SPOKEN = (
+    "the same measure: opening_ratio is the mean opening over the subject's, sd_ratio the same of the deviations; "
+    "correlation, concordance and delay_frames as for held-out frames"
 )
 TRACKED = (
     "face tracker's preprocessing on the clip against its truth: fraction of frames with a face, RMS angle of the "
@@ -105,16 +110,31 @@ def speak(workdir: Path, subject_seed: int, seconds: float) -> dict[str, Any]:
     began = time.perf_counter()
     stream.render(subject, sound, workdir / "demo.mp4", plan, on_frame=measure)
     seconds_taken = time.perf_counter() - began
+    shown, true = np.array(opening), truth.opening[: len(opening)]
     return {
         "video": "demo.mp4",
         "speech_seed": seed,
         "frames": n,
         "render_seconds": seconds_taken,
-        "mouth_correlation": metrics.correlation(np.array(opening), truth.opening[: len(opening)]),
+        "mouth_correlation": metrics.correlation(shown, true),
         "mouth_correlation_on_true_frames": truth.jaw_correlation,
-        "mouth_opening_rendered_mean": float(np.mean(opening)),
-        "mouth_opening_true_mean": float(np.mean(truth.opening)),
+        "mouth_opening_rendered_mean": float(shown.mean()),
+        "mouth_opening_true_mean": float(true.mean()),
+        "new_speech": new_speech(shown, true),
     }
+
+
+def new_speech(shown: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    """How the avatar says what it never heard, against the subject saying it: mean opening over mean opening, the same
+    of the deviations, Pearson's and Lin's correlation, and by how many frames it is late (see `response`)."""
+    values = {
+        "opening_ratio": float(shown.mean() / true.mean()) if true.mean() > 0 else None,
+        "sd_ratio": response.sd_ratio(true, shown),
+        "correlation": response.pearson(true, shown),
+        "concordance": response.concordance(true, shown),
+        "delay_frames": response.delay(true, shown)[0],
+    }
+    return {k: v if v is not None and np.isfinite(v) else None for k, v in values.items()}
 
 
 def run(opts: Options) -> None:
@@ -134,13 +154,21 @@ def _make(workdir: Path, settings: dict[str, Any], resolved: ConfigDict, models:
     tracker = track(workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), models)
     clip = cli.train_and_save(resolved, dataset, workdir, cli.consent_record(None, False))
     spoken = speak(workdir, int(settings["seed"]), NEW_SPEECH_S)
-    notes = {"mouth correlation": OPENING, "mouth correlation on true frames": TRUE_FRAMES, "tracker": TRACKED}
-    extra = {"demo": spoken, "tracker": tracker, "notes": notes}
+    notes = {
+        "mouth correlation": OPENING,
+        "new speech": SPOKEN,
+        "mouth correlation on true frames": TRUE_FRAMES,
+        "tracker": TRACKED,
+    }
+    said = spoken.pop("new_speech")
+    extra = {"demo": spoken, "new_speech": said, "tracker": tracker, "notes": notes}
     videos = [(workdir / "demo.mp4", "New speech, not in training")]
     cli.score(workdir, clip, models, extra, videos)
+    ratio = "–" if said["opening_ratio"] is None else f"{said['opening_ratio']:.2f}"
     print(
-        f"mouth opening on new speech: correlation {spoken['mouth_correlation']:.3f} with what the subject would show "
-        f"(the measure follows the true aperture with {spoken['mouth_correlation_on_true_frames']:.3f} on true frames)"
+        f"mouth opening on new speech: {ratio} of the subject's, correlation {spoken['mouth_correlation']:.3f} with "
+        "what the subject would show (the measure follows the true aperture with "
+        f"{spoken['mouth_correlation_on_true_frames']:.3f} on true frames)"
     )
     if tracker["reason"] is None:
         print("tracked against true: " + ", ".join(f"{k} {v:.3f}" for k, v in tracker.items() if isinstance(v, float)))

@@ -333,36 +333,37 @@ def plan(
     poses: `train` or `test`, the frames that are played; data_range counts within them.
     """
     hw = (avatar.info.height, avatar.info.width)
-    low, high = _split(avatar, poses, data_range)
+    rows = _rows(avatar, poses, data_range)
     if fix_eye is not None and eye is not None:
         raise UserError("--fix_eye and --eye exclude each other; leave one out")
     if smooth_window and smooth_window % 2 == 0:
         raise UserError(f"--smooth_path_window={smooth_window} must be odd")
     own = np.asarray(avatar.info.intrinsics, np.float32)
-    path, intrinsics, track = avatar.cam_to_world[low:high], own, np.arange(low, high)
+    path, intrinsics, track = avatar.cam_to_world[rows], own, rows
     if pose is not None:
         path, intrinsics = read_poses(pose, hw[1], hw[0])
         intrinsics = own if intrinsics is None else intrinsics
-        track = low + nearest_pose(path, intrinsics, avatar.cam_to_world[low:high], own)
-        word = view(path, intrinsics, avatar.cam_to_world[low:high], own, hw)
+        track = rows[nearest_pose(path, intrinsics, avatar.cam_to_world[rows], own)]
+        word = view(path, intrinsics, avatar.cam_to_world[rows], own, hw)
         if word:
             print(f"--pose: {pose}: {word}", flush=True)
     if smooth_window:
         path = smooth_path(path, smooth_window)
-    eyes, areas = avatar.eye_closed[low:high], avatar.eye_area
+    eyes, areas = avatar.eye_closed[rows], avatar.eye_area
     if eye is not None or fix_eye is not None:
         eyes = read_blinks(eye) if eye is not None else np.array([fix_eye], np.float32)
         areas = None if areas is None else areas_of_blinks(eyes, areas[: avatar.n_train])
     elif areas is not None:
-        areas = areas[low:high]
+        areas = areas[rows]
     if smooth_eye:
         eyes, areas = smooth_eyes(eyes), None if areas is None else smooth_eyes(areas)
     plate = avatar.plate if background is None else read_background(background, hw)
     return Drive(path, intrinsics, track, eyes, plate, areas, background)
 
 
-def _split(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> tuple[int, int]:
-    """First track frame that is played, and the one behind the last."""
+def _rows(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> Int[np.ndarray, " n"]:
+    """The track frames that are played, in order. Training frames with held-out blocks among them are played with
+    those (their poses and eyes), so that the head does not jump over the blocks."""
     start, stop = (0, avatar.n_train) if poses == "train" else (avatar.n_train, avatar.n_track)
     what = "training" if poses == "train" else "held-out"
     if start == stop:
@@ -370,4 +371,9 @@ def _split(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> tu
     low, high = data_range or (0, stop - start)
     if not 0 <= low < high <= stop - start:
         raise UserError(f"--data_range={low},{high} must lie within the avatar's {stop - start} {what} frames")
-    return start + low, start + high
+    rows = np.arange(start + low, start + high)
+    if poses == "test" or not avatar.in_blocks:
+        return rows
+    numbers = avatar.numbers
+    first, last = numbers[rows[0]], numbers[rows[-1]]
+    return np.array([k for k in np.argsort(numbers) if first <= numbers[k] <= last])

@@ -20,20 +20,20 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
-from tkjax import __version__, audio, contract, drive, drive_test, metrics, perceptual, response, scores
+from tkjax import __version__, audio, contract, drive, drive_test, metrics, perceptual, response, scores, split
 from tkjax.drawn import PasteBack, combinations
 from tkjax.drive_test import Actor
 from tkjax.errors import UserError
 from tkjax.models.base import Model
+from tkjax.responding import add_curves, responding_to
 from tkjax.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, mean, score
 from tkjax.types import PyTree, Variables
 from tkjax.video import VideoWriter
-from tkjax.watch import TRUTH, Watch, spread
+from tkjax.watch import TRUTH, Watch
 
 BASELINES = ("mean_frame", "nearest_frame")
 PASTED = "full_frame"  # the row that is pasted back, and its given layer
 N_WORST = 4
-TRAIN_TRUE, TRAIN_DRAWN = 150, 32  # training frames whose truth is measured, and of those: that are drawn
 COMPARISON = "comparison.mp4"
 NOTES = {
     "frames": "held-out frames only, at training size, rounded to 8 bits; the target is the frame with its "
@@ -55,7 +55,7 @@ PASTED_ONLY = "of pictures pasted back into the source frame only (row full_fram
 
 def real_frames(clip: Any, seen: bool = False) -> Int[np.ndarray, " n"]:
     """Training frames with a picture of their own; seen: and with a detected face. All of them where there is none."""
-    frames = np.arange(*clip.train_range)
+    frames = split.train_frames(clip)
     real = frames[~np.asarray(clip.picture_missing)[frames]]
     real = real if len(real) else frames
     found = real[np.asarray(clip.confidence)[real] > 0] if seen else real
@@ -73,14 +73,15 @@ def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 def frames_to_score(clip: Any, max_frames: int) -> Int[np.ndarray, " n"]:
     """Held-out frame numbers with a picture of their own, evenly thinned to max_frames (0 = all)."""
-    first, last = clip.heldout_range
-    if last <= first:
+    frames = split.heldout_frames(clip)
+    if not len(frames):
         raise UserError(
             "the dataset has no held-out frames; a clip of at least 11 frames keeps every eleventh for scoring"
         )
-    frames = np.arange(first, last)[~clip.picture_missing[first:last]]
+    first, last = int(frames[0]), int(frames[-1])
+    frames = frames[~clip.picture_missing[frames]]
     if not len(frames):
-        raise UserError(f"none of the held-out frames {first}..{last - 1} has a picture of its own to score against")
+        raise UserError(f"none of the held-out frames {first}..{last} has a picture of its own to score against")
     if 0 < max_frames < len(frames):
         frames = frames[np.linspace(0, len(frames) - 1, max_frames).round().astype(int)]
     return frames
@@ -150,51 +151,6 @@ def look(
         (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, i, strip))
     shown = [(f"frame {i}: {-b:.2f} dB", strip) for b, i, strip in sorted(worst, key=lambda w: -w[0])]
     return Seen(all_scores, shown, seconds)
-
-
-def respond(watch: Watch, actor: Actor, frames: Int[np.ndarray, " n"], train: Int[np.ndarray, " m"]) -> dict[str, Any]:
-    """Drive test, still head and silence of a model; what `watch` must see for the rest is drawn as well. train:
-    training frames. None where `reasons` says why."""
-    clip = actor.clip
-    for i in spread(train, TRAIN_TRUE).tolist():
-        watch.add("train_true", i, clip.target(i))
-    for i in spread(spread(train, TRAIN_TRUE), TRAIN_DRAWN).tolist():
-        watch.add("train_target", i, clip.target(i))
-        watch.add("train", i, actor(i)[0])
-    quiet, reason = drive_test.silence(clip)
-    for i in frames[: drive_test.SILENT_FRAMES].tolist() if quiet is not None else ():
-        watch.add("silence", i, actor(i, audio=quiet)[0])
-    moved, why = drive_test.drive_test(actor, train)
-    return {
-        "lips": {},
-        "eyes": {},
-        "drive_test": moved,
-        "still_px": drive_test.still_px(actor, train),
-        "silence_motion": None,
-        "reasons": response.flat("drive_test", why) | ({"silence_motion": reason} if reason else {}),
-    }
-
-
-def add_curves(out: dict[str, Any], watch: Watch, sources: Sequence[str]) -> None:
-    """Fill in what needs the finished `watch`: lips and eyes of the first source, of every source, and silence."""
-    of = {s: watch.respond(s, "train_true") for s in (*sources, *BASELINES)}
-    values, why = of[sources[0]]
-    out |= values
-    out["reasons"] |= why
-    out["measured_by"] = watch.measured_by
-    out["baselines"] = {b: of[b][0] for b in BASELINES}
-    out["train_sample"] = {
-        k: {
-            "sd_ratio": response.sd_ratio(*(watch.curve(s, k) for s in ("train_target", "train"))),
-            "correlation": response.pearson(*(watch.curve(s, k) for s in ("train_target", "train"))),
-        }
-        for k in response.CURVES
-        if not watch.doubt(k)
-    }
-    if "silence_motion" not in out["reasons"]:
-        out["silence_motion"], reason = watch.silence("silence", "train_true")
-        out["reasons"] |= {"silence_motion": reason} if reason else {}
-    out["curves"] = watch.shown(sources[0])
 
 
 def count(parts: Mapping[str, PyTree]) -> dict[str, int]:
@@ -277,21 +233,23 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder, Watch(clip, train, Path(folder), models) as watch:
         with comparison(clip, Path(workdir) / COMPARISON, frames, len(layers) + 1, marks or {}) as video:
             seen = look(clip, frames, actors, video, watch, paste=paste, lpips=lpips)
-        responding = respond(watch, actors[0], frames, train)
+        responding = responding_to(watch, actors[0], frames, train)
         watch.finish()
     no_lips = "" if watch.points is not None else f"not computed: {watch.why_untracked}"
     if watch.points is not None:
         scores.add_lips(seen.scores, watch.points, clip.confidence[frames] > 0)
-    add_curves(responding, watch, list(seen.seconds))
+    add_curves(responding, watch, list(seen.seconds), BASELINES)
     missing = ({"lmd_px, lmd_norm": no_lips} if no_lips else {}) | ({"lpips": no_lpips} if no_lpips else {})
-    split = {
-        "train_frames": int(clip.train_range[1] - clip.train_range[0]),
-        "heldout_frames": int(clip.heldout_range[1] - clip.heldout_range[0]),
+    facts = {
+        "kind": getattr(clip, "split", "last"),
+        "train_frames": len(split.train_frames(clip)),
+        "heldout_frames": len(split.heldout_frames(clip)),
+        "heldout_runs": split.runs(split.heldout_frames(clip)),
         "train_range": [int(v) for v in clip.train_range],
         "heldout_range": [int(v) for v in clip.heldout_range],
         "scored_frames": len(frames),
     }
-    common = {"system": system, "split": split, "params": count(model.parts(variables.params))}
+    common = {"system": system, "split": facts, "params": count(model.parts(variables.params))}
     baselines = {
         "baselines": {b: seen.row(b, KEYS) for b in BASELINES},
         "more_baselines": {b: seen.row(b, MORE_KEYS) for b in BASELINES},
@@ -300,13 +258,13 @@ def evaluate(
     if paste:
         rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
     for row, source in zip(rows, seen.seconds, strict=True):
-        row["response"] = watch.respond(source, "train_true")[0]
+        row["response"] = responding["rows"][source]
     of_frames = {k: rows[-1][k] if paste else None for k in ("box_edge", "psnr_outside_mask")}
     why = rows[-1]["reasons"] if paste else dict.fromkeys(of_frames, no_paste)
     report = {
         **rows[0],
         **of_frames,
-        "response": responding,
+        "response": {k: v for k, v in responding.items() if k != "rows"},
         "rows": rows,
         "reasons": {k: v for k, v in rows[0]["reasons"].items() if k not in of_frames}
         | {k: why[k] for k, value in of_frames.items() if value is None},

@@ -23,7 +23,7 @@ class Mode:
     takes: tuple[str, ...]
 
 
-TRAINING = ("config", "stages", "preload", "seed", "coordinator_address", "num_processes", "process_id")
+TRAINING = ("config", "stages", "preload", "split", "seed", "coordinator_address", "num_processes", "process_id")
 PREPARING = (
     *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
     *("background_ref", "body_points", "accept", "models_mirror", "offline"),
@@ -178,6 +178,11 @@ FLAGS = {
     ),
     "offline": Flag("bool", "fetch nothing from the network, as TKJAX_OFFLINE=1"),
     "preload": Flag("str", "where decoded frames live", choices=("disk", "host", "device")),
+    "split": Flag(
+        "str",
+        "frames to hold out for scoring: last (the clip's end; default) or blocks of 2 s over the clip",
+        choices=("last", "blocks"),
+    ),
     "seconds": Flag("float", "length of the synthetic clip (12)", 2, 3600),
     "size": Flag("int", "longer side in pixels", 32, 4096),
     "seed": Flag("int", "random seed (0)", 0, 2**31 - 1),

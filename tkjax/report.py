@@ -2,7 +2,7 @@
 
 import base64
 import html
-import importlib.util
+import importlib
 import io
 import json
 import math
@@ -121,7 +121,11 @@ def curves(rows: Sequence[Mapping]) -> dict[str, list[tuple[str, list[int], list
 
 def can_plot() -> bool:
     """Whether matplotlib (of the extra `eval`) is here; without it a page has no curves."""
-    return importlib.util.find_spec("matplotlib") is not None
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError:
+        return False
+    return True
 
 
 def _plot(
@@ -288,6 +292,14 @@ def _consent(consent: Mapping | None) -> str:
     return f"Consent: none asked ({consent.get('reason', 'no reason recorded')})."
 
 
+def _split(split: Mapping) -> str:
+    """Where the held-out frames lie."""
+    runs = split.get("heldout_runs", [])
+    if split.get("kind", "last") == "last":
+        return "the end of the clip"
+    return f"--split={split['kind']}: frames " + ", ".join(f"{a}–{b - 1}" for a, b in runs)
+
+
 def page(
     report: Mapping,
     rows: Sequence[Mapping],
@@ -305,7 +317,7 @@ def page(
     missing = "".join(f"<p class=soft>{html.escape(f'{k}: {v}')}</p>" for k, v in report.get("reasons", {}).items())
     sections = [
         f"<h1>{html.escape(str(report.get('subject', 'subject')))}: {html.escape(report['system'])}</h1>",
-        f"<p class=soft>{split['train_frames']} training frames, {split['heldout_frames']} held out; "
+        f"<p class=soft>{split['train_frames']} training frames, {split['heldout_frames']} held out ({_split(split)}); "
         f"avatar {html.escape(str(report.get('avatar', '')))}. {html.escape(_consent(report.get('consent')))}</p>",
         f'<div class="videos">{"".join(_video(p, c, folder) for p, c in videos)}</div>',
         "<h2>Measured on held-out frames</h2>",
@@ -314,7 +326,7 @@ def page(
         _response(report.get("response"), drawn),
         *(
             _pairs(title, report[key])
-            for key, title in (("demo", "New speech"), ("tracker", "Tracker"))
+            for key, title in (("new_speech", "New speech"), ("demo", "Demo"), ("tracker", "Tracker"))
             if report.get(key)
         ),
         f"<h2>Worst frames</h2><p class=soft>From the left: {html.escape(shown)}.</p>" + _frames(worst)

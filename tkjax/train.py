@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 from tqdm import tqdm
 
-from tkjax import checkpoint
+from tkjax import checkpoint, split
 from tkjax.batches import global_frames, make_loader, prefetch, sampler_of
 from tkjax.checkpoint import Checkpoints, load_variables
 from tkjax.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
@@ -87,7 +87,7 @@ class Run:
     @property
     def train_frames(self) -> Int[np.ndarray, " n"]:
         """Frames of the training split whose face was found."""
-        frames = np.arange(*self.clip.train_range)
+        frames = split.train_frames(self.clip)
         return frames[np.asarray(self.clip.confidence)[frames] > 0]
 
     def say(self, text: str) -> None:
