@@ -230,7 +230,7 @@ def lone(shape: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor,
     off = rms(own - said)
     near = np.minimum(rms(own - before), rms(own - after))
     seen = usable[:-4] & usable[1:-3] & usable[2:-2] & usable[3:-1] & usable[4:]
-    out[2:-2] = seen & (off > LONE_CM) & (off > 0.7 * near)
+    out[2:-2] = seen & (off > LONE_CM) & (near > LONE_CM) & (off > 0.6 * near)
     return out
 
 

@@ -106,8 +106,9 @@ def judge_poses(
         )
     typical = float(np.nanmedian(relative)) if found.any() else float("nan")
     return [
-        judge("poses", "reprojection error, median, of the face's height", typical, warn=MEDIAN_WARN, fail=MEDIAN_FAIL,
+        judge("poses", "reprojection error (median), % of the face's height", 100 * typical, warn=100 * MEDIAN_WARN,
+              fail=100 * MEDIAN_FAIL,
               message=f"heads lie {typical:.1%} of the face's height off their landmarks; {message}"),
-        judge("poses", "frames without a pose that fits", share, warn=LOST_WARN, fail=MAX_MISSING,
+        judge("poses", "share of frames without a pose that fits", share, warn=LOST_WARN, fail=MAX_MISSING,
               message=f"{message}; training leaves them out"),
     ]  # fmt: skip

@@ -61,20 +61,44 @@ class Tracks:
         return np.repeat(self.first, self.length) + offset
 
 
-def follow(frames: Iterator[tuple[np.ndarray, np.ndarray]], scale: float) -> Tracks:
+def _carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """float32: points [m,2] moved, turned and scaled as the points before [v,2] must be to lie on now [v,2]."""
+    a, b = before @ [1, 1j], now @ [1, 1j]
+    centre = a.mean()
+    turn = np.vdot(a - centre, b - b.mean()) / np.vdot(a - centre, a - centre)
+    out = b.mean() + turn * (xy @ [1, 1j] - centre)
+    return np.ascontiguousarray(np.stack([out.real, out.imag], -1), np.float32)
+
+
+def follow(
+    frames: Iterator[tuple[np.ndarray, np.ndarray]],
+    scale: float,
+    cuts: Sequence[int] = (),
+    face_px: np.ndarray | None = None,
+) -> Tracks:
     """Follow corners through (grey uint8 [H,W], where bool [H,W]) of consecutive frames.
 
     scale: longer side of the pictures over 512. A track ends where the flow fails its backward check, leaves `where`
-    or is MAX_AGE frames old; tracks shorter than MIN_AGE are dropped.
+    or is MAX_AGE frames old, and where a shot does (cuts: the frames that begin one, counted from the first here);
+    tracks shorter than MIN_AGE are dropped. face_px [n,v,2]: landmarks of the frames, with which the search for every
+    corner starts where the face says, so that fast heads are followed as well.
     """
     options = {"winSize": (21, 21), "maxLevel": 3, "criteria": (3, 20, 0.01)}
+    options |= {} if face_px is None else {"flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
     live, done, before = [], [], None  # each track: (first frame, [xy, ...])
     for index, (grey, where) in enumerate(frames):
         h, w = grey.shape
+        if index in cuts:
+            live, done = [], done + live
         if live:
             old = np.array([points[-1] for _, points in live], np.float32)[:, None]
-            new, ok, _ = cv2.calcOpticalFlowPyrLK(before, grey, old, None, **options)
-            back, ok_back, _ = cv2.calcOpticalFlowPyrLK(grey, before, new, None, **options)
+            guess = back_guess = None
+            if face_px is not None:
+                guess = _carried(old[:, 0], face_px[index - 1], face_px[index]).reshape(-1, 1, 2)
+            new, ok, _ = cv2.calcOpticalFlowPyrLK(before, grey, old, guess, **options)
+            if face_px is not None:
+                back_guess = _carried(new[:, 0], face_px[index], face_px[index - 1]).reshape(-1, 1, 2)
+            back, ok_back, _ = cv2.calcOpticalFlowPyrLK(grey, before, new, back_guess, **options)
             error = np.linalg.norm(back - old, axis=-1)[:, 0]
             column, row = np.clip(new[:, 0].round().astype(int), 0, [w - 1, h - 1]).T
             good = (ok[:, 0] & ok_back[:, 0] > 0) & (error < BACK_PX * scale) & where[row, column]
@@ -84,7 +108,7 @@ def follow(frames: Iterator[tuple[np.ndarray, np.ndarray]], scale: float) -> Tra
                     track[1].append(xy)
                 (kept if fine and len(track[1]) < MAX_AGE else done).append(track)
             live = kept
-        if index % RENEW_EVERY == 0 and len(live) < CORNERS:
+        if (index % RENEW_EVERY == 0 or index in cuts) and len(live) < CORNERS:
             free = where.astype(np.uint8)
             for _, points in live:
                 cv2.circle(free, tuple(round(float(v)) for v in points[-1]), round(9 * scale), 0, -1)
@@ -295,8 +319,10 @@ def refine(
     translation = -np.einsum("nij,nj->ni", rotation, poses[:, :3, 3] * UNIT_CM)
     turns, shifts = np.zeros((n_frames, 3)), np.zeros((n_frames, 3))
     weights, errors, followed = np.zeros(n_frames), [], 0
+    landmarked = _Landmarked(track, n_frames, figures["focal_px"], (width / 2, height / 2))
     for a, b in progress(windows(n_frames), len(windows(n_frames)), "refine", "windows"):
-        tracks = follow(_frames(frames, labels, track, a, b, (height, width)), scale)
+        pictures = _frames(frames, labels, track, a, b, (height, width))
+        tracks = follow(pictures, scale, [c - a for c in cuts], landmarked.points[a:b].astype(np.float64))
         followed += len(tracks.length)
         centre = np.array([width / 2, height / 2])
         new_r, new_t, *rms = adjust(tracks, rotation[a:b], translation[a:b], figures["focal_px"], centre, scale)
@@ -306,7 +332,6 @@ def refine(
         weights[a:b] += ramp
         errors.append(rms)
     turns, shifts = turns / weights[:, None], shifts / weights[:, None]
-    landmarked = _Landmarked(track, n_frames, figures["focal_px"], (width / 2, height / 2))
     kept = landmarked.worse(rotation, translation, turns, shifts)
     turns[kept], shifts[kept] = 0, 0
     new_r = Rotation.from_rotvec(turns).as_matrix() @ rotation

@@ -189,6 +189,13 @@ def test_a_frame_that_stands_alone_is_bridged_and_known_as_lost():
     assert np.flatnonzero(bad).tolist() == [75]
 
 
+def test_a_jump_that_stays_is_no_frame_that_stands_alone():
+    points, canonical, true = moving(BOUNCE, 0.5)
+    points[80:] += np.float32([60, -30])
+    true[80:] += [60, -30]
+    assert distance_of_face(fit(points, canonical, cuts=np.array([80])), true).max() < 0.01
+
+
 def test_nothing_is_smoothed_across_a_cut():
     points, canonical, true = moving(BOUNCE, 0.5, noise=1.0)
     points[80:] += np.float32([40, -20])

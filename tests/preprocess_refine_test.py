@@ -1,13 +1,14 @@
 """Poses from feature tracks: simulated heads with known truth, and corners followed through moving pictures."""
 
 import itertools
+import json
 
 import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from preprocess import refine
+from preprocess import chunks, pose_checks, refine
 
 N, F, CENTRE = 60, 1300.0, np.array([256.0, 256.0])
 
@@ -92,6 +93,87 @@ def test_corners_are_followed_inside_the_mask_only():
         xy = tracks.xy_px[begin : begin + m]
         assert ((xy > 38) & (xy < 122)).all()
         np.testing.assert_allclose((xy[-1] - xy[0]) / (m - 1), shift, atol=0.06)
+
+
+def test_tracks_end_at_a_cut_and_begin_anew():
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (160, 160)).astype(np.uint8), (0, 0), 2.0)
+    where = np.ones((160, 160), bool)
+    tracks = refine.follow(iter([(texture, where)] * 30), 0.4, [13])
+    last = tracks.first + tracks.length
+    assert len(last) and ((last <= 13) | (tracks.first >= 13)).all() and (tracks.first == 13).any()
+
+
+def test_corners_are_carried_as_the_face_moves():
+    rng = np.random.default_rng(0)
+    before, xy = rng.normal(80, 20, (9, 2)), rng.normal(80, 40, (5, 2))
+    turn = 1.2 * Rotation.from_euler("z", 20, degrees=True).as_matrix()[:2, :2]
+    np.testing.assert_allclose(refine._carried(xy, before, before @ turn.T + [3, 4]), xy @ turn.T + [3, 4], rtol=1e-4)
+
+
+@pytest.mark.parametrize("hz", [1.0, 3.0])
+def test_corners_are_followed_through_fast_motion(hz):
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 256, (260, 260)).astype(np.uint8), (0, 0), 2.0)
+    path = 24 * np.sin(2 * np.pi * hz * np.arange(40) / 25)
+
+    def frames():
+        for x in path:
+            picture = cv2.warpAffine(texture, np.float32([[1, 0, x - 50], [0, 1, -50]]), (160, 160))
+            yield picture, np.ones((160, 160), bool)
+
+    face = np.array([[60.0, 60], [100, 60], [80, 90]]) + np.stack([path, 0 * path], -1)[:, None]
+    tracks = refine.follow(frames(), 0.4, face_px=face + rng.normal(0, 0.5, face.shape))
+    starts = np.cumsum(tracks.length) - tracks.length
+    assert len(starts) > 20 and np.median(tracks.length) > 15
+    for a, begin, m in zip(tracks.first, starts, tracks.length, strict=True):
+        x = tracks.xy_px[begin : begin + m, 0]
+        np.testing.assert_allclose(x - x[0], path[a : a + m] - path[a], atol=1.0)
+
+
+def test_refinement_keeps_fast_motion():
+    time = np.arange(N) / 25
+    base = np.diag([1.0, -1.0, -1.0])
+    rng = np.random.default_rng(0)
+    swing = np.sin(2 * np.pi * 3 * time)
+    rotation = Rotation.from_rotvec(np.stack([0.3 * swing, 0 * time, 0.1 * swing], 1)).as_matrix() @ base
+    translation = np.stack([5 * swing, 0 * time, 85 + 0 * time], 1)
+    xy, m = [], 20
+    first = rng.integers(0, N - m + 1, 150)
+    for a in first:
+        direction = rng.normal(size=3)
+        direction[2] = abs(direction[2])
+        point = refine.HEAD_CENTRE_CM + direction / np.linalg.norm(direction) * refine.HEAD_RADII_CM
+        cam = rotation[a : a + m] @ point + translation[a : a + m]
+        xy.append(F * cam[:, :2] / cam[:, 2:] + CENTRE + rng.normal(scale=0.3, size=(m, 2)))
+    tracks = refine.Tracks(first, np.full(150, m), np.concatenate(xy))
+    start = Rotation.from_rotvec(rng.normal(0, 0.01, (N, 3))).as_matrix() @ rotation
+    found, at, _, _ = refine.adjust(tracks, start, translation, F, CENTRE, 1.0)
+
+    def face(r, t):
+        cam = np.einsum("nij,kj->nki", r, refine.ANCHORS_CM) + t[:, None]
+        return F * cam[..., :2] / cam[..., 2:]
+
+    off = np.linalg.norm(face(found, at) - face(rotation, translation), axis=-1)
+    assert off.max() < 0.01 * F * 17.7 / 85  # a hundredth of the face
+
+
+def test_a_frame_that_refinement_takes_off_its_landmarks_is_undone_and_a_lost_one_not_trusted(tmp_path):
+    n, shape = 5, np.array([[-5.0, 0, 4], [5, 0, 4], [0, 6, 4], [0, -6, 4]])
+    rotation, translation = np.tile(np.diag([1.0, -1, -1]), (n, 1, 1)), np.tile([0.0, 0, 80], (n, 1))
+    cam = np.einsum("nij,pj->npi", rotation, shape) + translation[:, None]
+    points = F * cam[..., :2] / cam[..., 2:] + CENTRE
+    points[3] += np.random.default_rng(0).normal(0, 60, (4, 2))
+    rows = {"landmarks_px": points.astype(np.float32), "error_px": np.float32([0, 0, 0, 50, np.nan])}
+    chunks.write_chunk(tmp_path, 0, rows)
+    text = json.dumps({"ids": [0, 1, 2, 3], "weights": [1, 1, 1, 1], "shape_cm": shape.tolist()})
+    (tmp_path / pose_checks.SHAPE).write_text(text)
+    landmarked = refine._Landmarked(tmp_path, n, F, tuple(CENTRE))
+    shifts = np.zeros((n, 3))
+    shifts[1], shifts[2] = (0.05, 0, 0), (2.0, 0, 0)
+    kept = landmarked.worse(rotation, translation, np.zeros((n, 3)), shifts)
+    assert kept.tolist() == [False, False, True, False, False]
+    sure, judged = landmarked.judge(landmarked.error(rotation, translation), rotation, translation, ())
+    assert sure.tolist() == [True, True, True, False, False] and judged[1].verdict == "fail"
 
 
 def test_windows_cover_every_frame_and_overlap():
