@@ -173,6 +173,43 @@ def test_frames_without_a_face_get_confidence_0_and_shift_nothing(talking, model
 
 
 @pytest.mark.heavy
+def test_a_clip_of_two_framings_stops_before_its_labels_until_that_is_accepted(talking, models_dir, tmp_path, capsys):
+    near = [images.resize_area(np.kron(f[32:224, 32:224], np.ones((2, 2, 1), np.uint8)), (256, 256)) for f in talking]
+    two = write(tmp_path / "two.mp4", [*talking[:40], *near[40:]])
+    workdir = tmp_path / "W"
+    assert main(command(two, workdir, models_dir)) == 2
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 1 and "1.60 s" in out.err and "--accept=content" in out.err
+    assert not (workdir / "dataset").exists() and not (workdir / "preprocess" / "labels").exists()
+    rows = json.loads((workdir / "preprocess" / "checks.json").read_text())
+    assert {r["verdict"] for r in rows if r["stage"] == "poses"} == {"good"}  # the cut is known to the tracker
+    assert main(command(two, workdir, models_dir, "--accept", "content")) == 0
+    assert "fail, accepted" in capsys.readouterr().out
+    found = contract.validate(workdir / "dataset")["checks"]
+    assert [r["accepted"] for r in found if r["verdict"] == "fail"] == [True]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("hz", [2.0, 3.0])
+def test_real_landmarks_of_a_swinging_head_are_followed(talking, models_dir, tmp_path, hz):
+    from preprocess import landmarker, pose
+    from preprocess.face_model import load_canonical
+    from preprocess.pose_checks import face_heights
+    from preprocess.workers import pool
+
+    model = models_dir / "face_landmarker.task"
+    swing = (30 * np.sin(2 * np.pi * hz * np.arange(50) / 25)).round().astype(int)
+    pictures = [np.roll(f, x, 1) for f, x in zip(talking, swing, strict=False)]
+    with pool(tmp_path / "log") as executor:
+        faces = executor.submit(landmarker.detect, str(model), pictures).result()
+    ids, weight = pose.rigid_points()
+    canonical = load_canonical(model).vertices_cm[ids]
+    track = pose.fit(faces.landmarks[:, ids, :2], faces.found, canonical, weight, 256, 256)
+    error = track.error_px / face_heights(track.translation_cm, track.f_px)
+    assert np.nanmedian(error) < 0.005 and np.nanmax(error) < 0.01
+
+
+@pytest.mark.heavy
 def test_lips_of_a_video_and_of_a_folder_of_its_frames_agree(talking, models_dir, tmp_path, finished):
     short = [talking[0], np.full((256, 256, 3), 120, np.uint8), *talking[1:4]]
     (tmp_path / "frames").mkdir()
