@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
-FOUNDATION |= {"feature_arrays", "tables", "transforms"}
+FOUNDATION |= {"feature_arrays", "stored", "tables", "transforms"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
-    "contract": {"contract", "errors"},
+    "stored": {"errors"},
+    "contract": {"contract", "errors", "stored"},
     "models_dir": {"errors"},
     "files": {"errors"},
     "interrupts": set(),
@@ -27,7 +28,7 @@ ALLOWED = {
     "feature_arrays": {"errors", "contract"},
     "video": {"errors", "audio", "files"},
     "types": set(),
-    "config": {"errors", "files"},
+    "config": {"errors", "files", "stored"},
     "ops": {"ops"},
     "cameras": {"types"},
     "losses": {"types"},
@@ -52,7 +53,7 @@ ALLOWED = {
     "sampling": {"errors"},
     "split": {"errors"},
     "data": {"contract", "types", "images", "errors", "frame_cache", "sampling", "split"},
-    "workdir": {"contract", "errors", "files", "options"},
+    "workdir": {"contract", "errors", "files", "options", "stored"},
     "paste_back": {"contract", "images"},
     "full_frames": {"errors", "video"},
     "batches": {"errors", "types", "models.base"},
@@ -67,9 +68,11 @@ ALLOWED = {
     "watch": {"errors", "models_dir", "picture_reading", "response", "scores"},
     "responding": {"drive_test", "response", "watch"},
     "drive_test": {"audio", "contract", "drawn", "types", "models.base", "render"},
-    "avatar_track": {"contract", "errors", "full_frames", "images", "paste_back", "split"},
+    "avatar_meta": {"contract", "errors", "stored", "types"},
+    "avatar_track": {"contract", "errors", "full_frames", "images", "paste_back", "split", "stored", "types"},
     "progress": {"errors", "files", "types", "models.base", "checkpoint", "render"},
-    "originals": {"originals", "ops", "fields", "types", "errors", "child", "data", "feature_arrays"},
+    "originals": {"originals", "ops", "fields", "types", "errors", "child", "contract", "data", "feature_arrays"}
+    | {"stored"},
     "synthetic": {"synthetic", "contract", "audio", "video", "images", "cameras", "errors", "types"},
 }
 CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"base", "__init__"}

@@ -3,7 +3,8 @@
 A folder of hash-named files (`params-<hash>.npz`, `track-00000-<hash>.npz`, `background-<hash>.png`, and where the clip
 has pictures `full-<hash>.mp4`, the whole source frames, perhaps with `full_alpha-<hash>.mp4`, their matte) and
 `avatar.json`, which names them with their sha256, carries a digest of its own and is replaced last: a save that is
-killed leaves the old avatar or the new one. Nothing in it is a pickle.
+killed leaves the old avatar or the new one. `consent.json` repeats the consent that avatar.json holds under its digest.
+Nothing in it is a pickle, names code to run or a file elsewhere, and what `load` takes is checked as a stranger's.
 
 Format 2 has held-out frames behind the training frames in the track, labels, faces, eye areas, whole frames and the
 names of the finished stages. Format 1 is still read; what it lacks is named when it is asked for.
@@ -14,8 +15,9 @@ import functools
 import hashlib
 import io
 import json
+import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,18 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tkjax import __version__, avatar_track, config, contract, images, split
+from tkjax import __version__, avatar_meta, avatar_track, config, contract, images, split, stored
+from tkjax.avatar_meta import CONSENT, FORMAT, META, REMEDY, TRACK_FRAMES
+from tkjax.contract.checks import check_picture
+from tkjax.contract.npz import npz_index, read_entry
+from tkjax.contract.refusal import refuse
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 from tkjax.full_frames import FullFrames
 from tkjax.models import base
 from tkjax.types import PyTree, SubjectInfo, Variables
 
-FORMAT = 2
-READABLE = (1, 2)
-TRACK_FRAMES = 64  # frames in one track file
+_json_digest, _dump = avatar_meta.json_digest, avatar_meta.dump
 
 
 def flatten(tree: PyTree) -> dict[str, np.ndarray]:
@@ -49,31 +53,29 @@ def flatten(tree: PyTree) -> dict[str, np.ndarray]:
     return out
 
 
+def check_fit(template: PyTree, arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """UserError names the first of the arrays (or of what describes them) that `template` has not, or has of another
+    shape or kind of number; else {key: leaf of the template}."""
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): like for path, like in leaves}
+    for key in sorted(set(wanted) ^ set(arrays)):
+        where = "lacks" if key in wanted else "has an unknown"
+        raise UserError(f"{name} {where} array {key[:200]!r}: it was not made by this system's version")
+    for key, like in wanted.items():
+        found = arrays[key]
+        if found.shape != like.shape:
+            raise UserError(f"{name}: array {key!r} has shape {found.shape}, the model expects {like.shape}")
+        floats = [jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in (found, like)]
+        if floats[0] != floats[1]:
+            raise UserError(f"{name}: array {key!r} holds {found.dtype}, the model expects {like.dtype}")
+    return wanted
+
+
 def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
     """The arrays in the structure, shapes and dtypes of `template`; UserError names the first that does not fit."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    keys = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    for key in sorted(set(keys) ^ set(arrays)):
-        where = "lacks" if key in keys else "has an unknown"
-        raise UserError(f"{name} {where} array {key!r}: it was not made by this system's version")
-    values = []
-    for key, (_, like) in zip(keys, leaves):
-        if arrays[key].shape != like.shape:
-            raise UserError(f"{name}: array {key!r} has shape {arrays[key].shape}, the model expects {like.shape}")
-        values.append(jax.numpy.asarray(arrays[key], like.dtype))
-    return jax.tree.unflatten(structure, values)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _json_digest(meta: dict) -> str:
-    return _digest(json.dumps({**meta, "digest": ""}, sort_keys=True).encode())
-
-
-def _dump(meta: dict) -> bytes:
-    return (json.dumps(meta, indent=2) + "\n").encode()
+    wanted = check_fit(template, arrays, name)
+    values = [jax.numpy.asarray(arrays[key], like.dtype) for key, like in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -89,10 +91,10 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _write(folder: Path, stem: str, suffix: str, data: bytes) -> dict:
     """Write one hash-named file; its entry for avatar.json."""
-    digest = _digest(data)
+    digest = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{digest[:8]}{suffix}"
     write_atomic(folder / name, data)
-    return {"name": name, "sha256": digest}
+    return {"name": name, "sha256": digest, "bytes": len(data)}
 
 
 def save(
@@ -115,6 +117,8 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    facts = {"config": config.to_dict(resolved), "info": clip.info.to_json(), "audio": audio, "consent": consent}
+    _refuse_unreadable(facts, folder / META)
     model = base.load(resolved.system)(resolved, clip.info)
     stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
     numbers, full = avatar_track.frame_numbers(clip), avatar_track.full_facts(clip)
@@ -123,8 +127,8 @@ def save(
         "format": FORMAT,
         "tool": f"tkjax {__version__}",
         "system": resolved.system,
-        "config": config.to_dict(resolved),
-        "info": clip.info.to_json(),
+        "config": facts["config"],
+        "info": facts["info"],
         "stages": stages,
         "step": int(step),
         "background": _behind_head(model, stages),
@@ -141,10 +145,22 @@ def save(
     }
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
-    write_atomic(folder / "consent.json", (json.dumps(consent, indent=2) + "\n").encode())
-    write_atomic(folder / "avatar.json", _dump(meta))
+    avatar_meta.check(stored.parse(_dump(meta)), folder / META)
+    record = _dump(consent)
+    waiting = folder / avatar_meta.consent_name(record)  # read in its place until it is there
+    write_atomic(waiting, record)
+    write_atomic(folder / META, _dump(meta))
+    os.replace(waiting, folder / CONSENT)
     _remove_stale(folder, meta)
     return meta["id"]
+
+
+def _refuse_unreadable(facts: dict, path: Path) -> None:
+    """What cannot be read back is not written, before anything of an older avatar is replaced."""
+    try:
+        stored.parse(json.dumps(facts).encode())
+    except stored.BadJson as error:
+        raise UserError(f"{path} cannot be written ({error}); look at --consent and at the settings") from error
 
 
 def _store(folder: Path, variables: Variables, clip: Any, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
@@ -164,7 +180,7 @@ def _store(folder: Path, variables: Variables, clip: Any, numbers: Int[np.ndarra
 
 def _remove_stale(folder: Path, meta: dict) -> None:
     """Remove the files of earlier saves, and what killed ones left."""
-    keep = {entry["name"] for entry in _entries(meta)} | {"avatar.json", "consent.json"}
+    keep = {entry["name"] for entry in avatar_meta.entries(meta["files"])} | {META, CONSENT}
     for stale in folder.iterdir():
         if stale.name not in keep and stale.is_file():
             stale.unlink()
@@ -176,26 +192,21 @@ def _behind_head(model: base.Model, stages: Sequence[str]) -> str:
     return drawn[-1] if drawn else "torso"
 
 
-def _entries(meta: dict) -> list[dict]:
-    files = meta["files"]
-    videos = [files[name] for name in ("full", "full_alpha") if name in files]
-    return [files["params"], files["background"], *files["track"], *videos]
-
-
 def _full_as_before(folder: Path, full: dict) -> dict[str, dict] | None:
     """The entries of whole frames that an earlier save made of the same dataset; they take long to encode."""
     try:
-        before = _read_meta(folder)
+        before = avatar_meta.read(folder)
     except UserError:
         return None
     entries = {name: before["files"][name] for name in ("full", "full_alpha") if name in before["files"]}
     if before.get("full") != full or not entries:
         return None
-    whole = all(
-        (folder / e["name"]).is_file() and avatar_track.sha256(folder / e["name"]) == e["sha256"]
-        for e in entries.values()
-    )
-    return entries if whole else None
+    try:
+        for entry in entries.values():
+            avatar_meta.check_file(folder, entry, sized=before["format"] >= 2)
+    except UserError:
+        return None
+    return entries
 
 
 @dataclasses.dataclass
@@ -260,7 +271,9 @@ class Avatar:
         shard, row = divmod(i, TRACK_FRAMES)
         cached = self._cached  # another thread may read another frame
         if cached is None or cached[0] != shard:
-            cached = self._cached = (shard, _read_npz(self.folder / self.meta["files"]["track"][shard]["name"]))
+            path = self.folder / self.meta["files"]["track"][shard]["name"]
+            n = min(TRACK_FRAMES, self.n_track - shard * TRACK_FRAMES)
+            cached = self._cached = (shard, avatar_track.read_file(path, n, self.info))
         arrays = cached[1]
         if f"{kind}_png" not in arrays:
             raise UserError(
@@ -268,7 +281,8 @@ class Avatar:
                 "run --mode=train with the dataset again, which keeps what is trained"
             )
         a, b = arrays[f"{kind}_offsets"][row : row + 2]
-        return images.decode_png(arrays[f"{kind}_png"][a:b].tobytes())
+        name = f"{self.folder}: the {kind} picture of frame {i}"
+        return images.decode_png(arrays[f"{kind}_png"][a:b].tobytes(), name)
 
     def torso(self, i: int) -> UInt8[np.ndarray, "H W 4"]:
         """Straight-alpha torso picture."""
@@ -344,63 +358,82 @@ class Avatar:
     # ------------------------------------------------ the model
 
     def model(self) -> base.Model:
-        return base.load(self.config.system)(self.config, self.info)
+        return _model(self.config, self.info, self.folder / META)
 
     def variables(self, model: base.Model) -> Variables:
-        template = jax.eval_shape(model.init, jax.random.key(0))
+        """The trained numbers; UserError where they are not those of this model."""
         path = self.folder / self.meta["files"]["params"]["name"]
-        return unflatten(template, _read_npz(path), str(path))
+        template = _of_settings(lambda: jax.eval_shape(model.init, jax.random.key(0)), self.folder / META)
+        with avatar_track.plain(path) as file:
+            index = npz_index(file, path)
+            flat = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in index.items()}
+            check_fit(template, flat, str(path))  # before anything is read: shapes may claim any size
+            return unflatten(
+                template, {k: read_entry(file, e, path, k, check=True) for k, e in index.items()}, str(path)
+            )
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _model(settings: ConfigDict, info: SubjectInfo, where: Path) -> base.Model:
+    """The model of stored settings. What is wrong with them shows at the latest when it is built."""
     try:
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}); train or copy the avatar again") from error
-
-
-def _read_meta(folder: Path) -> dict:
-    path = folder / "avatar.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no avatar (avatar.json is missing); train one with --mode=fit or --mode=train")
-    raw = path.read_bytes()
-    try:
-        meta = json.loads(raw)
+        kind = base.load(settings.system, stored=True)
     except ValueError as error:
-        raise UserError(f"{path} is damaged (not json); train or copy the avatar again") from error
-    if not isinstance(meta, dict) or meta.get("digest") != _json_digest(meta) or raw != _dump(meta):
-        raise UserError(f"{path} is damaged (its digest does not match); train or copy the avatar again")
-    if meta["format"] not in READABLE:
-        raise UserError(f"{path} has format {meta['format']}; this version reads up to {FORMAT}, so train it again")
-    return meta
+        raise UserError(f"{where}: {error}") from error
+    return _of_settings(lambda: kind(settings, info), where)
+
+
+def _of_settings(build: Callable[[], Any], where: Path) -> Any:
+    """What `build` makes of an avatar's settings, which may have any value of the right type."""
+    try:
+        return build()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: its settings make no model ({type(error).__name__}: {reason}); {REMEDY}") from error
+
+
+def _check_params(path: Path) -> None:
+    """Uncompressed arrays of finite numbers."""
+    with avatar_track.plain(path) as file:
+        for name, entry in npz_index(file, path).items():
+            if not name.startswith(("params/", "state/")):
+                raise refuse(path, name[:80], "is unknown", "params/… and state/…")
+            if str(entry.dtype) != "float32" and entry.dtype.kind not in "biu":
+                raise refuse(path, name[:80], f"has dtype {entry.dtype}", "float32 or whole numbers")
+            values = read_entry(file, entry, path, name, check=True)
+            if entry.dtype.kind == "f" and not np.isfinite(values).all():
+                raise refuse(path, name[:80], "is not finite", "finite numbers")
 
 
 def load(folder: Path) -> Avatar:
-    """Read and verify a bundle; one sentence where it is missing, damaged or of another format."""
+    """Read and verify a bundle, which may be a stranger's; one sentence where it is missing, damaged or inconsistent.
+
+    Nothing that it names is imported, run or looked for outside its folder: see `avatar_meta`.
+    """
     folder = Path(folder)
-    meta = _read_meta(folder)
-    for entry in _entries(meta):
-        path = folder / entry["name"]
-        if not path.is_file():
-            raise UserError(f"{path} is missing from the avatar; train or copy it again")
-        if avatar_track.sha256(path) != entry["sha256"]:
-            raise UserError(f"{path} is damaged (its sha256 does not match); train or copy the avatar again")
-    columns: dict[str, list] = {name: [] for name in avatar_track.COLUMNS}
-    for entry in meta["files"]["track"]:
-        with np.load(folder / entry["name"], allow_pickle=False) as data:
-            for name in (*avatar_track.COLUMNS, *(set(avatar_track.OPTIONAL_COLUMNS) & set(data.files))):
-                columns.setdefault(name, []).append(data[name])
-    settings, info = config.completed(ConfigDict(config.tuples(meta["config"]))), SubjectInfo.from_json(meta["info"])
-    if "stages" not in meta:  # format 1: saved when every stage was finished
-        meta["stages"] = [stage.name for stage in base.load(settings.system)(settings, info).stages()]
+    meta = avatar_meta.read(folder)
+    files, where = meta["files"], folder / META
+    for entry in avatar_meta.entries(files):
+        avatar_meta.check_file(folder, entry, sized=meta["format"] >= 2)
+    avatar_meta.check_consent_file(folder, meta)
+    info = SubjectInfo.from_json(meta["info"])
+    settings = config.completed(config.from_stored(meta["config"], where), where)
+    finished = [stage.name for stage in _of_settings(_model(settings, info, where).stages, where)]
+    meta.setdefault("stages", finished)  # format 1: saved when every stage was finished
+    for name in set(meta["stages"]) - set(finished):
+        raise UserError(f"{where}: stage {name[:80]!r} is none of {settings.system}: {', '.join(finished)}; {REMEDY}")
+    _check_params(folder / files["params"]["name"])
+    plate = folder / files["background"]["name"]
+    with avatar_track.plain(plate) as file:
+        png = file.read()
+    check_picture(plate, "content", png, "png", 3, info.height, info.width)
+    paths = [folder / entry["name"] for entry in files["track"]]
     return Avatar(
         folder=folder,
         meta=meta,
         config=settings,
         info=info,
-        plate=images.decode_png((folder / meta["files"]["background"]["name"]).read_bytes()),
-        **{name: np.concatenate(parts) for name, parts in columns.items()},
+        plate=images.decode_png(png, str(plate)),
+        **avatar_track.load_columns(paths, meta["n_track"], info),
     )
 
 

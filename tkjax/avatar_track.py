@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import io
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,19 @@ import av
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from tkjax import contract, full_frames, images, paste_back, split
+from tkjax import contract, full_frames, images, paste_back, split, stored
+from tkjax.contract import checks
+from tkjax.contract.npz import npz_index, read_entry
+from tkjax.contract.refusal import disk_errors, refuse
+from tkjax.contract.spec import Layout
 from tkjax.errors import UserError
+from tkjax.types import SubjectInfo
 
 COLUMNS = ("cam_to_world", "eye_closed", "expression", "confidence", "face_box_px", "lips_box_px")
 OPTIONAL_COLUMNS = ("eye_area",)
 PICTURES = ("torso", "label", "face")  # PNG, one per frame; the last two are left out where the clip has no labels
+HEADER_BYTES = 64  # of a picture, which tell its size
+CHANNELS = {"torso": 4, "label": 1, "face": 1}
 
 
 def frame_numbers(clip: Any) -> Int[np.ndarray, " n"]:
@@ -59,6 +68,76 @@ def face(clip: Any, i: int, label: UInt8[np.ndarray, "H W"]) -> Bool[np.ndarray,
     if getattr(clip, "landmarks68_px", None) is None:
         return np.zeros(label.shape, bool)
     return paste_back.face_of_landmarks(clip.landmarks68_px[i], label)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_columns(paths: Sequence[Path], n: int, info: SubjectInfo) -> dict[str, np.ndarray]:
+    """The columns of the track files, n frames in all, checked; UserError where a file holds something else.
+
+    Pictures are not decoded: their headers must show the picture's size.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    members: set[str] = set()
+    for i, path in enumerate(paths):
+        first = i * contract.SHARD_FRAMES
+        arrays = read_file(path, min(contract.SHARD_FRAMES, n - first), info)
+        if i and members != set(arrays):
+            odd = sorted(members ^ set(arrays))[0]
+            raise UserError(f"{path}: member {odd} is not in every track file, expected the members of {paths[0].name}")
+        members = set(arrays)
+        _check_pictures(path, arrays, first, info)
+        columns = {k: v for k, v in arrays.items() if k in (*COLUMNS, *OPTIONAL_COLUMNS)}
+        checks.check_values(path, columns, Layout(info.height, info.width, "ibug68", info.n_expression, {}), first)
+        for name, values in columns.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def read_file(path: Path, n: int, info: SubjectInfo) -> dict[str, np.ndarray]:
+    """The members of one track file of n frames: uncompressed, and each of the shape and type that it has to be."""
+    floats, whole = ("float32", "float64"), ("int32", "int64")  # of the clip's own columns, which may be either
+    wanted = {"cam_to_world": (floats, (n, 4, 4)), "expression": (floats, (n, info.n_expression))}
+    wanted |= {name: (floats, (n,)) for name in ("eye_closed", "confidence", *OPTIONAL_COLUMNS)}
+    wanted |= {name: (whole, (n, 4)) for name in ("face_box_px", "lips_box_px")}
+    for kind in PICTURES:
+        wanted |= {f"{kind}_png": (("uint8",), (None,)), f"{kind}_offsets": (("int64",), (n + 1,))}
+    with plain(path) as file:
+        index = npz_index(file, path)
+        for name in index.keys() - wanted.keys():
+            raise refuse(path, name[:40], "is unknown", f"only {', '.join(wanted)}")
+        needed = {*COLUMNS, "torso_png", "torso_offsets"}
+        needed |= {f"{kind}_{part}" for kind in PICTURES for part in ("png", "offsets") if f"{kind}_png" in index}
+        for name in sorted(needed - index.keys()):
+            raise refuse(path, name, "is missing", f"all of {', '.join(sorted(needed))}")
+        for name, entry in index.items():
+            dtypes, shape = wanted[name]
+            if str(entry.dtype) not in dtypes:
+                raise refuse(path, name, f"has dtype {entry.dtype}", " or ".join(dtypes))
+            if len(entry.shape) != len(shape) or any(b not in (None, a) for a, b in zip(entry.shape, shape)):
+                raise refuse(path, name, f"has shape {entry.shape}", f"{shape}".replace("None", "any length"))
+        return {name: read_entry(file, entry, path, name, check=True) for name, entry in index.items()}
+
+
+@contextlib.contextmanager
+def plain(path: Path) -> Iterator[io.BufferedReader]:
+    """A plain file of the avatar, open for reading."""
+    with disk_errors(path, "a readable file of the avatar"), stored.open_plain(path.parent, path.name) as file:
+        yield file
+
+
+def _check_pictures(path: Path, arrays: dict[str, np.ndarray], first: int, info: SubjectInfo) -> None:
+    for kind in PICTURES:
+        if f"{kind}_png" not in arrays:
+            continue
+        offsets, data = arrays[f"{kind}_offsets"], arrays[f"{kind}_png"]
+        if offsets[0] != 0 or (np.diff(offsets) <= 0).any() or offsets[-1] != len(data):
+            raise refuse(path, f"{kind}_offsets", "is wrong", f"offsets that rise from 0 and cover {kind}_png")
+        for i, (a, b) in enumerate(itertools.pairwise(offsets)):
+            member = f"{kind}_png of frame {first + i}"
+            picture = data[a : min(b, a + HEADER_BYTES)].tobytes()
+            checks.check_picture(path, member, picture, "png", CHANNELS[kind], info.height, info.width)
 
 
 # ---------------------------------------------------------------- whole frames
@@ -124,7 +203,7 @@ def _adopt(folder: Path, stem: str, make) -> dict:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-    return {"name": name, "sha256": digest}
+    return {"name": name, "sha256": digest, "bytes": (folder / name).stat().st_size}
 
 
 def sha256(path: Path) -> str:

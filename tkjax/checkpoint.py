@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tkjax import stored
 from tkjax.config import leaves
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
@@ -198,12 +199,12 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any] | None:
     path = Path(workdir) / "checkpoints" / "run.json"
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not readable json ({error}); remove {path.parent} to train from the start"
-        ) from error
+    remedy = f"remove {path.parent} to train from the start"
+    run = stored.read_json(path, remedy, finite=False)
+    for part in ("config", "data"):
+        if not isinstance(run.get(part, {}), dict):
+            raise UserError(f"{path} is damaged ({part} is no json object); {remedy}")
+    return run
 
 
 def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence[str] = ()) -> None:
@@ -216,12 +217,12 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence
     Raises:
       UserError: names every differing key with both values.
     """
-    stored = read_run(workdir)
-    if stored is None:
+    before = read_run(workdir)
+    if before is None:
         return
     differ = []
     for part in ("config", "data"):
-        old, new = leaves(stored.get(part, {})), leaves(run[part])
+        old, new = leaves(before.get(part, {})), leaves(run[part])
         for key in sorted(old.keys() | new.keys()):
             name = key if part == "config" else f"dataset {key}"
             exempt = part == "config" and any(key == e or key.startswith(e + ".") for e in (*EXEMPT, *free))

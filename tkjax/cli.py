@@ -84,8 +84,8 @@ def resolve(opts: Options, workdir: Path) -> ConfigDict:
     overrides += [(k, str(v)) for k, v in stand_for if v is not None]
     resolved = config.load(spec, overrides, default_variant)
     try:
-        base.load(resolved.system)
-    except ValueError as error:
+        base.load(resolved.system, stored=config.split_spec(spec)[0].endswith(".json"))
+    except (ValueError, ImportError) as error:
         raise UserError(f"--config: {error}") from error
     use_backend(resolved.get("ops_backend", ""))  # a config.json of an older run has none
     return resolved

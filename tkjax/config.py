@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tkjax import stored
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
 SHARED = {"__init__", "base", "hash_head"}  # files of configs/ that are no system of their own
 DEFAULT_SPEC = "configs/er_nerf.py"
+SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -75,8 +78,19 @@ def find_file(path: str) -> Path:
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return candidate
-    known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in SHARED]
+    known = [f"configs/{name}.py" for name in systems()]
     raise UserError(f"--config: there is no file {path!r}; {near(path, known)}")
+
+
+def systems() -> list[str]:
+    """The systems that have a file in `configs/`."""
+    return sorted({p.stem for p in (ROOT / "configs").glob("*.py")} - SHARED)
+
+
+def source_of(system: str) -> Path | None:
+    """`configs/<system>.py`; None for any other name, a plug-in's dotted one among them. Only files that are there
+    already are named: a stored system is never made into a path."""
+    return ROOT / "configs" / f"{system}.py" if system in systems() else None
 
 
 def _module(path: Path) -> ModuleType:
@@ -122,19 +136,29 @@ def _from_python(path: Path, variant: str | None) -> ConfigDict:
 
 
 def _from_json(path: Path) -> ConfigDict:
-    try:
-        data = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not readable as json: {_one_line(error)}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("system"), str):
+    data = stored.read_json(path, "name a config with --config")
+    if not isinstance(data.get("system"), str):
         raise UserError(f"--config: {path} is not a resolved config (no 'system' in it)")
+    return from_stored(data, path)
+
+
+def from_stored(data: Mapping[str, Any], where: Any) -> ConfigDict:
+    """The config of a stored json object; UserError where its keys are no names of settings."""
+
+    def check(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            if not SETTING.fullmatch(key):
+                raise UserError(f"{where}: {key[:40]!r} is no name of a setting, expected letters, digits, underscores")
+            check(value)
+
+    check(data)
     return ConfigDict(tuples(data))
 
 
 def _check_against_source(config: ConfigDict, path: Path) -> None:
     """A config.json that was edited by hand must still have the keys and types of its system's file."""
-    source = ROOT / "configs" / f"{config.system.rpartition('.')[2]}.py"
-    if not source.is_file():
+    source = source_of(config.system)
+    if source is None:
         return
     known = ConfigDict(tuples(_from_python(source, config.get("variant") or "full").to_dict()))
     have, want = leaves(config.to_dict()), leaves(known.to_dict())
@@ -143,34 +167,52 @@ def _check_against_source(config: ConfigDict, path: Path) -> None:
     for key in want.keys() - have.keys():
         raise UserError(f"{path}: the key {key!r} of {source.name} is missing")
     for key, value in have.items():
-        _check_type(key, value, want[key])
+        _check_type(key, value, want[key], path)
 
 
-def completed(config: ConfigDict) -> ConfigDict:
-    """The stored config of an avatar, with what its system's file has gained since at that file's values."""
-    source = ROOT / "configs" / f"{config.system.rpartition('.')[2]}.py"
-    if not source.is_file():
+def completed(config: ConfigDict, where: Any = "the stored config") -> ConfigDict:
+    """The stored config of an avatar, with what its system's file has gained since at that file's values.
+
+    A variant that has gone is completed from the first of those that are there: their keys are the same. A plug-in (a
+    dotted name) has no file here, and its config comes back as it is.
+
+    Raises:
+      UserError: a setting is of another type than in the system's file, or that file cannot be read.
+    """
+    if "." in config.system:
         return config
-    try:
-        whole = _from_python(source, config.get("variant") or "full").to_dict()
-    except (UserError, ValueError):  # the variant has gone
-        return config
+    source = source_of(config.system)
+    if source is None:
+        raise UserError(
+            f"{where}: settings of {config.system!r} cannot be completed, because there is no "
+            f"{ROOT / 'configs' / config.system}.py; run from the project's folder"
+        )
+    variants = getattr(_module(source), "VARIANTS", ("full",))
+    variant = config.get("variant")
+    whole = _from_python(source, variant if variant in variants else variants[0]).to_dict()
 
-    def fill(have: dict, want: dict) -> dict:
+    def fill(have: dict, want: dict, prefix: str = "") -> dict:
         out = {**want, **have}
         for key in have.keys() & want.keys():
-            if isinstance(have[key], dict) and isinstance(want[key], dict):
-                out[key] = fill(have[key], want[key])
+            if isinstance(want[key], Mapping) != isinstance(have[key], Mapping):
+                raise UserError(f"{where}: {prefix}{key} is {have[key]!r}, expected what {source.name} has there")
+            if isinstance(want[key], Mapping):
+                out[key] = fill(have[key], want[key], f"{prefix}{key}.")
+            else:
+                _check_type(prefix + key, have[key], want[key], where)
         return out
 
     return ConfigDict(tuples(fill(config.to_dict(), whole)))
 
 
-def _check_type(key: str, value: Any, like: Any) -> None:
+def _check_type(key: str, value: Any, like: Any, where: Any) -> None:
+    """A stored value against the file's own; elements of a list against its first."""
     ok = like is None or value is None or type(value) is type(like)
-    ok = ok or (isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool))
+    ok = ok or (isinstance(like, float) and type(value) is int)
     if not ok:
-        raise UserError(f"{key} is {value!r}, but must be {_type_name(like)} such as {like!r}")
+        raise UserError(f"{where}: {key} is {value!r}, but must be {_type_name(like)} such as {like!r}")
+    for element in value if isinstance(value, tuple) and like else ():
+        _check_type(f"an element of {key}", element, like[0], where)
 
 
 def _type_name(value: Any) -> str:

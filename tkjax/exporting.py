@@ -6,16 +6,14 @@ of the original's optimiser is not kept. An avatar that was trained here is writ
 one, the moving average as the parameters, with the density grid.
 """
 
-import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tkjax import avatar
+from tkjax import avatar, stored
 from tkjax.errors import UserError
 from tkjax.importing import KEPT, RECORD
 from tkjax.ops import GridSpec
@@ -29,6 +27,7 @@ GRIDS = {
     "rad_nerf": {"encoder": layout.RAD_SPACE, "encoder_ambient": layout.RAD_PLANE},
     "er_nerf": {"planes": layout.ER_PLANE},
 }
+REMEDY = "import the checkpoint again, or remove that folder to export the avatar without what it holds"
 FULL = "only what was trained with the originals' sizes (a config's variant full) has their shapes"
 
 
@@ -63,15 +62,32 @@ def imported(workdir: Path, subject: avatar.Avatar) -> tuple[dict[str, Any], Sou
     if not path.is_file():
         return {}, None
     try:
-        record = json.loads(path.read_text())
+        record = stored.read_json(path, REMEDY)
+        if wrong := _wrong(record, subject.config.system):
+            raise UserError(f"{path}: {wrong}")
         if record["avatar"] != subject.id:
             return {}, None
-        return record, source.load(path.parent, Path(record["source"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path.parent} is damaged ({type(error).__name__}); import the checkpoint again, or remove that folder to "
-            "export the avatar without what it holds"
-        ) from error
+        kept, names = source.load(path.parent, Path(record["source"])), record["names"]
+        if names and (kept.shadow is None or len(names) != len(kept.shadow) or not set(names) <= set(kept.model)):
+            raise UserError(f"{path}: names are not those of the moving average")
+        return record, kept
+    except UserError as error:
+        raise UserError(f"{path.parent} is damaged (changed); {REMEDY}: {error}") from error
+
+
+def _wrong(record: dict[str, Any], system: str) -> str:
+    """What of import.json is not as the import writes it, or ''."""
+    names = record.get("names")
+    good = {
+        "avatar": isinstance(record.get("avatar"), str),
+        "source": isinstance(record.get("source"), str) and Path(record["source"]).name == record["source"] != "",
+        "system": record.get("system") == system or record.get("avatar") is None,
+        "weights": record.get("weights") in ("ema", "raw"),
+        "names": names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)),
+        "eye": type(record.get("eye")) is bool,
+        "torso": type(record.get("torso")) is bool,
+    }
+    return next((f"{name} is missing or wrong" for name, ok in good.items() if not ok), "")
 
 
 def export(subject: avatar.Avatar, record: dict, kept: Source | None) -> tuple[dict, list | None, dict]:
@@ -119,15 +135,20 @@ def give_back(
     """The imported file with the avatar's numbers in the places that they were taken from."""
     out, shadow = dict(kept.model), None if kept.shadow is None else list(kept.shadow)
     averaged = (record["names"] or []) if record["weights"] == "ema" and shadow is not None else []
-    for key, value in theirs.items():
-        if key in averaged:
-            shadow[averaged.index(key)] = value
-        elif key in out:
+    place = {key: i for i, key in enumerate(averaged)}
+    for key, value in {**theirs, "density_bitfield": bits, "density_grid": density}.items():
+        old = shadow[place[key]] if key in place else out.get(key)
+        if old is None or (key == "density_grid" and not np.any(old)):
+            continue
+        if key == "density_grid" and old.size == value.size:
+            value = value.reshape(old.shape)
+        if old.shape != value.shape:
+            shapes = f"{key} has shape {list(old.shape)} there and {list(value.shape)} in the avatar"
+            raise UserError(f"the folder {KEPT} does not belong to the avatar ({shapes}); {REMEDY}")
+        if key in place:
+            shadow[place[key]] = value
+        else:
             out[key] = value
-    if "density_bitfield" in out:
-        out["density_bitfield"] = bits
-    if "density_grid" in out and np.any(out["density_grid"]):
-        out["density_grid"] = density.reshape(out["density_grid"].shape)
     present = tuple(t for t in tensors if t.key in out)
     return out, shadow, {**kept.facts, "tensors": present}
 

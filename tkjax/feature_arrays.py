@@ -180,7 +180,13 @@ def load_features(path: str | Path, wanted: Mapping[str, Any]) -> AudioFeatures:
     kind = kind or kind_of(Path(path).name, width)
     if width == wanted["channels"] and by_name_only_differs(kind, wanted["kind"]):
         kind = wanted["kind"]
-    return from_windows(windows, kind, like=wanted)[0]
+    features, bad, _ = from_windows(windows, kind, like=wanted)
+    if len(bad) == len(features.features):
+        raise UserError(f"{path}: holds no finite number, expected sound features; extract them again")
+    if bad:
+        which = f"{len(bad)} of {len(features.features)} steps are not finite (the first is {bad[0]})"
+        print(f"{path}: {which}; the nearest finite step stands in for each", flush=True)
+    return features
 
 
 def by_name_only_differs(kind: str, wanted: str) -> bool:

@@ -69,9 +69,7 @@ class FullFrames:
     def _seek(self, k: int) -> None:
         """The decoder at the last key frame that is not behind k."""
         if self._container is None:
-            self._container = open_media(self.path)
-            if not self._container.streams.video:
-                raise UserError(f"{self.path}: has no moving picture, expected a video")
+            self._container = self._open()
             self._stream = self._container.streams.video[0]
             self._stream.thread_type = "AUTO"
         earlier = 0
@@ -87,6 +85,23 @@ class FullFrames:
                 return
             earlier = 2 * earlier + 1
         self._coming = _chain(first, self._coming)
+
+    def _open(self) -> av.container.InputContainer:
+        """The file, which may be a stranger's: an MP4 (a playlist would name other files) of about the size it has to
+        have (a larger one would not fit into memory)."""
+        with self.path.open("rb") as file:
+            if file.read(8)[4:] != b"ftyp":
+                raise UserError(f"{self.path}: is no MP4 file, expected one; make the avatar again")
+        container = open_media(self.path)
+        video = container.streams.video[0] if container.streams.video else None
+        if video is None:
+            container.close()
+            raise UserError(f"{self.path}: has no moving picture, expected a video")
+        if video.width > self.hw[1] + 1 or video.height > self.hw[0] + 1:
+            container.close()
+            found, wanted = f"{video.width}x{video.height}", f"{self.hw[1]}x{self.hw[0]}"
+            raise UserError(f"{self.path}: its pictures have {found} pixels, expected {wanted}; make the avatar again")
+        return container
 
     def _numbered(self) -> Iterator[tuple[int, av.VideoFrame]]:
         zero = self._stream.start_time or 0

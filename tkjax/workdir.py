@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tkjax import contract
+from tkjax import contract, stored
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 from tkjax.options import Options
 
 DATASET = "dataset"
+REMEDY = "remove it and run the command again"
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
@@ -24,10 +25,14 @@ def read_run(workdir: Path) -> dict[str, Any]:
     path = workdir / "run.json"
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged (not json); remove it and run the command again") from error
+    facts = stored.read_json(path, REMEDY)
+    for name, kind in (("dataset", str), ("video", str), ("consent", dict)):
+        if name in facts and not (isinstance(facts[name], kind) and facts[name] != "" and "\0" not in facts[name]):
+            raise UserError(f"{path} is damaged ({name} is {str(facts[name])[:80]!r}); {REMEDY}")
+    statement = facts.get("consent", {}).get("statement")
+    if not isinstance(statement, str | None):
+        raise UserError(f"{path} is damaged (consent.statement is {str(statement)[:80]!r}); {REMEDY}")
+    return facts
 
 
 def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
@@ -77,4 +82,7 @@ def stop_on_failures(dataset: Path, accept: Sequence[str]) -> None:
 def preprocess_seconds(workdir: Path) -> float | None:
     """What the stages took when they ran, as preprocessing wrote it down."""
     path = workdir / "preprocess" / "report.json"
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    seconds = stored.read_json(path, "remove it").get("seconds")
+    return float(seconds) if type(seconds) in (int, float) else None

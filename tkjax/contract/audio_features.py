@@ -43,6 +43,9 @@ class AudioHeader:
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "kind"}
 
 
+RATE_MOST_HZ, STEPS_MOST = 1e6, 10_000  # raw samples at most; no cutter of a system takes more than 29 steps
+
+
 @dataclasses.dataclass(frozen=True)
 class AudioFeatures:
     """A whole clip's feature sequence, features float32 [n, C], and how windows are cut from it: see `AudioHeader`."""
@@ -109,11 +112,13 @@ def _check(where: Any, a: AudioHeader) -> None:
             raise refuse(where, member, f"is {getattr(a, member)!r}", expected)
 
     require("kind", bool(re.fullmatch(r"[A-Za-z0-9_-]+", a.kind)), "letters, digits, hyphens and underscores")
-    require("rate_hz", math.isfinite(a.rate_hz) and a.rate_hz > 0, "a positive number of steps a second")
+    require(
+        "rate_hz", 0 < a.rate_hz <= RATE_MOST_HZ, f"a positive number of steps a second, at most {RATE_MOST_HZ:.0e}"
+    )
     require("start_s", math.isfinite(a.start_s), "a finite time in seconds")
-    require("extractor", bool(a.extractor), "the name of the extractor")
-    require("window", a.window >= 1, "at least 1 step")
-    require("hop", a.hop >= 1, "at least 1 step a frame")
+    require("extractor", 0 < len(a.extractor) <= 1000 and a.extractor.isprintable(), "the name of the extractor")
+    require("window", 1 <= a.window <= STEPS_MOST, f"1..{STEPS_MOST} steps")
+    require("hop", 1 <= a.hop <= STEPS_MOST, f"1..{STEPS_MOST} steps a frame")
     require("left", 0 <= a.left <= a.window, f"0..{a.window}")
     require("pad", 0 <= a.pad <= a.window, f"0..{a.window}")
     rate = a.hop * FPS  # else windows would drift away from their frames

@@ -6,13 +6,13 @@ replaced, and the files that stand aside get their plain names.
 
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tkjax import stored
 from tkjax.contract.refusal import ContractError
 from tkjax.contract.spec import FILE_NAME, MANIFEST, SHA256, SHARD_NAME
 
@@ -47,7 +47,8 @@ def sha256_file(path: Path) -> str:
 def named_files(root: Path) -> dict[str, str] | None:
     """files of the manifest in `root` (unchecked beyond their types), {} without one, None if it is unreadable."""
     try:
-        m = json.loads((root / MANIFEST).read_bytes())
+        with stored.open_plain(root, MANIFEST) as file:
+            m = stored.parse(file.read(stored.LARGEST_BYTES + 1))
         files = {k: v for k, v in m["files"].items() if isinstance(v, str) and SHA256.fullmatch(v)}
         legal = all(SHARD_NAME.fullmatch(k) or FILE_NAME.fullmatch(k) for k in files)
         return files if legal and isinstance(m["shards"], list) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tkjax import stored
 from tkjax.contract.refusal import ContractError, refuse, short
 from tkjax.contract.spec import (
     BACKGROUND,
@@ -29,6 +30,7 @@ from tkjax.contract.spec import (
     offsets_of,
 )
 
+PIXELS_MOST = 1e7  # a focal length of a hundred times the widest picture
 _KEYS = {
     "version", "subject", "fps", "n_frames", "height", "width", "camera", "conventions", "split", "landmark_scheme",
     "expression_names", "range_min", "range_max", "source", "audio", "files", "shards", "members", "tools",
@@ -48,19 +50,9 @@ def dump_manifest(manifest: Mapping[str, Any]) -> bytes:
 
 def parse_manifest(raw: bytes, where: Any) -> dict[str, Any]:
     """Manifest bytes -> checked manifest: json, version, digest, then every field."""
-
-    def no_constant(name: str) -> None:
-        raise ValueError(f"the number {name}")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        d = dict(pairs)
-        if len(d) != len(pairs):
-            raise ValueError("a name that stands twice")
-        return d
-
     try:
-        m = json.loads(raw.decode("utf-8"), parse_constant=no_constant, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as e:
+        m = stored.parse(raw)
+    except stored.BadJson as e:
         raise ContractError(f"{where}: member list is not valid json ({short(e)}), expected a dataset manifest") from e
     if not isinstance(m, dict):
         raise ContractError(f"{where}: member list is a json {type(m).__name__}, expected an object")
@@ -104,7 +96,9 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
     require("width", _is_int(m["width"], 1, 65535), "an integer in 1..65535")
     c = m["camera"]
     good = isinstance(c, dict) and set(c) == {"fx", "fy", "cx", "cy"} and all(map(_is_number, c.values()))
-    require("camera", good and c["fx"] > 0 and c["fy"] > 0, "finite fx, fy, cx, cy in pixels with positive fx, fy")
+    good = good and c["fx"] > 0 and c["fy"] > 0 and max(map(abs, c.values())) <= PIXELS_MOST
+    expected = f"fx, fy, cx, cy in pixels, at most {PIXELS_MOST:.0e}, with positive fx, fy"
+    require("camera", good, expected)
     require("conventions", m["conventions"] == CONVENTIONS, f"the conventions of version {VERSION}")
     require(
         "landmark_scheme",
@@ -119,6 +113,7 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
         require(key, good, f"{len(names)} finite numbers")
     for key in ("source", "tools", "licences", "audio"):
         require(key, isinstance(m[key], dict), "a json object")
+    _check_source(m["source"], where)
     files = m["files"]
     require("files", isinstance(files, dict), "a json object from file name to sha256")
     for name, sha in files.items():
@@ -130,10 +125,43 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
         raise refuse(where, "files", f"does not name {BACKGROUND}", "the background plate")
     kinds = {audio_kind(name) for name in files} - {None}
     require("audio", set(m["audio"]) == kinds, f"one entry for each audio_<kind>.npz, {sorted(kinds)}")
+    for kind, facts in m["audio"].items():
+        good = isinstance(facts, dict) and all(_is_int(facts.get(k), 1) for k in ("steps", "channels"))
+        require("audio", good, f"a json object with steps and channels of {kind}")
     _check_shards(m, where)
     check_split(m["split"], m["n_frames"], where)
     _check_members(m["members"], where, m)
     _check_checks(m.get("checks", []), where)
+
+
+def is_colour(x: Any) -> bool:
+    """[r, g, b], whole numbers in 0..255."""
+    return isinstance(x, list | tuple) and len(x) == 3 and all(_is_int(v, 0, 255) for v in x)
+
+
+def is_size(x: Any) -> bool:
+    """[width, height] of a picture."""
+    return isinstance(x, list | tuple) and len(x) == 2 and all(_is_int(v, 1, 65535) for v in x)
+
+
+def is_box(x: Any, size: Any) -> bool:
+    """[x0, y0, x1, y1], half open, inside a picture of size [width, height], or of any size where that is None."""
+    w, h = size or (65535, 65535)
+    if not (isinstance(x, list | tuple) and len(x) == 4 and all(_is_int(v, 0, 65535) for v in x)):
+        return False
+    return x[0] < x[2] <= w and x[1] < x[3] <= h
+
+
+def _check_source(source: dict[str, Any], where: Any) -> None:
+    """What the contract says of `source`: the crop, the whole picture, the colour behind a keyed person."""
+    size, box, colour = (source.get(k) for k in ("full_size", "crop_px", "background_trt"))
+    for key, value, good, expected in (
+        ("full_size", size, size is None or is_size(size), "[width, height] in pixels"),
+        ("crop_px", box, box is None or is_box(box, size if is_size(size) else None), "[x0, y0, x1, y1] in full_size"),
+        ("background_trt", colour, colour is None or is_colour(colour), "[r, g, b], whole numbers in 0..255"),
+    ):
+        if not good:
+            raise refuse(where, f"source.{key}", f"is {json.dumps(value)[:80]}", expected)
 
 
 def check_split(split: Any, n: int, where: Any) -> None:
@@ -225,8 +253,8 @@ def check_extra(where: Any, name: str, dtype: Any, shape: Any) -> tuple[str, tup
         raise refuse(where, str(name), "is not a legal name of an extra member", "x_<letters, digits, underscores>")
     try:
         dtype = np.dtype(dtype).name
-    except TypeError:
-        dtype = str(dtype)
+    except (TypeError, ValueError, SyntaxError, OverflowError, KeyError):
+        dtype = str(dtype)[:40]
     if dtype not in EXTRA_DTYPES:
         raise refuse(where, name, f"is declared with dtype {dtype}", f"one of {', '.join(EXTRA_DTYPES)}")
     shape = tuple(shape)

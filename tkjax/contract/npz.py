@@ -16,9 +16,10 @@ from tkjax.contract.refusal import ContractError, refuse, short
 
 # What numpy raises on damaged headers; before Python 3.13 its parser of old headers also lets TokenError through.
 HEADER_ERRORS = (
-    ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError,
+    ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, OverflowError, MemoryError, RecursionError,
     tokenize.TokenError,
 )  # fmt: skip
+AXES_MOST, AXIS_MOST = 8, 2**40  # of an array; a header may claim any, also beside an axis of length 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,8 @@ def npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, Entry]:
     try:
         with zipfile.ZipFile(file) as z:
             infos = z.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, struct.error, NotImplementedError, IndexError) as e:
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, struct.error, NotImplementedError, IndexError,
+            OverflowError, MemoryError) as e:  # fmt: skip
         raise ContractError(f"{where}: member list is not readable ({short(e)}), expected an uncompressed npz") from e
     entries = {}
     for info in infos:
@@ -91,6 +93,8 @@ def npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, Entry]:
             raise refuse(where, repr(info.filename)[1:-1], "is not an array or stands twice", "one .npy a member")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise refuse(where, name, "is compressed or encrypted", "stored bytes")
+        if not 0 <= info.header_offset < total:
+            raise refuse(where, name, "lies outside the file", "an uncompressed npz")
         file.seek(info.header_offset)
         local = file.read(30)
         if len(local) != 30 or local[:4] != b"PK\x03\x04":
@@ -110,6 +114,12 @@ def npz_index(file: io.BufferedIOBase, where: Any) -> dict[str, Entry]:
             raise refuse(where, name, "holds pickled objects", "plain numbers")
         if fortran and len(shape) > 1:
             raise refuse(where, name, "is stored in Fortran order", "C order")
+        if dtype.kind not in "biufcU":
+            raise refuse(where, name, f"has dtype {short(ValueError(str(dtype)))}", "plain numbers or text")
+        if len(shape) > AXES_MOST or max(shape, default=0) > AXIS_MOST:
+            raise refuse(
+                where, name, f"claims {len(shape)} axes of up to {max(shape)}", f"at most {AXES_MOST} short ones"
+            )
         entry = Entry(start + head.tell(), dtype, shape, info.CRC, start, info.file_size)
         if min(shape, default=0) < 0 or entry.nbytes != info.file_size - head.tell():
             raise refuse(where, name, f"has {info.file_size - head.tell()} bytes", f"those of shape {shape} {dtype}")
@@ -147,6 +157,11 @@ def read_rows(
         yield block.astype(entry.dtype.newbyteorder("="), copy=False)
     if check and crc != entry.crc:
         raise refuse(where, name, "fails its CRC-32", "undamaged bytes")
+
+
+def read_npz(file: io.BufferedIOBase, where: Any) -> dict[str, np.ndarray]:
+    """All arrays of an uncompressed npz, each CRC-32 compared."""
+    return {name: read_entry(file, e, where, name, check=True) for name, e in npz_index(file, where).items()}
 
 
 def damaged_member(data: bytes, where: Any) -> str:

@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import io
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tkjax import stored
 from tkjax.contract.audio_features import AudioFeatures, load_audio_features, parse_audio
 from tkjax.contract.checks import check_picture, check_type, check_values, check_wav, expression_range
 from tkjax.contract.commit import ASIDE, aside_name
@@ -15,7 +18,18 @@ from tkjax.contract.landmarks import landmarks68
 from tkjax.contract.manifest import parse_manifest
 from tkjax.contract.npz import Entry, damaged_member, npz_index, read_entry
 from tkjax.contract.refusal import ContractError, disk_errors, refuse
-from tkjax.contract.spec import AUDIO, BACKGROUND, MANIFEST, PICTURES, Layout, audio_kind, is_offsets, offsets_of
+from tkjax.contract.spec import (
+    AUDIO,
+    BACKGROUND,
+    MANIFEST,
+    PICTURES,
+    SHARD_NAME,
+    SLACK_BYTES,
+    Layout,
+    audio_kind,
+    is_offsets,
+    offsets_of,
+)
 
 
 class Dataset:
@@ -49,7 +63,8 @@ class Dataset:
         path = self.root / MANIFEST
         with disk_errors(path, f"a readable {MANIFEST}"):
             try:
-                return path.read_bytes()
+                with stored.open_plain(self.root, MANIFEST) as f:
+                    return f.read(stored.LARGEST_BYTES + 1)
             except FileNotFoundError as e:
                 raise ContractError(f"{path}: no such file, expected a dataset folder with its {MANIFEST}") from e
 
@@ -79,16 +94,37 @@ class Dataset:
         return aside if aside.exists() else self.root / name
 
     def _open(self, name: str) -> io.BufferedIOBase:
+        """A file of the dataset; links, pipes and files larger than the manifest lets them be are refused."""
+        f = self._open_plain(name)
+        size, most = os.fstat(f.fileno()).st_size, self._most_bytes(name)
+        if size > most:
+            f.close()
+            raise refuse(self.root / name, "content", f"has {size} bytes", f"at most {most}, after {MANIFEST}")
+        return f
+
+    def _open_plain(self, name: str) -> io.BufferedIOBase:
         path = self.path(name)
         with disk_errors(path, "a readable file"), contextlib.suppress(FileNotFoundError):
-            return open(path, "rb")
+            return stored.open_plain(self.root, path.relative_to(self.root).as_posix())
         path = self.path(name)  # a finished write may just have moved it
         with disk_errors(path, "a readable file"):
             try:
-                return open(path, "rb")
+                return stored.open_plain(self.root, path.relative_to(self.root).as_posix())
             except FileNotFoundError as e:
                 message = f"{self.root / name}: no such file, expected it because {MANIFEST} names it"
                 raise ContractError(message) from e
+
+    def _most_bytes(self, name: str) -> int | float:
+        """What a file that is read into memory can have at most, by the sizes in the manifest."""
+        m = self.manifest
+        if kind := audio_kind(name):
+            return 4 * m["audio"][kind]["steps"] * m["audio"][kind]["channels"] + SLACK_BYTES
+        if name == BACKGROUND:
+            return 2 * self.height * self.width * 3 + SLACK_BYTES
+        shard = SHARD_NAME.fullmatch(name)
+        if shard and int(shard[1]) < len(m["shards"]):
+            return self._layout.most_bytes(m["members"], m["shards"][int(shard[1])]["count"])
+        return math.inf
 
     def _check_presence(self) -> None:
         for name in self.manifest["files"]:

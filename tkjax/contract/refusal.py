@@ -8,13 +8,16 @@ import numpy as np
 
 from tkjax.errors import UserError
 
+LONGEST = 200  # characters of what was found, in a message
+
 
 class ContractError(UserError):
     """A dataset, or data on its way into one, breaks the contract."""
 
 
 def refuse(where: Any, member: str, found: str, expected: str) -> ContractError:
-    return ContractError(f"{where}: member {member} {found}, expected {expected}")
+    found = found if len(found) <= LONGEST else f"{found[:LONGEST]}…"  # a stranger's text may have any length
+    return ContractError(f"{where}: member {member[:LONGEST]} {found}, expected {expected}")
 
 
 def short(error: BaseException) -> str:

@@ -1,9 +1,12 @@
 """What version 1 fixes: constants, conventions, names of files, members with their dtypes and shapes."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 VERSION = 1
 FPS = 25.0
@@ -80,6 +83,7 @@ PICTURES = {
     "alpha_bytes": ("png", 1),
     "class_bytes": ("png", 1),
 }
+SLACK_BYTES = 1 << 20  # headers, colour profiles and the like, in the bound of a file's size
 EXTRA_DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
@@ -142,6 +146,19 @@ class Layout:
         """Those members as the manifest lists them."""
         specs = {m: self.spec(m) for m in members}
         return {m: {"dtype": dtype, "shape": list(shape)} for m, (dtype, shape) in specs.items()}
+
+    def most_bytes(self, members: Iterable[str], n: int) -> int:
+        """More than a shard of n frames with these members can have: pictures at twice their raw size and 1 MB each."""
+        total = 0
+        for member in members:
+            dtype, shape = self.spec(member)
+            if member in PICTURES:
+                size = n * (2 * self.height * self.width * PICTURES[member][1] + SLACK_BYTES)
+            else:
+                counts = {"n": n, "n+1": n + 1}
+                size = math.prod(counts.get(s, s) for s in shape) * np.dtype(dtype).itemsize
+            total += size + SLACK_BYTES
+        return total
 
     def known(self, member: str) -> bool:
         return member in REQUIRED_MEMBERS or member in OPTIONAL_MEMBERS or member in self.extra

@@ -2,19 +2,25 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tkjax import child
+from tkjax import child, stored
+from tkjax.contract import ContractError
+from tkjax.contract.npz import read_npz
+from tkjax.contract.refusal import disk_errors
 from tkjax.errors import UserError
 from tkjax.originals import layout, weights
 from tkjax.originals.layout import Sizes, Tensor
 
 MODULE = "preprocess.checkpoint_file"
 TENSORS, FACTS = "tensors.npz", "facts.json"
+DTYPE = re.compile(r"(float|bfloat|int|uint|bool|complex|double|half|long)[0-9]*")
+LONGEST = 100_000  # tensors of a moving average
 
 
 @dataclasses.dataclass
@@ -32,13 +38,43 @@ class Source:
 
 
 def load(folder: Path, path: Path) -> Source:
-    """What `read` left in a folder."""
-    facts = json.loads((folder / FACTS).read_text())
-    with np.load(folder / TENSORS, allow_pickle=False) as data:
-        model = {key: data[f"model/{key}"] for key in facts["keys"]}
-        n = facts["ema"]["length"] if facts["ema"] else 0
-        shadow = [data[f"ema/{i}"] for i in range(n)] if facts["ema"] else None
-    return Source(path, model, shadow, facts)
+    """What `read` left in a folder, which may have been changed since; UserError names what does not fit."""
+    remedy = "import the checkpoint again"
+    facts = stored.read_json(folder / FACTS, remedy, finite=False)  # the originals' scores may be NaN
+    wrong = _wrong(facts)
+    if wrong:
+        raise UserError(f"{folder / FACTS} is damaged ({wrong}); {remedy}")
+    try:
+        with disk_errors(folder / TENSORS, "the tensors of the checkpoint"):
+            with stored.open_plain(folder, TENSORS) as file:
+                arrays = read_npz(file, folder / TENSORS)
+    except ContractError as error:
+        raise UserError(f"{error}; {remedy}") from error
+    n = facts["ema"]["length"] if facts["ema"] else 0
+    named = {f"model/{key}" for key in facts["keys"]} | {f"ema/{i}" for i in range(n)}
+    for name in sorted(named ^ set(arrays)):
+        where = TENSORS if name in arrays else FACTS
+        raise UserError(f"{folder} is damaged ({name[:80]} is in {where} alone); {remedy}")
+    model = {key: arrays[f"model/{key}"] for key in facts["keys"]}
+    return Source(path, model, [arrays[f"ema/{i}"] for i in range(n)] if facts["ema"] else None, facts)
+
+
+def _wrong(facts: dict[str, Any]) -> str:
+    """What is not as the child writes it, or ''."""
+    kinds = {"keys": list, "dtypes": dict, "top": dict, "ema": (dict, type(None)), "left_out": list, "bare": bool}
+    for name, kind in kinds.items():
+        if name not in facts or not isinstance(facts[name], kind):
+            return f"{name} is missing or of another kind"
+    keys, ema = facts["keys"], facts["ema"]
+    if not all(isinstance(k, str) for k in (*keys, *facts["left_out"])) or len(set(keys)) != len(keys):
+        return "keys and left_out must be different names"
+    if not all(isinstance(v, str) and DTYPE.fullmatch(v) for v in facts["dtypes"].values()):
+        return "dtypes must name types of numbers"
+    if ema is not None and not (type(ema.get("length")) is int and 0 <= ema["length"] <= LONGEST):
+        return "ema.length must be a number of tensors"
+    if ema is not None and not {"decay", "num_updates"} <= set(ema):
+        return "ema must have decay and num_updates"
+    return ""
 
 
 def read(path: Path, folder: Path) -> Source:

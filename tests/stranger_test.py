@@ -1,0 +1,546 @@
+"""Avatars and datasets of strangers: whatever they hold, loading them runs nothing, reads nothing outside their folder,
+and ends in one sentence or in content that is whole."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny, tiny_dataset
+from tkjax import avatar, avatar_meta, config, contract, images
+from tkjax.contract import Dataset
+from tkjax.data import Clip
+from tkjax.errors import UserError
+from tkjax.models import base
+
+EACH = 500  # mutations of an avatar, and of a dataset
+VALUES = (
+    *(None, True, -1, 0, 1, 10**30, 1.5, 1e300, float("nan"), float("inf"), "x", "", "../x", "/etc/passwd", "\ud800"),
+    *("a" * 100_000, "tests.payload", [], [[]], {}, {"a": 1}, [1, 2], [-5, 3, 2], [999, 0, 0], ["a", None]),
+)
+opened: list[str] | None = None  # files that are opened while a bundle is loaded
+
+
+def _note_opened(event, arguments):
+    if opened is not None and event == "open" and isinstance(arguments[0], str | bytes):
+        opened.append(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_note_opened)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `avatar`, `dataset`, and `outside`, which holds what a bundle may point at."""
+    root = tmp_path_factory.mktemp("stranger")
+    clip = Clip(tiny.make_dataset(root / "clip", n=70), root / "cache")
+    resolved = tiny.config()
+    variables = base.load(resolved.system)(resolved, clip.info).init(jax.random.key(0))
+    avatar.save(root / "avatar", resolved, variables, 4, clip, avatar.audio_spec(clip.audio), {"statement": "mine"})
+    tiny_dataset.write_tiny(root / "dataset", n=66, source={"crop_px": [0, 0, 16, 12], "full_size": [16, 12]})
+    for kind in ("avatar", "dataset"):
+        shutil.copytree(root / kind, root / "outside" / kind)
+    return root
+
+
+# ---------------------------------------------------------------- what is done to a folder
+
+
+def outside(folder: Path) -> Path:
+    """Where the same files lie outside a folder that is mutated."""
+    return folder.parents[1] / "outside" / folder.name
+
+
+def some_file(rng, folder: Path) -> Path:
+    return rng.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+
+
+def flip(rng, folder):
+    path = some_file(rng, folder)
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    path.write_bytes(data)
+
+
+def cut(rng, folder):
+    path = some_file(rng, folder)
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(len(data))])
+
+
+def append(rng, folder):
+    path = some_file(rng, folder)
+    path.write_bytes(path.read_bytes() + rng.randbytes(rng.choice((1, 100))))
+
+
+def sparse(rng, folder):
+    path = rng.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".npz", ".png", ".json")))
+    os.truncate(path, 1 << 36)
+
+
+def remove(rng, folder):
+    some_file(rng, folder).unlink()
+
+
+def swap(rng, folder):
+    a, b = some_file(rng, folder), some_file(rng, folder)
+    one, other = a.read_bytes(), b.read_bytes()
+    a.write_bytes(other)
+    b.write_bytes(one)
+
+
+def link(rng, folder):
+    """The same content, but elsewhere."""
+    path = some_file(rng, folder)
+    path.unlink()
+    path.symlink_to(outside(folder) / path.relative_to(folder))
+
+
+def folder_or_pipe(rng, folder):
+    path = some_file(rng, folder)
+    path.unlink()
+    rng.choice((os.mkfifo, os.mkdir))(path)
+
+
+def other_encoding(rng, folder):
+    path = rng.choice(sorted(folder.glob("*.json")))
+    text = path.read_text()
+    raw = text.encode()
+    path.write_bytes(rng.choice((text.encode("utf-16"), b"\xef\xbb\xbf" + raw, b"\xff" + raw, b"")))
+
+
+def deep(rng, folder):
+    path = rng.choice(sorted(folder.glob("*.json")))
+    n = rng.choice((200, 100_000))
+    inner = rng.choice(("[" * n + "]" * n, '{"a":' * n + "1" + "}" * n, "[" * n))
+    path.write_text(rng.choice((inner, path.read_text().replace("{", f'{{"deep": {inner}, ', 1))))
+
+
+def twice(rng, folder):
+    path = rng.choice(sorted(folder.glob("*.json")))
+    path.write_text(path.read_text().replace("{", '{"format": 2, "version": 1, ', 1))
+
+
+WITHOUT_DIGEST = (flip, cut, append, sparse, remove, swap, link, folder_or_pipe, other_encoding, deep, twice)
+
+
+def places(node, path=()):
+    """The path of every value in json."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def edit_json(rng, meta: dict) -> None:
+    """Remove, rename or replace one value anywhere."""
+    *path, last = rng.choice([p for p in places(meta) if p[0] != "digest"])
+    node = meta
+    for key in path:
+        node = node[key]
+    how = rng.randrange(4)
+    if how == 0:
+        del node[last]
+    elif how == 1 and isinstance(node, dict):
+        node[str(last) + "x"] = node.pop(last)
+    else:
+        node[last] = rng.choice(VALUES)
+
+
+def edit_png(rng, data: bytes) -> bytes:
+    height, width = rng.choice(((24, 32), (12, 16), (1, 1), (300, 400)))
+    shape = rng.choice(((height, width), (height, width, 3), (height, width, 4)))
+    png = bytearray(rng.choice((data, images.encode_png(np.zeros(shape, np.uint8)))))
+    if rng.random() < 0.5:  # a header that claims another size
+        png[16:24] = rng.choice(((2**31 - 1), 65535, 33)).to_bytes(4, "big") * 2
+    return bytes(png)
+
+
+def edit_npz(rng, data: bytes) -> bytes:
+    """One array changed, or the container."""
+    with np.load(io.BytesIO(data)) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    name = rng.choice(sorted(arrays))
+    a, out, save = arrays[name], io.BytesIO(), np.savez
+    kinds = (
+        lambda: a[:-1] if a.ndim else a.reshape(1),
+        lambda: np.append(a, a[-1:], 0) if a.ndim else a.reshape(1, 1),
+        lambda: a.astype(rng.choice(["U4", "c8", "f8", "f2", "i8", "u1", ">f4", "S3", "bool"])),
+        lambda: np.full(a.shape, np.nan, a.dtype) if a.dtype.kind == "f" else a + a.dtype.type(77),
+        lambda: a * a.dtype.type(-3) if a.dtype.kind in "fi" else a,
+        lambda: np.zeros((0, 10**6), a.dtype),
+        lambda: np.array([{}], dtype=object),
+        lambda: np.asfortranarray(np.broadcast_to(a[..., None], (*a.shape, 2))),
+        lambda: None,
+    )
+    changed = rng.choice(kinds)()
+    arrays = {k: v for k, v in {**arrays, name: changed}.items() if v is not None}
+    how = rng.randrange(6)
+    if how == 0:
+        arrays[rng.choice(("surprise", "params/x", "../x", "x" * 300))] = np.zeros(3)
+    elif how == 1:
+        save = np.savez_compressed
+    save(out, **arrays)
+    raw = bytearray(out.getvalue())
+    if how == 2:  # a header that claims another shape
+        at = raw.find(b"'shape': (")
+        raw[at + 10 : at + 12] = rng.choice((b"9,", b"-1", b"0,", b"((", b"1e"))
+    elif how == 3:
+        raw[rng.randrange(len(raw))] ^= rng.randrange(1, 256)
+    elif how == 4:  # in the directory at the end
+        raw[-rng.randrange(1, min(len(raw), 400))] ^= rng.randrange(1, 256)
+    return bytes(raw)
+
+
+def fresh_avatar(rng, folder: Path) -> None:
+    """A change with hashes and digest that fit."""
+    meta = json.loads((folder / "avatar.json").read_text())
+    how = rng.randrange(5)
+    if how == 0:
+        edit_json(rng, meta)
+    elif how == 1:
+        edit_json(rng, meta[rng.choice(("files", "config", "info", "audio", "full", "consent"))])
+    elif how == 2:  # a name that leads out, with the file there
+        entry = rng.choice(avatar_meta.entries(meta["files"]))
+        name = entry["name"]
+        names = (str(outside(folder) / name), f"../../outside/avatar/{name}", f"./{name}", "avatar.json", name.upper())
+        entry["name"] = rng.choice((*names, f"{name}\x00", f"{name}\n"))
+    else:
+        entry = rng.choice([meta["files"]["params"], meta["files"]["background"], *meta["files"]["track"]])
+        data = (folder / entry["name"]).read_bytes()
+        data = edit_png(rng, data) if entry["name"].endswith(".png") else edit_npz(rng, data)
+        (folder / entry["name"]).write_bytes(data)
+        entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    if how < 2 and rng.random() < 0.3:
+        edit_json(rng, meta)
+    meta["digest"] = ""
+    try:
+        meta["digest"] = avatar_meta.json_digest(meta)
+    except TypeError:
+        pass
+    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+    if isinstance(meta.get("consent"), dict):
+        (folder / "consent.json").write_bytes(avatar_meta.dump(meta["consent"]))
+
+
+def dump_anything(m: dict) -> bytes:
+    """As `contract.dump_manifest`, also with what it refuses to write."""
+    text = json.dumps({**m, "digest": ""}, indent=1, sort_keys=True) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text.replace('\n "digest": ""', f'\n "digest": "{digest}"', 1).encode()
+
+
+def fresh_dataset(rng, folder: Path) -> None:
+    """A change with hashes, names and digest that fit."""
+    m = json.loads((folder / "manifest.json").read_text())
+    how = rng.randrange(4)
+    if how == 0:
+        edit_json(rng, m)
+    elif how == 1:
+        edit_json(rng, m[rng.choice(("camera", "source", "split", "files", "audio", "members"))])
+    else:
+        name = rng.choice([n for n in m["files"] if n.endswith((".npz", ".png"))])
+        data = (folder / name).read_bytes()
+        data = edit_png(rng, data) if name.endswith(".png") else edit_npz(rng, data)
+        new, sha = name, hashlib.sha256(data).hexdigest()
+        if name.startswith("shard-"):
+            new = f"{name[:11]}-{sha[:8]}.npz"
+            next(s for s in m["shards"] if s["file"] == name)["file"] = new
+        (folder / name).unlink()
+        (folder / new).write_bytes(data)
+        del m["files"][name]
+        m["files"][new] = sha
+    (folder / "manifest.json").write_bytes(dump_anything(m))
+
+
+# ---------------------------------------------------------------- what must hold
+
+
+def content_of_avatar(folder: Path) -> dict:
+    """Everything that a loaded avatar gives."""
+    subject = avatar.load(folder)
+    out = {"meta": json.dumps(subject.meta, sort_keys=True), "plate": subject.plate}
+    out |= {k: getattr(subject, k) for k in ("cam_to_world", "expression", "confidence", "face_box_px", "eye_area")}
+    out |= avatar.flatten(subject.variables(subject.model()))
+    pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
+    return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
+
+
+def check_avatar(folder: Path) -> None:
+    """What an avatar with a digest of its own must keep to where it is accepted."""
+    subject = avatar.load(folder)
+    info, n = subject.info, subject.n_track
+    assert subject.meta["system"] == subject.config.system == "tests.tiny"
+    for entry in avatar_meta.entries(subject.meta["files"]):
+        assert re.fullmatch(r"[a-z_]+(-\d{5})?-[0-9a-f]{8}\.(npz|png|mp4)", entry["name"])
+    assert subject.plate.shape == (info.height, info.width, 3)
+    for name, shape in (("cam_to_world", (n, 4, 4)), ("expression", (n, info.n_expression)), ("eye_closed", (n,)),
+                        ("confidence", (n,)), ("face_box_px", (n, 4)), ("lips_box_px", (n, 4))):  # fmt: skip
+        values = getattr(subject, name)
+        assert values.shape == shape and np.isfinite(values).all(), name
+    assert np.isfinite(info.intrinsics).all() and len(info.intrinsics) == 4
+    assert 0 <= subject.frame_number(0) and subject.frame_number(n - 1) < info.n_frames
+    for ask in (lambda: subject.variables(subject.model()), *(
+        lambda k=k, i=i: getattr(subject, k)(i) for k in ("torso", "label", "face") for i in (0, n - 1)
+    )):  # fmt: skip
+        try:
+            got = ask()
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert not isinstance(got, np.ndarray) or got.shape[:2] == (info.height, info.width)
+
+
+def content_of_dataset(root: Path) -> dict:
+    d = Dataset(root)
+    out = {"manifest": json.dumps(d.manifest, sort_keys=True)}
+    for member in d.manifest["members"]:
+        if member in contract.PICTURES:
+            out[member] = np.frombuffer(b"".join(d.frame_bytes(member, i) for i in range(d.n_frames)), np.uint8)
+        elif not member.endswith("_offsets"):
+            out[member] = d.column(member)
+    return out | {"sound": d.audio_features("logmel").features}
+
+
+def check_dataset(root: Path) -> None:
+    d = Dataset(root)
+    assert d.n_frames == 66 and max(map(abs, d.intrinsics)) <= 1e7
+    for member in ("cam_to_world", "expression", "eye_closed", "landmarks_px"):
+        assert np.isfinite(d.column(member)).all()
+    for member in contract.PICTURES:
+        for i in (0, 65):
+            data = d.frame_bytes(member, i)
+            assert data is None or contract.picture_header(data)[1:3] == (d.width, d.height)
+    assert all(np.isfinite(d.audio_features(kind).features).all() for kind in d.manifest["audio"])
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("kind", ["avatar", "dataset"])
+def test_whatever_a_folder_holds_it_is_refused_in_a_sentence_or_whole(place, tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    global opened
+    load, check, fresh = {
+        "avatar": (content_of_avatar, check_avatar, fresh_avatar),
+        "dataset": (content_of_dataset, check_dataset, fresh_dataset),
+    }[kind]
+    original, folder = load(place / kind), place / "mutated" / kind
+    modules = set(sys.modules)
+    refused = 0
+    for i in range(EACH):
+        rng = random.Random(i)
+        mutate = rng.choice(WITHOUT_DIGEST) if i % 2 else fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(place / kind, folder)
+        mutate(rng, folder)
+        opened = []
+        try:
+            if mutate is fresh:
+                check(folder)
+            else:
+                assert same(load(folder), original), f"{i}: {mutate.__name__}: other content is accepted"
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000, f"{i}: {mutate.__name__}"
+            assert str(place) in str(error), f"{i}: {mutate.__name__}: {error} names no file"
+            str(error).encode()
+        except BaseException as error:
+            raise AssertionError(f"mutation {i} ({mutate.__name__}): {type(error).__name__} {error}") from error
+        finally:
+            seen, opened = opened, None
+        assert not [p for p in seen if p.startswith(str(place / "outside")) or p == "/etc/passwd"], (
+            f"{i}: {mutate.__name__}"
+        )
+        news = {m for m in set(sys.modules) - modules if not m.startswith(("numpy", "jax", "PIL", "tkjax", "xml"))}
+        assert not [m for m in news if "payload" in m]
+    assert refused > 0.8 * EACH  # and changes of free text, of dates in a container and the like are none
+
+
+# ---------------------------------------------------------------- nothing is run
+
+
+PAYLOAD = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from tkjax.models.er_nerf import Model
+VARIANTS = ("full",)
+"""
+
+
+def rename_system(folder: Path, name: str) -> None:
+    meta = json.loads((folder / "avatar.json").read_text())
+    meta["config"]["system"] = meta["system"] = name
+    meta["digest"] = avatar_meta.json_digest(meta)
+    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+
+
+def test_a_stored_system_runs_and_imports_nothing(place, tmp_path, monkeypatch):
+    """Neither a module on the path nor a file that a name leads to; json, os and the like are no systems either."""
+    (tmp_path / "evil").mkdir()
+    mark = tmp_path / "mark"
+    (tmp_path / "evil" / "payload.py").write_text(PAYLOAD.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shutil.copytree(place / "avatar", tmp_path / "avatar")
+    there = tmp_path / "evil" / "payload"
+    names = ("evil.payload", f"x.{there}", f"x.../../../../..{there}", str(there), "json.decoder", "os.path", "er_nrf")
+    for name in (*names, "tkjax.models.er_nerf", "tkjax.models.hash_head", "hash_head", "base", "", "__init__"):
+        rename_system(tmp_path / "avatar", name)
+        with pytest.raises(UserError) as error:
+            avatar.load(tmp_path / "avatar")
+        assert "\n" not in str(error.value)
+        stored = config.to_dict(tiny.config()) | {"system": name}
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match="system"):
+            base.load(config.load(str(tmp_path / "config.json")).system, stored=True)
+    assert not mark.exists() and "evil.payload" not in sys.modules
+
+
+def test_a_plug_in_counts_where_the_program_has_imported_it(tmp_path, monkeypatch):
+    """As with a config of the user's own, which names it on the command line."""
+    (tmp_path / "my_plug").mkdir()
+    (tmp_path / "my_plug" / "system.py").write_text("from tkjax.models import base\nclass Model(base.Model): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="stored file may not name"):
+        base.load("my_plug.system", stored=True)
+    assert base.load("my_plug.system") is base.load("my_plug.system", stored=True)
+    monkeypatch.delitem(sys.modules, "my_plug.system")
+    monkeypatch.delitem(sys.modules, "my_plug")
+
+
+def smoke_avatar(place, folder: Path, variant="smoke") -> dict:
+    """avatar.json of a system of the project; its params are another's, which `load` does not compare."""
+    shutil.copytree(place / "avatar", folder)
+    meta = json.loads((folder / "avatar.json").read_text())
+    resolved = config.load(f"configs/er_nerf.py:{variant}")
+    meta |= {"config": config.to_dict(resolved), "system": "er_nerf", "stages": ["head"]}
+    return meta
+
+
+def write(folder: Path, meta: dict) -> None:
+    meta["digest"] = avatar_meta.json_digest(meta)
+    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+
+
+def test_settings_of_another_type_are_refused_and_whatever_they_are_no_crash(place, tmp_path):
+    meta = smoke_avatar(place, tmp_path / "avatar")
+    write(tmp_path / "avatar", meta)
+    subject = avatar.load(tmp_path / "avatar")
+    with pytest.raises(UserError, match="params"):
+        subject.variables(subject.model())
+    rng = random.Random(3)
+    keys = [p for p in places(meta["config"]) if p[0] in ("model", "eval", "train")]
+    for path in rng.sample(keys, 40):
+        changed = json.loads(json.dumps(meta))
+        node = changed["config"]
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = rng.choice(VALUES[:8] + VALUES[10:13] + VALUES[16:])
+        write(tmp_path / "avatar", changed)
+        try:
+            avatar.load(tmp_path / "avatar")
+        except UserError as error:
+            assert "\n" not in str(error) and "avatar.json" in str(error)
+    changed = json.loads(json.dumps(meta))
+    del changed["config"]["model"]["code_dim"], changed["config"]["train"]["lips"]
+    changed["config"]["variant"] = "gone"
+    write(tmp_path / "avatar", changed)
+    assert avatar.load(tmp_path / "avatar").config.model.code_dim > 0
+
+
+# ---------------------------------------------------------------- single kinds
+
+
+@pytest.fixture
+def copy(place, tmp_path):
+    shutil.copytree(place / "avatar", tmp_path / "avatar")
+    return tmp_path / "avatar"
+
+
+def test_consent_is_under_the_digest(copy):
+    record = copy / "consent.json"
+    good = record.read_bytes()
+    for bad in (good.replace(b"mine", b"ours"), good + b" ", b"", b"{}"):
+        record.write_bytes(bad)
+        with pytest.raises(UserError, match=r"consent\.json"):
+            avatar.load(copy)
+    record.unlink()
+    with pytest.raises(UserError, match=r"consent\.json"):
+        avatar.load(copy)
+    (copy / avatar_meta.consent_name(good)).write_bytes(good)  # a save was killed before it had its name
+    assert avatar.load(copy).meta["consent"] == {"statement": "mine"}
+
+
+def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, monkeypatch):
+    subject = avatar.load(copy)
+    clip = Clip(place / "clip", place / "cache")
+    variables = subject.variables(subject.model())
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(avatar.os, "replace", dies)
+    monkeypatch.setattr(avatar, "write_atomic", lambda path, data: Path(path).write_bytes(data))
+    with pytest.raises(KeyboardInterrupt):
+        avatar.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], {"statement": "changed"})
+    assert avatar.load(copy).meta["consent"] == {"statement": "changed"}
+
+
+def test_an_avatar_that_could_not_be_read_back_is_not_written(place, copy):
+    subject = avatar.load(copy)
+    variables, clip = subject.variables(subject.model()), Clip(place / "clip", place / "cache")
+    for consent in ({"statement": "\udc80"}, {"statement": 3}):
+        with pytest.raises(UserError, match="consent"):
+            avatar.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], consent)
+        assert avatar.load(copy).id == subject.id
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(copy):
+    """Zeros of 4 GB in 4 MB: never read, and nothing of their size is made."""
+    meta = json.loads((copy / "avatar.json").read_text())
+    entry = meta["files"]["params"]
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z, z.open("params/grey.npy", "w") as f:
+        header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.float32))
+        np.lib.format.write_array_header_1_0(f, {**header, "shape": (1 << 24,)})
+        for _ in range(64):
+            f.write(bytes(1 << 20))
+    (copy / entry["name"]).write_bytes(bomb.getvalue())
+    entry |= {"sha256": hashlib.sha256(bomb.getvalue()).hexdigest(), "bytes": len(bomb.getvalue())}
+    write(copy, meta)
+    with pytest.raises(UserError, match="compressed"):
+        avatar.load(copy)
+
+
+def test_a_stranger_s_video_is_no_playlist_and_no_larger_than_it_says(copy):
+    subject = avatar.load(copy)
+    path = copy / subject.meta["files"]["full"]["name"]
+    path.write_text("ffconcat version 1.0\nfile '../secret.mp4'\n")
+    with pytest.raises(UserError, match="no MP4"):
+        subject.full_frame(0)
+    with images_video(path, 96, 64):
+        pass
+    with pytest.raises(UserError, match="96x64 pixels, expected 32x24"):
+        subject.full_frame(0)
+    subject.close()
+
+
+def images_video(path: Path, width: int, height: int):
+    from tkjax.video import VideoWriter
+
+    path.unlink()
+    video = VideoWriter(path, height, width, fps=25.0)
+    with video:
+        video.write(np.zeros((height, width, 3), np.uint8))
+    return io.BytesIO()
