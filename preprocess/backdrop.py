@@ -24,11 +24,15 @@ OPPOSITE = 10.0  # levels of the opposite of the screen's colour that a solved F
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """--background_ref: a colour (r, g, b) or the path of a clean plate; `identity` goes into hashes."""
+    """--background_ref: a colour (r, g, b) or the path of a clean plate, or the clip's own alpha channel (`OWN_ALPHA`);
+    `identity` goes into hashes."""
 
     identity: str
     colour: tuple[int, int, int] | None = None
     plate: Path | None = None
+
+
+OWN_ALPHA = Reference("alpha")  # nothing has to be learnt: the clip says where the person is
 
 
 def parse_reference(text: str) -> Reference:

@@ -113,7 +113,8 @@ def _pictures(source: Path, folder: Path, key: Path | None, executor: Executor |
 
     def todo() -> Iterator[tuple[int, np.ndarray]]:
         missing = True
-        for i, rgb in enumerate(video.read_frames_at_fps(source, FPS)):
+        own_alpha = key is not None and screen.load(key).own_alpha
+        for i, rgb in enumerate(video.read_frames_at_fps(source, FPS, own_alpha)):
             seen[0] = i + 1
             if i % CHUNK_FRAMES == 0:
                 missing = not all(p.exists() for p in _part_names(folder, i // CHUNK_FRAMES, key is not None))

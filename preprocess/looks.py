@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess import head_box, labels, landmarker, matting, screen, segment
+from preprocess import backdrop, head_box, labels, landmarker, matting, screen, segment
 from preprocess.landmarker import Faces
 from tkjax.images import decode_rgb, encode_jpeg
 
@@ -28,6 +28,13 @@ def tiles(height: int, width: int) -> list[tuple[int, int, int]]:
         level = [(int(x), int(y), side) for y in rows for x in columns]
         out += sorted(level, key=lambda t: (t[1], abs(t[0] + t[2] / 2 - width / 2)))
     return out
+
+
+def visible(picture: np.ndarray) -> np.ndarray:
+    """RGB of a look; one with its own alpha stands before the colour that it will have in the dataset."""
+    if picture.shape[2] == 3:
+        return picture
+    return backdrop.blend(np.ascontiguousarray(picture[..., :3]), np.ascontiguousarray(picture[..., 3]))
 
 
 def detect(model: str, rgb: np.ndarray) -> Faces:
@@ -98,7 +105,7 @@ def _by_colour(backdrop: Backdrop, rgb: np.ndarray, landmarks: np.ndarray) -> tu
 
 def look(model: str, rgb: np.ndarray, key: str | None) -> tuple[Faces, np.ndarray | None]:
     """Worker: the face of one look and, of a keyed clip, `head_box.reaches` [3] by its matte."""
-    faces = detect(model, rgb)
+    faces = detect(model, visible(rgb))
     if key is None or not faces.found[0]:
         return faces, None
     alpha = matting.matte(screen.load(Path(key)), rgb)[0]

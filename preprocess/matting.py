@@ -41,6 +41,7 @@ class Screen:
     plate: np.ndarray
     hue: Hue | None
     noise: float
+    own_alpha: bool = False  # pictures are RGBA and say themselves where the person is
 
     def at(self, height: int, width: int) -> Float[np.ndarray, "H W 3"]:
         """The plate at a picture's size."""
@@ -210,12 +211,15 @@ def _guided(mask: np.ndarray, guide: np.ndarray, radius: int, eps: float = 1e-4)
 
 
 def matte(
-    screen: Screen, rgb: UInt8[np.ndarray, "H W 3"]
+    screen: Screen, rgb: UInt8[np.ndarray, "H W C"]
 ) -> tuple[UInt8[np.ndarray, "H W"], UInt8[np.ndarray, "H W 3"]]:
     """(alpha, colour) of one picture: coverage of the person, and the person's straight colour without the screen.
 
-    The colour is continued smoothly where alpha is 0. A picture without any person has alpha 0 everywhere.
+    RGB, or RGBA of a clip that has its own alpha. The colour is continued smoothly where alpha is 0. A picture without
+    any person has alpha 0 everywhere.
     """
+    if screen.own_alpha:
+        return _given(rgb)
     h, w = rgb.shape[:2]
     reach, back = max(3.0, BAND * max(h, w)), screen.at(h, w)
     x0, y0, x1, y1 = _window(screen, rgb, back, reach)
@@ -224,6 +228,19 @@ def matte(
     edges = (y0, h - y1, x0, w - x1)
     alpha = cv2.copyMakeBorder(alpha, *edges, cv2.BORDER_CONSTANT, value=0)
     return alpha, cv2.copyMakeBorder(colour, *edges, cv2.BORDER_REPLICATE)
+
+
+def _given(rgba: UInt8[np.ndarray, "H W 4"]) -> tuple[np.ndarray, np.ndarray]:
+    """(alpha, colour) of a picture with straight alpha. Colours that nobody was meant to see do not count: video mixes
+    them into their neighbours, so a pixel's own colour counts as much as it is covered."""
+    alpha, own = rgba[..., 3], rgba[..., :3].astype(np.float32)
+    solid = alpha == 255
+    if not solid.any():
+        return np.ascontiguousarray(alpha), np.ascontiguousarray(rgba[..., :3])
+    inside = _core(solid)
+    a = np.where(inside, np.float32(1), alpha.astype(np.float32) / 255)
+    colour = a[..., None] * own + (1 - a[..., None]) * _extend_half(own, inside)
+    return np.ascontiguousarray(alpha), np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
 
 
 def _window(screen: Screen, rgb: np.ndarray, back: np.ndarray, reach: float) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ import tkjax
 from preprocess import checks
 from preprocess.stages import Done, Stages, say, sha256_file
 from preprocess.workers import native, pool
-from tkjax import video
+from tkjax import hdr, video
 from tkjax.errors import UserError
 from tkjax.files import write_atomic
 from tkjax.models_dir import FACE_LANDMARKER, find_model
@@ -78,6 +78,11 @@ class Job:
     @functools.cached_property
     def model_sha(self) -> str:
         return sha256_file(self.model)
+
+    @property
+    def keyed_by(self) -> str:
+        """Identity of what the person is cut out by, "" where the background stays."""
+        return self.reference.identity if self.reference else ""
 
     @property
     def expected(self) -> int:
@@ -168,6 +173,8 @@ def run(options: Options) -> Path:
 
     method = parse_method(options.labels)
     reference = backdrop.parse_reference(options.background_ref) if options.background_ref else None
+    if info.alpha and reference is None:
+        reference = backdrop.OWN_ALPHA
     body = head_box.read_points(options.body_points) if options.body_points else None
     model = checked_model(fetch.face_landmarker(options.models_dir, options.models_mirror, options.offline))
     root = Path(options.workdir) / "preprocess"
@@ -192,7 +199,7 @@ def _full(job: Job, screen: Done | None) -> Done:
         lambda out: full_frame.full_frames(out, job.path, job.expected, screen and screen.path, job.executor),
         {},
         {"source": job.source_sha, **({} if screen is None else {"screen": screen.digest})},
-        [full_frame, chunks, video, *([matting, backdrop] if screen else [])],
+        [full_frame, chunks, video, hdr, *([matting, backdrop] if screen else [])],
     )
 
 
@@ -221,26 +228,31 @@ def _framed(job: Job) -> Framed:
             lambda out: screen.screen(out, path, job.expected, FPS, job.reference),
             {"reference": job.reference.identity},
             {"source": job.source_sha},
-            [screen, matting, backdrop, video],
+            [screen, matting, backdrop, video, hdr],
         )
     keyed = {} if key is None else {"screen": key.digest}
     points = {"body_points": sha256_file(Path(options.body_points))} if job.body else {}
     looked = stages.run(
         "survey",
-        lambda out: survey.survey(out, path, job.expected, (info.height, info.width), job.model, options.crop,
-                                    options.size, options.min_face, job.executor, key and key.path, job.body),
+        lambda out: (
+            survey.survey(out, path, job.expected, (info.height, info.width), job.model, options.crop, options.size,
+                          options.min_face, job.executor, key and key.path, job.body),
+            checks.write(out, survey.clip_checks(info, survey.Framing.load(out), job.keyed_by)),
+        ),
         {"crop": options.crop, "size": options.size, "min_face": options.min_face},
         {"source": job.source_sha, "model": job.model_sha, **keyed, **points},
-        [survey, looks, head_box, landmarker, video, *([matting, backdrop] if key else [segment, labels])],
+        [survey, looks, head_box, landmarker, video, hdr, *([screen, matting, backdrop] if key else [segment, labels])],
     )  # fmt: skip
     framing = survey.Framing.load(looked.path)
+    for check in checks.read(looked.path):
+        say(f"clip: {check.measure}: {check.message or check.value}")
     full = _full(job, key) if key else None
     frames = stages.run(
         "normalise",
         lambda out: normalise.normalise(out, path, framing, job.expected, full and full.path),
         {},
         {"source": job.source_sha, "framing": looked.digest, **({"full": full.digest} if full else {})},
-        [normalise, chunks, video, audio, images, *([backdrop] if key else [])],
+        [normalise, chunks, video, hdr, audio, images, *([backdrop] if key else [])],
     )
     n = normalise.frame_count(frames.path)
     say(f"normalise: {n} frames of {framing.width}x{framing.height}, crop {framing.crop_px}")

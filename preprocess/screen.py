@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocess.backdrop import Hue, Reference
+from preprocess.backdrop import OWN_ALPHA, TARGET, Hue, Reference
 from preprocess.matting import Screen, extend
 from preprocess.stages import progress
 from tkjax import video
@@ -102,9 +102,18 @@ def sampled(source: Path, n_frames: int, fps: float) -> Iterable[np.ndarray]:
 
 def screen(folder: Path, source: Path, n_frames: int, fps: float, reference: Reference) -> None:
     """Stage: screen.npz with plate, hue's high channels (empty: none) and noise."""
-    found = learn(sampled(source, n_frames, fps), reference, source.name)
+    if reference == OWN_ALPHA:
+        found = Screen(np.full((1, 1, 3), TARGET, np.uint8), None, 0.0, own_alpha=True)
+    else:
+        found = learn(sampled(source, n_frames, fps), reference, source.name)
     high = np.array(found.hue.high if found.hue else (), np.int64)
-    np.savez(folder / "screen.npz", plate=found.plate, high=high, noise=np.float64(found.noise))
+    np.savez(
+        folder / "screen.npz",
+        plate=found.plate,
+        high=high,
+        noise=np.float64(found.noise),
+        own_alpha=np.bool_(found.own_alpha),
+    )
 
 
 def load(folder: Path) -> Screen:
@@ -112,4 +121,4 @@ def load(folder: Path) -> Screen:
     with np.load(folder / "screen.npz", allow_pickle=False) as z:
         high = tuple(z["high"].tolist())
         hue = Hue(high, tuple(c for c in range(3) if c not in high)) if high else None
-        return Screen(z["plate"], hue, float(z["noise"]))
+        return Screen(z["plate"], hue, float(z["noise"]), bool(z["own_alpha"]))

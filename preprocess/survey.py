@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess import head_box, looks
+from preprocess import checks, head_box, looks, screen
+from preprocess.backdrop import OWN_ALPHA
 from preprocess.stages import progress
 from preprocess.workers import ordered
 from tkjax import video
@@ -122,9 +123,27 @@ def choose_framing(
     return Framing(box, even(h * s), even(w * s))
 
 
-def _looks(path: Path) -> Iterator[tuple[int, np.ndarray, float]]:
+def clip_checks(info: video.VideoInfo, framing: Framing, keyed_by: str) -> list[checks.Check]:
+    """What is done to the clip's colours, alpha channel and size, where anything is. keyed_by: identity of the
+    reference that the person is cut out by, "" without one."""
+    out = []
+    if info.colours:
+        out.append(checks.Check("content", "colours", f"{info.colours} mapped to BT.709", "BT.709", checks.GOOD))
+    if info.alpha and keyed_by == OWN_ALPHA.identity:
+        out.append(checks.Check("content", "alpha channel", "taken as the matte", "as the clip has it", checks.GOOD))
+    elif info.alpha:
+        message = "the clip has an alpha channel, which is left out for --background_ref; leave that flag out to use it"
+        out.append(checks.Check("content", "alpha channel", "left out", "taken as the matte", checks.WARN, message))
+    x0, y0, x1, y1 = framing.crop_px
+    if framing.scale < 1:
+        small = f"{x1 - x0}x{y1 - y0} reduced to {framing.width}x{framing.height}"
+        out.append(checks.Check("content", "picture size", small, "as recorded, up to --size", checks.GOOD))
+    return out
+
+
+def _looks(path: Path, alpha: bool) -> Iterator[tuple[int, np.ndarray, float]]:
     """(frame number, picture of at most LOOK_PX, how much smaller) every EVERY frames."""
-    for i, rgb in enumerate(video.read_frames_at_fps(path, FPS)):
+    for i, rgb in enumerate(video.read_frames_at_fps(path, FPS, alpha)):
         if i % EVERY:
             continue
         s = min(1.0, LOOK_PX / max(rgb.shape[:2]))
@@ -144,10 +163,10 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
     album = looks.Album(total)
 
     def items():
-        for i, small, s in _looks(source):
+        for i, small, s in _looks(source, key is not None and screen.load(key).own_alpha):
             numbers.append(i)
             scales.append(s)
-            album.offer(i // EVERY, small)
+            album.offer(i // EVERY, looks.visible(small))
             yield str(model), small, None if key is None else str(key)
 
     seen = list(progress(ordered(executor, looks.look, items()), total, "survey", "looks"))
@@ -202,7 +221,8 @@ def _by_body_points(
     chosen: collections.deque[head_box.Body] = collections.deque()
 
     def pictures() -> Iterator[tuple]:
-        for i, rgb in enumerate(video.read_frames_at_fps(source, FPS)):
+        alpha = backdrop.key is not None and screen.load(Path(backdrop.key)).own_alpha
+        for i, rgb in enumerate(video.read_frames_at_fps(source, FPS, alpha)):
             if i % head_box.STEP == 0 and i in body.bodies:
                 chosen.append(body.bodies[i])
                 yield str(model), rgb, backdrop

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
-FOUNDATION |= {"feature_arrays", "stored", "tables", "transforms"}
+FOUNDATION |= {"feature_arrays", "hdr", "stored", "tables", "transforms"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
@@ -26,7 +26,8 @@ ALLOWED = {
     "level": set(),
     "audio": {"errors", "contract", "files", "level"},
     "feature_arrays": {"errors", "contract"},
-    "video": {"errors", "audio", "files"},
+    "hdr": set(),
+    "video": {"errors", "audio", "files", "hdr"},
     "types": set(),
     "config": {"errors", "files", "stored"},
     "ops": {"ops"},

@@ -1,7 +1,8 @@
 """Video in and out through PyAV: pictures as they are meant to be seen, sound in step with them.
 
 Reading turns pictures by the file's display matrix, makes pixels square, and converts with the file's colour
-matrix (BT.601 below 720 lines, BT.709 from there, where the file does not say) to full-range rgb uint8.
+matrix (BT.601 below 720 lines, BT.709 from there, where the file does not say) to full-range rgb uint8; HDR and wide
+gamuts are mapped (`hdr`). A file's alpha channel is taken to be straight.
 Writing is H.264 (yuv420p, BT.709) and AAC at 48 kHz; with an alpha channel ProRes 4444 (.mov) or VP9 and Opus (.webm),
 both with straight alpha. All of it in constant memory.
 """
@@ -17,6 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float, UInt8
 
+from tkjax import hdr
 from tkjax.audio import RATE, decode_audio, moving_picture, open_media, resample_blocks
 from tkjax.errors import UserError
 from tkjax.files import hidden, replace_all, sync
@@ -25,12 +27,17 @@ AUDIO_OUT_HZ = 48000  # one AAC frame then lasts 21 ms, less than a picture
 _JITTER_S = Fraction(1, 2000)  # timestamps are rounded to ticks; a frame this little late is on time
 ALPHA_SUFFIXES = (".mov", ".webm")  # files that can hold an alpha channel
 _COLOURS = {Colorspace.ITU709, Colorspace.ITU601, Colorspace.FCC, Colorspace.SMPTE240M, Colorspace.BT2020}
+CLEAR = 250  # alpha below this is no noise of a codec
 _log = logging.getLogger("tkjax.video")
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds; sizes as seen (turned, square pixels), rotation in degrees clockwise to be seen upright."""
+    """What a file holds; sizes as seen (turned, square pixels), rotation in degrees clockwise to be seen upright.
+
+    colours: what is mapped to ordinary ones, "PQ", "HLG", "BT.2020" or "P3", else "". alpha: whether at least a
+    hundredth of the first picture is transparent.
+    """
 
     width: int
     height: int
@@ -39,6 +46,8 @@ class VideoInfo:
     duration_s: float
     rotation: int
     has_audio: bool
+    colours: str = ""
+    alpha: bool = False
 
 
 # ---------------------------------------------------------------- reading
@@ -52,26 +61,44 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     return stream
 
 
-def _decoded(path: Path) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
-    """(time, length, frame) in the order of display; times in seconds of the file's clock, never falling."""
+def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+    """The stream's decoder; of VP8 and VP9 with a second picture for alpha the one that knows it."""
+    name, told = stream.codec_context.name, {k.lower(): v for k, v in stream.metadata.items()}
+    if told.get("alpha_mode") != "1" or name not in ("vp8", "vp9"):
+        return stream.codec_context
+    try:
+        return av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[name], "r")
+    except (av.FFmpegError, ValueError):  # this build of FFmpeg lacks it
+        return stream.codec_context
+
+
+def _decoded(path: Path, alpha: bool = False) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+    """(time, length, frame) in the order of display; times in seconds of the file's clock, never falling. alpha:
+    frames keep their alpha channel."""
     with open_media(path) as container:
         stream = _video_stream(container, path)
+        decoder = _decoder(stream) if alpha else stream.codec_context
         step = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
         time, bad = None, 0
         try:
             for packet in container.demux(stream):
                 try:
-                    frames = packet.decode()
+                    frames = decoder.decode(packet if packet.size else None)
                 except (av.InvalidDataError, av.error.PatchWelcomeError) as e:
                     bad += 1
                     if bad == 1:
                         _log.warning("%s: a picture cannot be decoded (%s); the one before it stays", path, _reason(e))
                     continue
                 for frame in frames:
-                    told = None if frame.pts is None else frame.pts * frame.time_base
+                    if time is None and int(frame.colorspace) in hdr.UNREADABLE:
+                        raise UserError(
+                            f"{path}: its colours are {hdr.UNREADABLE[int(frame.colorspace)]}, which cannot be read "
+                            "here; export the clip as ordinary (SDR, BT.709) or HLG video"
+                        )
+                    told = None if frame.pts is None else frame.pts * (frame.time_base or stream.time_base)
                     following = Fraction(0) if time is None else time + step
                     time = following if told is None else told if time is None else max(told, time)
-                    length = frame.duration * frame.time_base if frame.duration else step
+                    length = frame.duration * (frame.time_base or stream.time_base) if frame.duration else step
                     yield time, length, frame
         except (av.FFmpegError, OSError) as e:
             raise UserError(
@@ -102,8 +129,31 @@ def _rotation(orientation: tuple[bool, bool, bool]) -> int:
     return (90 if flip_x else 270) if swap else (180 if flip_x and flip_y else 0)
 
 
+def _kind(frame: av.VideoFrame) -> str:
+    """What has to be mapped to ordinary colours (`hdr.kind`)."""
+    return hdr.kind(int(frame.color_trc), int(frame.color_primaries))
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(c.is_alpha for c in frame.format.components)
+
+
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of a frame as it is meant to be seen."""
+    """The picture of a frame as it is meant to be seen; HDR and wide gamuts mapped as `hdr` says."""
+    if not _kind(frame):
+        return _upright(frame, _converted(frame, "rgb24"))
+    picture = hdr.to_sdr(_converted(frame, "rgb48le"), int(frame.color_trc), int(frame.color_primaries))
+    return _upright(frame, picture)
+
+
+def to_rgba(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 4"]:
+    """The same with its alpha channel, straight; opaque where the frame has none."""
+    alpha = _converted(frame, "rgba")[..., 3:]
+    return np.concatenate([to_rgb(frame), _upright(frame, alpha)], -1)
+
+
+def _converted(frame: av.VideoFrame, form: str) -> np.ndarray:
+    """The pixels in a full-range rgb format, square, not yet turned."""
     width = frame.width
     aspect = getattr(frame, "sample_aspect_ratio", None)
     if aspect and abs(aspect - 1) > 0.01:
@@ -113,10 +163,16 @@ def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
     if name.startswith(("yuv", "nv", "p0")):
         told = frame.colorspace
         space = told if told in _COLOURS else Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
+        if told not in _COLOURS and _kind(frame) in ("PQ", "HLG", "BT.2020"):
+            space = Colorspace.BT2020
         full = name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
         options = {"src_colorspace": space, "src_color_range": ColorRange.JPEG if full else ColorRange.MPEG}
         options |= {"dst_colorspace": space, "dst_color_range": ColorRange.JPEG}
-    picture = frame.reformat(width=width, height=frame.height, format="rgb24", **options).to_ndarray()
+    return frame.reformat(width=width, height=frame.height, format=form, **options).to_ndarray()
+
+
+def _upright(frame: av.VideoFrame, picture: np.ndarray) -> np.ndarray:
+    """The pixels turned as the display matrix says."""
     swap, flip_x, flip_y = _orientation(frame)
     if swap:
         picture = picture.transpose(1, 0, 2)
@@ -144,7 +200,13 @@ def probe(path: str | Path) -> VideoInfo:
             duration = n_frames / float(fps or 25)
         fps = float(fps) if fps else n_frames / duration
         rotation = _rotation(_orientation(first))
-        return VideoInfo(width, height, fps, n_frames, duration, rotation, bool(container.streams.audio))
+        sound, colours = bool(container.streams.audio), _kind(first)
+        return VideoInfo(width, height, fps, n_frames, duration, rotation, sound, colours, _shows_alpha(path))
+
+
+def _shows_alpha(path: Path) -> bool:
+    first = next(_decoded(path, alpha=True))[2]
+    return _has_alpha(first) and bool((to_rgba(first)[..., 3] < CLEAR).mean() > 0.01)
 
 
 def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -156,26 +218,29 @@ def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> It
             yield to_rgb(frame)
 
 
-def read_frames_at_fps(path: str | Path, fps: float | int | Fraction = 25) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def read_frames_at_fps(
+    path: str | Path, fps: float | int | Fraction = 25, alpha: bool = False
+) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     """Constant rate by timestamps: frame k is the one on show k / fps seconds after the first appeared.
 
-    Frames of the file are repeated or left out as needed; the last is held for its own length. `read_audio`
-    has the same time zero.
+    RGB, with alpha straight RGBA. Frames of the file are repeated or left out as needed; the last is held for its own
+    length. `read_audio` has the same time zero.
     """
+    convert = to_rgba if alpha else to_rgb
     step = 1 / Fraction(fps).limit_denominator(100000)
     k, zero, shown, end = 0, None, None, None
     rgb = None
-    for time, length, frame in _decoded(Path(path)):
+    for time, length, frame in _decoded(Path(path), alpha):
         if zero is None:
             zero = time
         late = min(frame.time_base / 2, _JITTER_S) if frame.time_base else _JITTER_S
         while k * step + late < time - zero:
-            rgb = to_rgb(shown) if rgb is None else rgb
+            rgb = convert(shown) if rgb is None else rgb
             yield rgb
             k += 1
         shown, end, rgb = frame, time + length - zero, None
     while k * step + _JITTER_S < end:
-        rgb = to_rgb(shown) if rgb is None else rgb
+        rgb = convert(shown) if rgb is None else rgb
         yield rgb
         k += 1
 
