@@ -56,11 +56,14 @@ def test_a_delay_that_nothing_shows_is_not_given():
 
 def test_a_mouth_that_never_shuts_closes_nothing_and_one_that_is_a_frame_late_closes_all():
     true = np.where(np.arange(120) % 20 < 3, 0.0, 1.0)
-    assert response.closures(true, 0.5 + 0.5 * true, (0.0, 1.0), (0.15, 0.25)) == (6, 0)
-    assert response.closures(true, np.roll(true, 3), (0.0, 1.0), (0.15, 0.25)) == (6, 6)
-    assert response.closures(true, np.roll(true, 5), (0.0, 1.0), (0.15, 0.25)) == (6, 0)
+    assert response.closures(true, 0.5 + 0.5 * true, (0.0, 1.0)) == (6, 0)
+    assert response.closures(true, np.roll(true, 3), (0.0, 1.0)) == (6, 6)
+    assert response.closures(true, np.roll(true, 5), (0.0, 1.0)) == (6, 0)
+    assert response.closures(true, np.zeros(120), (0.0, 1.0)) == (6, 0)  # never open: nothing closes
+    mumbling = np.where(np.arange(120) < 63, true, 0.0)  # opens up to the fourth closure, and stays shut from it on
+    assert response.closures(true, mumbling, (0.0, 1.0)) == (6, 4)
     half = np.where(np.arange(120) < 60, true, 1.0)
-    assert response.closures(true, half, (0.0, 1.0), (0.15, 0.25)) == (6, 3)
+    assert response.closures(true, half, (0.0, 1.0)) == (6, 3)
 
 
 def test_frames_that_were_not_measured_count_for_nothing():
@@ -68,7 +71,7 @@ def test_frames_that_were_not_measured_count_for_nothing():
     hole = np.where((np.arange(200) > 50) & (np.arange(200) < 70), np.nan, true)
     assert measured(hole, true)[0]["sd_ratio"] == pytest.approx(1)
     assert measured(true, hole)[0]["correlation"] == pytest.approx(1)
-    assert response.closures(np.zeros(50), np.full(50, np.nan), (0.0, 1.0), (0.15, 0.25)) == (0, 0)
+    assert response.closures(np.zeros(50), np.full(50, np.nan), (0.0, 1.0)) == (0, 0)
 
 
 @pytest.mark.parametrize(("kind", "word"), [("lips", "speech"), ("eyes", "blinks")])

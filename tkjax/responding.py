@@ -49,6 +49,7 @@ def add_curves(out: dict[str, Any], watch: Watch, rows: Sequence[str], baselines
     values, why = of[rows[0]]
     out |= values
     out["reasons"] |= why
+    out["closures"] = watch.closures(rows[0], "train_true")
     out["measured_by"] = watch.measured_by
     out["rows"] = {source: of[source][0] for source in rows}
     out["baselines"] = {source: of[source][0] for source in baselines}

@@ -16,7 +16,7 @@ MIN_FRAMES = 25  # one second: below it neither a deviation nor a correlation sa
 MIN_SPREAD = 0.3  # least deviation of held-out curves, of the training frames' own: below it they are too still
 MAX_DELAY = 10  # frames to either side that are searched for the delay
 MIN_PEAK = 0.3  # correlation at the best lag below which there is nothing to align
-CLOSED = {"lips": (0.15, 0.25), "eyes": (0.30, 0.40)}  # shares of the range: a true closure, and a rendered one
+OPEN, SHUT = 0.15, 0.20  # shares of the clip's range: below OPEN the truth is closed, below SHUT the rendered curve is
 RANGE_PERCENTILES = (1, 99)
 NEAR = 1  # frames by which a rendered closure may be early or late
 MOUTH_PAIRS, EYE_PAIRS = ((61, 67), (62, 66), (63, 65)), ((37, 41), (38, 40), (43, 47), (44, 46))
@@ -26,12 +26,11 @@ NOTES = {
     "sd(t). correlation: Pearson. concordance (Lin): 2 cov(r, t) / (var r + var t + (mean r - mean t)²). delay_frames: "
     f"lag of the highest correlation within ±{MAX_DELAY} frames, by a parabola through it and its neighbours; positive "
     "where the picture is late",
-    "closures": "a run of true frames below "
-    + " and ".join(f"{100 * t:g} % ({k})" for k, (t, _) in CLOSED.items())
-    + f" of the clip's range (percentiles {RANGE_PERCENTILES[0]} to {RANGE_PERCENTILES[1]} of the true curve, scored "
-    "and sampled training frames together) is a closure; it closes where the rendered curve falls below "
-    + " and ".join(f"{100 * c:g} %" for _, c in CLOSED.values())
-    + f" within ±{NEAR} frame of it. closures_closed: share of the closures that close",
+    "closures": f"a run of true frames below {100 * OPEN:g} % of the clip's range (percentiles {RANGE_PERCENTILES[0]} "
+    f"to {RANGE_PERCENTILES[1]} of the true curve, scored and sampled training frames together) is a closure; it "
+    f"closes where the rendered curve falls below {100 * SHUT:g} % within ±{NEAR} frame of it and was or will be above "
+    "that in the true openings next to it, so that a mouth that never opens closes nothing. closures_closed: share of "
+    "the closures that close; closures: their number, and of those that close",
     "lip gap": "by the face tracker: mean distance of the inner lips' three middle pairs of points (61-67, 62-66, "
     "63-65 of 68) over the distance between the eyes' centres. Without it: see `measured by`",
     "eye opening": "by the face tracker: mean distance of the lids' four pairs of points over the eyes' mean width",
@@ -117,15 +116,24 @@ def span(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def closures(
-    true: Float[np.ndarray, " n"], rendered: Float[np.ndarray, " n"], limits: tuple[float, float], shares
+    true: Float[np.ndarray, " n"], rendered: Float[np.ndarray, " n"], limits: tuple[float, float]
 ) -> tuple[int, int]:
-    """(true closures, those of them that close). limits: the range; shares: of it, for a true and a rendered one."""
-    (low, high), (opened, wanted) = limits, shares
-    below = np.isfinite(true) & (true < low + opened * (high - low))
-    shut = np.isfinite(rendered) & (rendered < low + wanted * (high - low))
+    """(true closures, those of them that close), as NOTES says. limits: the clip's range."""
+    low, high = limits
+    below = np.isfinite(true) & (true < low + OPEN * (high - low))
+    shut = np.isfinite(rendered) & (rendered < low + SHUT * (high - low))
+    wide = np.isfinite(rendered) & ~shut & np.isfinite(true) & ~below  # open, as the truth is
     edges = np.flatnonzero(np.diff(np.concatenate([[0], below.astype(np.int8), [0]])))
-    runs = [(a, b) for a, b in edges.reshape(-1, 2) if np.isfinite(rendered[max(0, a - NEAR) : b + NEAR]).any()]
-    return len(runs), sum(bool(shut[max(0, a - NEAR) : b + NEAR].any()) for a, b in runs)
+    runs, total, closed = edges.reshape(-1, 2), 0, 0
+    for k, (a, b) in enumerate(runs):
+        near = slice(max(0, a - NEAR), b + NEAR)
+        if not np.isfinite(rendered[near]).any():
+            continue
+        before = 0 if k == 0 else runs[k - 1][1]
+        after = len(true) if k + 1 == len(runs) else runs[k + 1][0]
+        total += 1
+        closed += bool(shut[near].any() and wide[before:after].any())
+    return total, closed
 
 
 def stillness(kind: str, true: Float[np.ndarray, " n"], training: Float[np.ndarray, " m"]) -> str:
@@ -156,7 +164,7 @@ def compare(
     if still:
         return empty, dict.fromkeys(KEYS, still)
     late, why_not = delay(true, rendered)
-    total, closed = closures(true, rendered, span(np.concatenate([true, training])), CLOSED[kind])
+    total, closed = closures(true, rendered, span(np.concatenate([true, training])))
     values = {
         "sd_ratio": sd_ratio(true, rendered),
         "correlation": pearson(true, rendered),

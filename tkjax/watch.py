@@ -99,6 +99,15 @@ class Watch(contextlib.AbstractContextManager):
             reasons |= response.flat(kind, why)
         return out, reasons
 
+    def closures(self, source: str, training: str) -> dict[str, list[int]]:
+        """[true closures, those that the source closes] of each kind that can be trusted."""
+        out = {}
+        for kind in (k for k in response.CURVES if not self.doubt(k)):
+            true, mine = self.dense(TRUTH, kind), self.dense(source, kind)
+            limits = response.span(np.concatenate([true, self.curve(training, kind)]))
+            out[kind] = list(response.closures(true, mine, limits))
+        return out
+
     def silence(self, source: str, training: str) -> tuple[float | None, str]:
         """(deviation of the lip gap while `source` hears silence, over that of the true gap; "") or (None, why)."""
         doubt = self.doubt("lips")
