@@ -28,8 +28,10 @@ PICTURE_RATIO, PICTURE_STEP = 5.0, 8.0  # picture alone: how much it stands out,
 CHANGED, TILE, TILE_STEP = 0.5, 8, 4.0  # share of its tiles (of 8x8 pixels) that change by this many levels
 BOTH_RATIO, FACE_RATIO, FACE_STEP = 2.5, 4.0, 0.02  # picture and face together; the face's step in its heights
 ROOT = 0.5, 0.003  # of picture and face: what noise alone changes
-SCALE = 1.2  # of the face between shots: another framing, which one plate and one torso cannot serve
+SCALE = 1.2  # of the face across a cut: another framing, which one plate and one torso cannot serve
 MIRROR_WARN, MIRROR_FAIL = 0.02, 0.05  # by how much more alike the mirrored shot is, in correlation (`mirrored`)
+BESIDE = 12  # frames before and after a cut in which the face's height is looked at
+BLOCK = 512  # frames at a time
 MIN_SHOT = 5  # frames of a shot that is compared with others
 SAME_FACE, SAME_PICTURE = 3e-4, 0.1  # heights of the face, levels: less than any live frame changes
 FROZEN_RUN = 10  # frames: shorter runs are repeated frames, as of a lower frame rate
@@ -95,7 +97,12 @@ def _change(small: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 
 def _moved(points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    return np.sqrt(((points[i] - points[j]) ** 2).sum(-1).mean(-1))
+    """RMS distance of the points of the frames i and j, a block of frames at a time."""
+    out = np.empty(len(i))
+    for start in range(0, len(i), BLOCK):
+        s = slice(start, start + BLOCK)
+        out[s] = np.sqrt(((points[i[s]] - points[j[s]]) ** 2).sum(-1).mean(-1))
+    return out
 
 
 def _everywhere(small: np.ndarray, k: int) -> bool:
@@ -109,6 +116,17 @@ def spans(n: int, cuts: np.ndarray) -> list[tuple[int, int]]:
     """(start, stop) of every shot."""
     edges = [0, *(int(c) for c in cuts), n]
     return list(itertools.pairwise(edges))
+
+
+def framing(heights_px: np.ndarray, found: np.ndarray, cuts: np.ndarray) -> tuple[float, int]:
+    """The largest ratio, at least 1, of face heights just before and just after a cut, and the frame of that cut."""
+    worst = 1.0, 0
+    for (a, k), (_, b) in itertools.pairwise(spans(len(found), cuts)):
+        before, after = slice(max(a, k - BESIDE), k), slice(k, min(b, k + BESIDE))
+        if found[before].any() and found[after].any():
+            sizes = [float(np.median(heights_px[s][found[s]])) for s in (before, after)]
+            worst = max(worst, (max(sizes) / min(sizes), k))
+    return worst
 
 
 def _face_picture(small: np.ndarray, points: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -187,14 +205,12 @@ def judge_cuts(
     out = [judge("content", "cuts", float(len(cuts)), warn=0.0,
                  message=f"the clip has cuts at {at}: poses are tracked shot by shot, but one background and one torso "
                  f"serve all of them; {advice} if they differ")]  # fmt: skip
-    heights = face_height(points_px)
-    sizes = [(float(np.median(heights[a:b][found[a:b]])), a) for a, b in spans(len(found), cuts) if found[a:b].any()]
-    ratio = max(sizes)[0] / min(sizes)[0]
-    out.append(judge("content", "size of the face between shots", ratio, warn=SCALE, fail=SCALE,
-                     message=f"the face is {ratio:.1f} times larger from {max(sizes)[1] / FPS:.2f} s than from "
-                     f"{min(sizes)[1] / FPS:.2f} s (cuts at {at}); {advice}"))  # fmt: skip
+    ratio, begins = framing(face_height(points_px), found, cuts)
+    out.append(judge("content", "size of the face across cuts", ratio, warn=SCALE, fail=SCALE,
+                     message=f"the face is {ratio:.1f} times larger or smaller after the cut at {begins / FPS:.2f} s "
+                     f"(cuts at {at}); {advice}"))  # fmt: skip
     gain, begins = mirrored(small, points_px, found, cuts, hw)
-    out.append(judge("content", "likeness to its mirror image between shots", gain, warn=MIRROR_WARN, fail=MIRROR_FAIL,
+    out.append(judge("content", "likeness to its mirror image across cuts", gain, warn=MIRROR_WARN, fail=MIRROR_FAIL,
                      message=f"the shot from {begins / FPS:.2f} s on is mirrored against the longest one, so left and "
                      f"right would mix; {advice}"))  # fmt: skip
     return out
@@ -236,7 +252,9 @@ def judge_lips(points_px: np.ndarray, found: np.ndarray) -> list[Check]:
 def content(folder: Path, landmarks: Path, wav: Path, n_frames: int, hw: tuple[int, int]) -> None:
     """Stage: content.json with the `cuts`, checks.json."""
     small = chunks.column(landmarks, n_frames, "small")
-    points = chunks.column(landmarks, n_frames, "landmarks")[..., :2].astype(np.float64)
+    n_chunks = len(chunks.spans(n_frames))
+    points = [chunks.read_chunk(landmarks, i, ["landmarks"])["landmarks"][..., :2].copy() for i in range(n_chunks)]
+    points = np.concatenate(points)
     found = chunks.column(landmarks, n_frames, "found")
     cuts = find_cuts(small, points, found)
     write_atomic(folder / CONTENT, json.dumps({"cuts": cuts.tolist()}).encode())

@@ -15,7 +15,8 @@ Camera here: x right, y down, z forward (pixels u = cx + f X/Z, v = cy + f Y/Z),
 4. All frames: Gauss-Newton with a second-difference term of rotation and translation, which takes the noise out and
    bridges frames without a face, ends at cuts, and is as strong as the data say (`smooth`). Solved exactly as one
    banded system. A frame that stands alone (`lone`) is no motion that a head makes: it is bridged as well.
-Which frames to trust is judged after all that, by their reprojection error (`preprocess.pose_checks`).
+5. Frames of which most landmarks lie too far from their projections are bridged too, and 4 is repeated. Of frames in
+   which a part of the face is covered the rest places the head; `preprocess.pose_checks` says which not to train on.
 """
 
 import dataclasses
@@ -292,13 +293,21 @@ def _fit(points_px, found, canonical_cm, weight, height, width, fps, f_prior_px,
     rotation, translation, own = alone(filled, shape, rotation, translation, f, centre, w, sigma)
     shot = smooth.shots(len(found), np.zeros(0) if cuts is None else cuts)
     usable = found & ~lone(shape, rotation, translation, found)
-    rotation, translation, strength = _together(points, usable, shot, shape, rotation, translation, own, f, centre,
-                                                sigma, fps)  # fmt: skip
-    turn, moved = (rotation @ torch.diag(y_up)).numpy(), translation.numpy()
-    aligned = (shape * y_up).numpy()
-    error = pose_checks.reprojection(np.asarray(points_px), aligned, w.numpy(), turn, moved, f, (width / 2, height / 2))
+    turn, aligned = torch.diag(y_up), (shape * y_up).numpy()
+
+    def together(usable):
+        r, t, strength = _together(points, usable, shot, shape, rotation, translation, own, f, centre, sigma, fps)
+        r, t = (r @ turn).numpy(), t.numpy()
+        off = pose_checks.distances(np.asarray(points_px), aligned, r, t, f, (width / 2, height / 2))
+        return r, t, off, strength
+
+    turned, moved, off, strength = together(usable)
+    bad = usable & pose_checks.lost(np.median(off, axis=1), pose_checks.face_heights(moved, f))
+    if bad.any() and (usable & ~bad).sum() >= 2:  # what fits no face says nothing of the pose: bridged as well
+        turned, moved, off, strength = together(usable & ~bad)
+    error = pose_checks.rms(off, w.numpy())
     error[~found] = np.nan
-    return Track(f, aligned, turn, moved, error, f_prior, smooth.cutoff(strength, fps))
+    return Track(f, aligned, turned, moved, error, f_prior, smooth.cutoff(strength, fps))
 
 
 def _steps(rotation: torch.Tensor, translation: torch.Tensor) -> np.ndarray:

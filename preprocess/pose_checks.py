@@ -25,24 +25,27 @@ NEAR = 3  # frames
 BLOCK = 512  # frames at a time
 
 
-def reprojection(
+def distances(
     points_px: Float[np.ndarray, "n p 2"],
     shape_cm: Float[np.ndarray, "p 3"],
-    weight: Float[np.ndarray, " p"],
     rotation: Float[np.ndarray, "n 3 3"],
     translation_cm: Float[np.ndarray, "n 3"],
     f_px: float,
     centre_px: tuple[float, float],
-) -> Float[np.ndarray, " n"]:
-    """Weighted RMS distance in pixels of the points from the projections of the shape; X_cam = R X + t, camera axes x
-    right, y down, z forward."""
-    out = np.empty(len(points_px))
+) -> Float[np.ndarray, "n p"]:
+    """Distance in pixels of each point from its projection; X_cam = R X + t, camera axes x right, y down, z forward."""
+    out = np.empty(points_px.shape[:2])
     for start in range(0, len(points_px), BLOCK):
         s = slice(start, start + BLOCK)
         cam = np.einsum("nij,pj->npi", rotation[s], shape_cm) + translation_cm[s, None]
         off = f_px * cam[..., :2] / np.maximum(cam[..., 2:], 1.0) + centre_px - points_px[s]
-        out[s] = np.sqrt(((off**2).sum(-1) @ weight) / weight.sum())
+        out[s] = np.linalg.norm(off, axis=-1)
     return out
+
+
+def rms(distance_px: Float[np.ndarray, "n p"], weight: Float[np.ndarray, " p"]) -> Float[np.ndarray, " n"]:
+    """Weighted RMS of each frame's distances: the reprojection error."""
+    return np.sqrt((distance_px**2 @ weight) / weight.sum())
 
 
 def face_heights(translation_cm: Float[np.ndarray, "n 3"], f_px: float) -> Float[np.ndarray, " n"]:
@@ -51,7 +54,7 @@ def face_heights(translation_cm: Float[np.ndarray, "n 3"], f_px: float) -> Float
 
 
 def lost(error_px: Float[np.ndarray, " n"], heights_px: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Frames with a face (error not NaN) whose pose does not fit it."""
+    """Frames with a face (error not NaN) whose pose does not fit it, or of which a part is covered."""
     return np.nan_to_num(error_px / heights_px) > FRAME_BOUND
 
 
@@ -110,5 +113,5 @@ def judge_poses(
               fail=100 * MEDIAN_FAIL,
               message=f"heads lie {typical:.1%} of the face's height off their landmarks; {message}"),
         judge("poses", "share of frames without a pose that fits", share, warn=LOST_WARN, fail=MAX_MISSING,
-              message=f"{message}; training leaves them out"),
+              message=f"{message}; training leaves them out, and a clip with many of them should be cut or replaced"),
     ]  # fmt: skip

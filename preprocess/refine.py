@@ -289,9 +289,8 @@ class _Landmarked:
 
     def error(self, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
         """[n] in pixels, NaN without a face."""
-        out = pose_checks.reprojection(self.points, self.shape, self.weights, rotation, translation, self.f_px,
-                                       self.centre_px)  # fmt: skip
-        return np.where(self.found, out, np.nan)
+        off = pose_checks.distances(self.points, self.shape, rotation, translation, self.f_px, self.centre_px)
+        return np.where(self.found, pose_checks.rms(off, self.weights), np.nan)
 
     def worse(self, rotation, translation, turns, shifts) -> np.ndarray:
         """bool [n]: frames that the refinement moves off their landmarks by more than SLACK of the face's height."""

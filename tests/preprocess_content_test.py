@@ -112,6 +112,12 @@ def test_a_shot_of_another_framing_fails():
     assert rows[1].verdict == "fail" and "1.6 times" in rows[1].message and "2.00 s" in rows[1].message
 
 
+def test_a_head_that_comes_nearer_in_the_course_of_shots_is_no_other_framing():
+    small, points, found = clip()
+    points = 128 + np.linspace(1, 1.6, N)[:, None, None] * (points - 128)
+    assert content.judge_cuts(small, points, found, np.array([20, 50, 80]), HW)[1].verdict == "good"
+
+
 @pytest.mark.parametrize("begin", [35, 60])
 def test_a_mirrored_part_is_found_and_fails(begin):
     small, points, found = clip()
