@@ -9,7 +9,6 @@ hash of its output only, so a stage downstream reruns only when bytes that it re
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
+from tkjax.files import take_lock, write_atomic
 
 RECORD = "stage.json"
 
@@ -102,10 +101,10 @@ class Stages:
             except OSError as e:
                 raise UserError(f"{self.root}: {e.strerror or e}; give a --workdir that can be written") from e
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(lock.fileno(), self.root)
             except BlockingIOError:
                 say(f"waiting for another preprocessing run in {self.root} to end")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                take_lock(lock.fileno(), self.root, wait=True)
             if self._has_name(lock):
                 self._lock = lock
             else:

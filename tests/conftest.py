@@ -1,4 +1,4 @@
-"""Shared settings: a persistent compilation cache, and where optional test data lies."""
+"""Shared settings: a persistent compilation cache, bounded memory, the order of files, and where optional data lies."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,55 @@ os.environ["TKJAX_OFFLINE"] = "1"  # no test waits for a network; those of fetch
 
 from hypothesis import settings  # noqa: E402
 
+from tests import resident  # noqa: E402
+
 settings.register_profile("tkjax", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("tkjax")
+
+# Files that take a minute or more go first, so that parallel workers end together.
+LONGEST = (
+    "preprocess_clip", "seam", "render_fused", "er_nerf", "rad_nerf", "stages", "import_checkpoint", "march",
+    "evaluate", "preprocess_matting", "triton_rad_nerf", "triton_render_fused", "triton_grid_encode", "train",
+    "resume", "distributed", "torso", "cli",
+)  # fmt: skip
+_peaks: dict[str, float] = {}  # process -> GB
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # of xdist: would start the files with the most tests first
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    rank = {f"{name}_test.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    done = yield
+    resident.bound()
+    return done
+
+
+def pytest_sessionfinish(session):
+    peak = resident.resident_gb("VmHWM")
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_gb"] = peak
+    elif not _peaks:
+        _peaks["this process"] = peak
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_gb", 0.0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    shown = ", ".join(f"{name} {gb:.1f} GB" for name, gb in sorted(_peaks.items()) if gb)
+    over = "" if all(gb <= resident.LIMIT_GB for gb in _peaks.values()) else f" (more than {resident.LIMIT_GB} GB)"
+    terminalreporter.write_line(f"largest memory: {shown or 'not known here'}{over}")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def test_a_new_workdir_in_which_nothing_came_to_be_goes_again(tmp_path):
 def test_a_workdir_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "w"):
-        with pytest.raises(UserError, match="give a --workdir that can be written"), lock.alone(path):
+        with pytest.raises(UserError, match="expected a --workdir that can be written"), lock.alone(path):
             pass
 
 

@@ -122,7 +122,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return grown(model.init(jax.random.key(0)))
+    return grown(jax.jit(model.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_the_field_is_the_dossiers_formula(eye):
     full = rad_nerf_config.get_config("full")
     full.model.eye = eye
     model = Model(full, info(44))
-    params = jax.device_get(model.init(jax.random.key(3)).params)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(3)).params)
     rng = np.random.default_rng(4)
     for name, spec in grids().items():
         tables = params[name]["tables"] = np.array(params[name]["tables"])
@@ -372,7 +372,7 @@ def test_density_is_exp_with_a_bounded_derivative(h):
 @pytest.mark.parametrize("steps", [2, 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
-    params = model.init(jax.random.key(2)).params
+    params = jax.jit(model.init)(jax.random.key(2)).params
     audio = np.random.default_rng(0).normal(size=(1, W, steps, A)).astype(np.float32)
     got = model._apply(params, "audio_code", jnp.asarray(audio))[0]
     assert got.shape == (64,)
@@ -619,7 +619,7 @@ def test_the_ambient_term_holds_the_coordinates_at_zero_outside_the_lower_face(m
 
 def test_cameras_are_trained_where_asked():
     model = Model(tiny(train_camera=True), info())
-    v = grown(model.init(jax.random.key(0)))
+    v = grown(jax.jit(model.init)(jax.random.key(0)))
     assert model.stages()[0].rates["cameras"].lr == 1e-5
     _, grads = total(model)(v, batch(), KEY, clock())
     for name in ("camera_rotation", "camera_translation"):
@@ -658,7 +658,7 @@ def test_eyes_without_landmarks_open_and_close_with_the_blink(model, variables, 
 
 def test_without_the_eyes_input_blinks_change_nothing():
     model = Model(tiny(eye=False), info())
-    v = grown(model.init(jax.random.key(0)))
+    v = grown(jax.jit(model.init)(jax.random.key(0)))
     assert v.params["sigma"]["kernel_0"].shape[0] == SPACE.channels + AMBIENT.channels
     pictures = [
         model.render(v, batch().replace(eye_area=jnp.full(1, 1.0 * a)), None, final_clock(), False) for a in (0.0, 1.0)
@@ -742,7 +742,7 @@ def test_noise_is_one_shift_of_the_lattice_per_ray(model, variables):
 def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
     import optax
 
-    v = model.init(jax.random.key(0))
+    v = jax.jit(model.init)(jax.random.key(0))
     refresh, errors = jax.jit(model.refresh), []
     for stage, steps in zip(model.stages(), (50, 8, 0)):
         rates = {name: dataclasses.replace(r, lr=4 * r.lr) for name, r in stage.rates.items()}

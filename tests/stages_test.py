@@ -100,7 +100,7 @@ def variables(model):
         size = {"tables": 1e4, "kernel_1": 3.0}.get(path[-1].key, 1.0)
         return p * size
 
-    v = model.init(jax.random.key(0))
+    v = jax.jit(model.init)(jax.random.key(0))
     return v.replace(params=jax.tree_util.tree_map_with_path(grow, v.params))
 
 

@@ -1,9 +1,7 @@
 """One run at a time in a workdir. The lock belongs to the process: it goes with it, however it ends."""
 
 import contextlib
-import fcntl
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import jax
 
 from tkjax import checkpoint, devices
 from tkjax.errors import UserError
+from tkjax.files import take_lock, writing
 
 LOCK = ".lock"
 
@@ -45,12 +44,11 @@ def alone(workdir: str | os.PathLike) -> Iterator[None]:
 def _held(path: Path) -> Iterator[None]:
     fresh = [p for p in (path, *path.parents) if not p.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        fd = _locked(path / LOCK)
+        with writing(path, "a --workdir that can be written"):
+            path.mkdir(parents=True, exist_ok=True)
+            fd = _locked(path / LOCK)
     except BlockingIOError as error:
         raise UserError(f"{path} is in use by another run; wait for its end or name another --workdir") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give a --workdir that can be written") from error
     try:
         yield
     finally:
@@ -67,7 +65,7 @@ def _locked(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _take(fd, path)
+            take_lock(fd, path)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path)):
                     return fd
@@ -75,12 +73,3 @@ def _locked(path: Path) -> int:
             os.close(fd)
             raise
         os.close(fd)
-
-
-def _take(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:  # some network file systems have no locks
-        warnings.warn(f"{path}: {error.strerror}; nothing keeps a second run out of this workdir", stacklevel=2)

@@ -25,6 +25,7 @@ RAD = programs.rad_nerf_head(width=16).select("sigma", "rgb")
 INNER = COMMON | {"box": (-0.95, -0.45, -0.95, 0.95, 0.45, 0.95)}
 CASES = {**RAYS_CASES, "constant": INNER}
 FIELDS = {"er_nerf": HEAD, "rad_nerf": RAD}
+N = 65  # rays of most tests: one size, since the reference is compiled for each, which takes ten seconds
 
 
 def constant(sigma: float):
@@ -76,7 +77,7 @@ def close(got, want, atol=2e-4):
 @given(seed=st.integers(0, 2**20), share=st.sampled_from([0.05, 0.5, 1.0]))
 def test_it_is_the_three_ops(name, which, seed, share):
     program = FIELDS[which]
-    args, how = scene(program, 50, seed, share)
+    args, how = scene(program, N, seed, share)
     with variant(name) as backend:
         got = jax.block_until_ready(renderer(program, backend)(*args))
     close(got, unfused(program, args, how))
@@ -102,7 +103,7 @@ def test_exactly_the_samples_of_march_are_kept(name, case):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("n", [0, 1, 65, 700])
+@pytest.mark.parametrize("n", [0, 1, N])
 def test_any_number_of_rays(name, n):
     args, how = scene(HEAD, n)
     with variant(name) as backend:
@@ -110,6 +111,14 @@ def test_any_number_of_rays(name, n):
     assert got.weighted.shape == (n, 3) and got.depth.shape == (n,)
     if n:
         close(got, unfused(HEAD, args, how))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_more_rays_than_a_tile_holds(isa):
+    args, how = scene(HEAD, 700)
+    with cpu.isa(isa):
+        got = jax.block_until_ready(renderer(HEAD, "cpu")(*args))
+    close(got, unfused(HEAD, args, how))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -125,7 +134,7 @@ def test_a_wall_is_opaque_at_its_first_sample(name):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("bits", [0, 255])
 def test_an_empty_grid_draws_nothing_and_a_full_one_everything(name, bits):
-    args, how = scene(HEAD, 40)
+    args, how = scene(HEAD, N)
     args = (*args[:2], jnp.full_like(args[2], bits), *args[3:])
     with variant(name) as backend:
         got = jax.block_until_ready(renderer(HEAD, backend)(*args))
@@ -139,7 +148,7 @@ def test_an_empty_grid_draws_nothing_and_a_full_one_everything(name, bits):
 @given(seed=st.integers(0, 2**20))
 @settings(max_examples=8)
 def test_rays_that_are_not_numbers_draw_nothing_and_disturb_no_other(name, seed):
-    args, _ = scene(HEAD, 64)
+    args, _ = scene(HEAD, N)
     rng = np.random.default_rng(seed)
     o, d = (jnp.asarray(spoiled(rng, np.asarray(v))) for v in args[:2])
     with variant(name) as backend:
@@ -153,12 +162,12 @@ def test_rays_that_are_not_numbers_draw_nothing_and_disturb_no_other(name, seed)
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_not_a_number_in_a_ray_s_row_stays_in_that_ray(name):
-    args, _ = scene(HEAD, 64)
+    args, _ = scene(HEAD, N)
     rows = args[3] | {"sh": args[3]["sh"].at[5].set(np.nan)}
     with variant(name) as backend:
         clean = jax.block_until_ready(renderer(HEAD, backend)(*args))
         got = jax.block_until_ready(renderer(HEAD, backend)(*args[:3], rows, args[4]))
-    others = np.arange(64) != 5
+    others = np.arange(N) != 5
     np.testing.assert_allclose(got.weighted[others], clean.weighted[others], atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The writer."""
 
+import errno
 import fcntl
 import json
 import os
@@ -173,6 +174,9 @@ class DatasetWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise ContractError(f"{self.root}: another process writes this dataset, expected it to end first") from e
+        except OSError as e:
+            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # of network file systems without locks
+                raise
 
     def _unlock(self) -> None:
         if self._lock is not None:
