@@ -54,14 +54,17 @@ def test_a_delay_that_nothing_shows_is_not_given():
     assert "follow one another" in response.delay(thinned, thinned)[1]
 
 
-def test_a_mouth_that_never_shuts_closes_nothing_and_one_that_is_a_frame_late_closes_all():
+def test_a_mouth_that_never_shuts_closes_nothing_and_one_that_is_two_frames_late_closes_all():
     true = np.where(np.arange(120) % 20 < 3, 0.0, 1.0)
     assert response.closures(true, 0.5 + 0.5 * true, (0.0, 1.0)) == (6, 0)
-    assert response.closures(true, np.roll(true, 3), (0.0, 1.0)) == (6, 6)
-    assert response.closures(true, np.roll(true, 5), (0.0, 1.0)) == (6, 0)
+    assert response.closures(true, np.roll(true, 2), (0.0, 1.0)) == (6, 6)
+    assert response.closures(true, np.roll(true, 4), (0.0, 1.0)) == (6, 0)
     assert response.closures(true, np.zeros(120), (0.0, 1.0)) == (6, 0)  # never open: nothing closes
     mumbling = np.where(np.arange(120) < 63, true, 0.0)  # opens up to the fourth closure, and stays shut from it on
     assert response.closures(true, mumbling, (0.0, 1.0)) == (6, 4)
+    long = np.where((np.arange(60) > 20) & (np.arange(60) < 40), 0.0, 1.0)  # a pause: shut at its edges is not shut
+    assert response.closures(long, np.where(np.arange(60) == 21, 0.0, 1.0), (0.0, 1.0)) == (1, 0)
+    assert response.closures(long, np.roll(long, 5), (0.0, 1.0)) == (1, 1)
     half = np.where(np.arange(120) < 60, true, 1.0)
     assert response.closures(true, half, (0.0, 1.0)) == (6, 3)
 

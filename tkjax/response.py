@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 KEYS = ("sd_ratio", "correlation", "concordance", "delay_frames", "closures_closed")
 MIN_FRAMES = 25  # one second: below it neither a deviation nor a correlation says anything about speech
@@ -28,9 +28,9 @@ NOTES = {
     "where the picture is late",
     "closures": f"a run of true frames below {100 * OPEN:g} % of the clip's range (percentiles {RANGE_PERCENTILES[0]} "
     f"to {RANGE_PERCENTILES[1]} of the true curve, scored and sampled training frames together) is a closure; it "
-    f"closes where the rendered curve falls below {100 * SHUT:g} % within ±{NEAR} frame of it and was or will be above "
-    "that in the true openings next to it, so that a mouth that never opens closes nothing. closures_closed: share of "
-    "the closures that close; closures: their number, and of those that close",
+    f"closes where the rendered curve is below {100 * SHUT:g} % within ±{NEAR} frame of half of its frames, and above "
+    "that somewhere in the true openings next to it, so that a mouth that never opens closes nothing. "
+    "closures_closed: share of the closures that close; closures: their number, and of those that close",
     "lip gap": "by the face tracker: mean distance of the inner lips' three middle pairs of points (61-67, 62-66, "
     "63-65 of 68) over the distance between the eyes' centres. Without it: see `measured by`",
     "eye opening": "by the face tracker: mean distance of the lids' four pairs of points over the eyes' mean width",
@@ -132,8 +132,13 @@ def closures(
         before = 0 if k == 0 else runs[k - 1][1]
         after = len(true) if k + 1 == len(runs) else runs[k + 1][0]
         total += 1
-        closed += bool(shut[near].any() and wide[before:after].any())
+        closed += bool(_near(shut)[a:b].mean() >= 0.5 and wide[before:after].any())
     return total, closed
+
+
+def _near(mask: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Places within NEAR frames of one that is set."""
+    return np.convolve(mask, np.ones(2 * NEAR + 1), "full")[NEAR : NEAR + len(mask)] > 0
 
 
 def stillness(kind: str, true: Float[np.ndarray, " n"], training: Float[np.ndarray, " m"]) -> str:
