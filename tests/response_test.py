@@ -85,6 +85,8 @@ def test_a_held_out_part_that_is_too_still_gives_a_sentence_and_no_number(kind, 
     assert set(values.values()) == {None} and set(why) == set(response.KEYS)
     assert all("too still" in r and word in r and "--split=blocks" in r for r in why.values())
     assert "at least 25" in response.compare(kind, true[:10], true[:10], true)[1]["sd_ratio"]
+    whole = response.compare(kind, 0.01 * true, 0.01 * true, 0.01 * true)  # a clip in which nobody speaks or blinks
+    assert set(whole[0].values()) == {None} and f"a clip with {word}" in whole[1]["correlation"]
     assert response.compare(kind, np.ones(99), true[:99], np.ones(99))[0] == dict.fromkeys(response.KEYS)
 
 

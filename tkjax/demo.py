@@ -143,7 +143,7 @@ def run(opts: Options) -> None:
     settings = {k: opts.flags.get(k, v) for k, v in SUBJECT.items()}
     if settings["seconds"] < 2:
         raise UserError(f"--seconds={settings['seconds']:g} is too short to learn from; give at least 2")
-    flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir")}}
+    flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir", "split")}}
     resolved = cli.resolve(Options("demo", flags, opts.overrides), workdir)
     with lock.alone(workdir):
         _make(workdir, settings, resolved, opts.models_dir)

@@ -24,6 +24,7 @@ PERCENTILES = {"sound": (5, 95), "blink": (1, 99)}  # blinks are short: 95 % of 
 STILL_FRAMES = 8
 SILENT_FRAMES = 25
 REGION_SHARE = 0.5
+AT_ONCE = 64  # frames whose windows are in memory together: half a megabyte each for the widest features
 NOTES = {
     "drive test": "in the poses of three training frames one signal is set to its low and its high value in training "
     "(sound: percentiles 5 and 95 along the first principal component of the features; blink: 1 and 99), all else "
@@ -70,9 +71,14 @@ def at_percentiles(values: Float[np.ndarray, " n"], *percentiles: int) -> list[I
     return out
 
 
-def loudness(windows: Float[np.ndarray, "n W T C"]) -> Float[np.ndarray, " n"]:
+def loudness(clip: Any, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Each frame's own window along the first principal component of all of them: what varies most in any features."""
-    own = np.asarray(windows[:, windows.shape[1] // 2], np.float64).mean(1)
+
+    def described(part: np.ndarray) -> np.ndarray:
+        windows = clip.audio_windows(part)
+        return windows[:, windows.shape[1] // 2].mean(1, dtype=np.float64)
+
+    own = np.concatenate([described(part) for part in np.array_split(frames, max(1, len(frames) // AT_ONCE))])
     centred = own - own.mean(0)
     return centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
 
@@ -80,7 +86,7 @@ def loudness(windows: Float[np.ndarray, "n W T C"]) -> Float[np.ndarray, " n"]:
 def ends(clip: Any, train: Int[np.ndarray, " n"]) -> tuple[dict[str, tuple[list[dict], list[dict]]], dict[str, str]]:
     """Signal -> (fields of Batch at its low value, at its high one), one for each place; or signal -> why not."""
     values, why = {}, {}
-    values["sound"] = loudness(clip.audio_windows(train))
+    values["sound"] = loudness(clip, train)
     values["blink"] = np.asarray(clip.eye_closed, np.float64)[train]
     out = {}
     for name, along in values.items():

@@ -91,7 +91,7 @@ MODES = {
         "See all of it on the synthetic subject: clip, training, new speech, report, in WORKDIR (runs/demo).",
         "python launch.py --mode=demo",
         (),
-        ("workdir", "config", "seconds", "size", "seed", "motion", "models_dir"),
+        ("workdir", "config", "split", "seconds", "size", "seed", "motion", "models_dir"),
     ),
     "doctor": Mode(
         "What this machine has: devices, versions, kernel back ends, model files, known-bad releases.",

@@ -127,7 +127,9 @@ class Reader:
 
     def __call__(self, i: int, image: UInt8[np.ndarray, "H W 3"]) -> float:
         """The curve's value in a picture of frame i; NaN where there is no reading."""
-        return float("nan") if self.why else float(self._linear(colours(self.kind, image, self._points[i])[None])[0])
+        if self.why or not np.isfinite(self._points[i]).all():
+            return float("nan")
+        return float(self._linear(colours(self.kind, image, self._points[i])[None])[0])
 
     def doubt(self, frames: Int[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> str:
         """Why readings `true` of true frames cannot be trusted, "" where they can."""

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 KEYS = ("sd_ratio", "correlation", "concordance", "delay_frames", "closures_closed")
 MIN_FRAMES = 25  # one second: below it neither a deviation nor a correlation says anything about speech
 MIN_SPREAD = 0.3  # least deviation of held-out curves, of the training frames' own: below it they are too still
+MIN_MOTION = {"lips": 0.006, "eyes": 0.01}  # least deviation at all: several times what the tracker's points tremble
+MEASURED_IN = {"lips": "the distance between the eyes", "eyes": "the eyes' width"}
 MAX_DELAY = 10  # frames to either side that are searched for the delay
 MIN_PEAK = 0.3  # correlation at the best lag below which there is nothing to align
 OPEN, SHUT = 0.15, 0.20  # shares of the clip's range: below OPEN the truth is closed, below SHUT the rendered curve is
@@ -41,14 +43,20 @@ def lip_gap(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray, " n"]:
     """Mean distance of the inner lips' middle pairs of points over the distance between the eyes' centres."""
     p = np.asarray(points68, np.float64)
     gap = np.mean([np.linalg.norm(p[:, a] - p[:, b], axis=-1) for a, b in MOUTH_PAIRS], 0)
-    return gap / np.linalg.norm(p[:, 36:42].mean(1) - p[:, 42:48].mean(1), axis=-1)
+    return _over(gap, np.linalg.norm(p[:, 36:42].mean(1) - p[:, 42:48].mean(1), axis=-1))
 
 
 def eye_opening(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray, " n"]:
     """Mean distance of the lids' pairs of points over the mean distance of the eyes' corners; both eyes."""
     p = np.asarray(points68, np.float64)
     lids = np.mean([np.linalg.norm(p[:, a] - p[:, b], axis=-1) for a, b in EYE_PAIRS], 0)
-    return lids / np.mean([np.linalg.norm(p[:, a] - p[:, b], axis=-1) for a, b in (RIGHT_CORNERS, LEFT_CORNERS)], 0)
+    width = np.mean([np.linalg.norm(p[:, a] - p[:, b], axis=-1) for a, b in (RIGHT_CORNERS, LEFT_CORNERS)], 0)
+    return _over(lids, width)
+
+
+def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is 0: points that are no face."""
+    return np.where(b > 0, a, np.nan) / np.where(b > 0, b, 1)
 
 
 CURVES = {"lips": lip_gap, "eyes": eye_opening}
@@ -147,13 +155,19 @@ def stillness(kind: str, true: Float[np.ndarray, " n"], training: Float[np.ndarr
     what, act = {"lips": ("mouth", "speech"), "eyes": ("eyes", "blinks")}[kind]
     if len(mine) < MIN_FRAMES:
         return f"{len(mine)} held-out frames with a face say nothing about {act}; at least {MIN_FRAMES} are needed"
-    if len(theirs) and theirs.std() > 0 and mine.std() >= MIN_SPREAD * theirs.std():
-        return ""
-    share = f"{100 * mine.std() / theirs.std():.0f} % of" if len(theirs) and theirs.std() > 0 else "as little as"
-    return (
-        f"the held-out part is too still to say anything about {act}: its {what} move {share} what the training "
-        f"frames' do (at least {100 * MIN_SPREAD:.0f} % are needed); train with --split=blocks or a longer clip"
-    )
+    spread, whole = float(mine.std()), float(theirs.std()) if len(theirs) else 0.0
+    still = f"the held-out part is too still to say anything about {act}: its {what}"
+    if spread < MIN_SPREAD * whole:
+        return (
+            f"{still} move {100 * spread / whole:.0f} % of what the training frames' do (at least "
+            f"{100 * MIN_SPREAD:.0f} % are needed); train with --split=blocks or a longer clip"
+        )
+    if spread < MIN_MOTION[kind]:
+        return (
+            f"{still} move by {spread:.4f} of {MEASURED_IN[kind]} (at least {MIN_MOTION[kind]} is needed), those of "
+            f"the training frames by {whole:.4f}; a clip with {act} is needed"
+        )
+    return ""
 
 
 def compare(
