@@ -231,15 +231,21 @@ def matte(
 
 
 def _given(rgba: UInt8[np.ndarray, "H W 4"]) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, colour) of a picture with straight alpha. Colours that nobody was meant to see do not count: video mixes
-    them into their neighbours, so a pixel's own colour counts as much as it is covered."""
+    """(alpha, colour) of a picture with straight alpha.
+
+    Colours that nobody was meant to see do not count. Video stores colour at half the size of brightness and mixes them
+    into their neighbours: at the rim, two pixels into the solid person too, the colour is that of the inside continued,
+    and a pixel's own brightness counts as much as it is covered.
+    """
     alpha, own = rgba[..., 3], rgba[..., :3].astype(np.float32)
     solid = alpha == 255
     if not solid.any():
         return np.ascontiguousarray(alpha), np.ascontiguousarray(rgba[..., :3])
     inside = _core(solid)
-    a = np.where(inside, np.float32(1), alpha.astype(np.float32) / 255)
-    colour = a[..., None] * own + (1 - a[..., None]) * _extend_half(own, inside)
+    mine, around = (cv2.cvtColor(x, cv2.COLOR_RGB2YCrCb) for x in (own, _extend_half(own, inside)))
+    a = alpha.astype(np.float32) / 255
+    around[..., 0] += a * (mine[..., 0] - around[..., 0])
+    colour = np.where(inside[..., None], own, cv2.cvtColor(around, cv2.COLOR_YCrCb2RGB))
     return np.ascontiguousarray(alpha), np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
 
 

@@ -195,3 +195,11 @@ def test_the_choices_of_flags_are_those_of_the_modules_behind_them():
 
     assert options.SCHEMES == paste_back.SCHEMES and options.MAPS == maps.MAPS
     assert options.FLAGS["torso"].choices == scene.TORSOS
+
+
+def test_a_clip_that_training_reduces_is_said_in_a_line():
+    from tkjax import cli
+
+    assert cli.reduced((512, 480), (512, 480)) == ""
+    said = cli.reduced((512, 480), (128, 120))
+    assert "480x512 are reduced to 120x128" in said and "--config.data.size=512" in said

@@ -248,3 +248,15 @@ def test_a_destination_that_is_not_ours_is_refused(tmp_path):
             stream.check_out(tmp_path / name, maps=["depth"])
     for name in ("new", "new.mp4", "deep/new.mp4"):
         stream.check_out(tmp_path / name)
+
+
+def test_audio_kinds_that_the_avatar_does_not_hear_are_said():
+    from preprocess import audio_features
+
+    assert stream.unheard(None, "logmel", False) == "" and stream.unheard("logmel", "logmel", False) == ""
+    assert stream.unheard("logmel,hubert=x", "hubert", False) == ""
+    assert "hears logmel" in stream.unheard("hubert=x", "logmel", False)
+    assert "--features" in stream.unheard("hubert=x", "hubert", True)
+    with pytest.raises(UserError, match=r"deepspeech is unknown, expected some of logmel"):
+        stream.unheard("deepspeech=x", "logmel", False)
+    assert stream.MADE == audio_features.KINDS

@@ -109,6 +109,17 @@ def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> data.Clip:
     )
 
 
+def reduced(stored: tuple[int, int], trained: tuple[int, int]) -> str:
+    """One line where training sees smaller pictures (h, w) than the dataset holds, else ""."""
+    (h, w), (small_h, small_w) = stored, trained
+    if stored == trained:
+        return ""
+    return (
+        f"data: pictures of {w}x{h} are reduced to {small_w}x{small_h} for training; --config.data.size={max(stored)} "
+        "keeps them"
+    )
+
+
 # ---------------------------------------------------------------- preprocess
 
 
@@ -144,6 +155,10 @@ def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
 def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> data.Clip:
     """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock."""
     clip = open_clip(dataset, workdir, resolved)
+    if (
+        word := reduced((clip.dataset.height, clip.dataset.width), (clip.height, clip.width))
+    ) and jax.process_index() == 0:
+        print(word, flush=True)
 
     def on_event(name: str, facts: dict) -> None:
         if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir

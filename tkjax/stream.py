@@ -28,6 +28,7 @@ from tkjax.video import ALPHA_SUFFIXES, VideoWriter
 KEEP_LIPS = 0.35  # share of the last frame's sound in a smoothed one (er-nerf.md §6)
 AHEAD = 2  # frames that are begun before the one that is handed on
 BLOCK_S = 1.0  # seconds of sound decoded at once
+MADE = ("logmel", "wav2vec2", "hubert")  # features that the child process makes (preprocess.audio_features.KINDS)
 BLOCK_ROWS = 64  # steps of features read at once
 BLOCK_FRAMES = 4  # frames whose windows are cut at once: those of HuBERT take half a MB each
 LENGTH_TOLERANCE_S = 0.5  # between a sound and its features: extractors pad or drop a window at the end
@@ -206,15 +207,38 @@ def check_length(features: contract.AudioHeader, seconds: float, path: Path | st
 def _child_features(path: Path | str, subject: avatar.Avatar, kinds: str | None, folder: Path) -> Path:
     """Features that need PyTorch come from the same child process as in preprocessing: their file in `folder`."""
     kind = subject.meta["audio"]["kind"]
-    chosen = next((k for k in (kinds or "").split(",") if k.partition("=")[0].strip() == kind), None)
+    chosen = _named(kinds).get(kind)
     if chosen is None:
-        raise UserError(f"the avatar hears {kind} features: {_way_out(subject.meta['audio'])}")
+        other = f", not {', '.join(_named(kinds))}" if _named(kinds) else ""
+        raise UserError(f"the avatar hears {kind} features{other}: {_way_out(subject.meta['audio'])}")
     out = folder / f"audio_{kind}.npz"
-    arguments = ["--audio", str(path), "--kind", chosen.strip(), "--out", str(out)]
+    arguments = ["--audio", str(path), "--kind", chosen, "--out", str(out)]
     if feature_arrays.in_segments(subject.meta["audio"]):
         arguments.append("--segments")
     child.run("preprocess.audio_features", arguments)
     return out
+
+
+def _named(kinds: str | None) -> dict[str, str]:
+    """{kind: its part} of --audio_kinds; UserError for kinds that nothing here makes."""
+    parts = {part.partition("=")[0].strip(): part.strip() for part in (kinds or "").split(",") if part.strip()}
+    for name in parts:
+        if name not in MADE:
+            raise UserError(f"--audio_kinds={kinds}: {name} is unknown, expected some of {', '.join(MADE)}")
+    return parts
+
+
+def unheard(kinds: str | None, heard: str, given: bool) -> str:
+    """One sentence where --audio_kinds makes no difference to an avatar that hears `heard` features; else "". given:
+    whether ready features are."""
+    names = _named(kinds)
+    if names and given:
+        return f"--audio_kinds={kinds} is not used: --features gives what the avatar hears"
+    if names and heard not in names:
+        return (
+            f"--audio_kinds={kinds} is not used: the avatar hears {heard} features, which are made from --audio alone"
+        )
+    return ""
 
 
 def _way_out(spec: dict) -> str:
@@ -240,7 +264,10 @@ def feature_chunks(
     Files are read as the rows are asked for, so memory does not grow; an array of the originals is joined first.
     """
     wanted = subject.meta["audio"]
+    word = unheard(kinds, wanted["kind"], features_path is not None)
     if features_path is None and wanted["kind"] == "logmel":
+        if word:
+            print(word, flush=True)
         return _logmel_chunks(path, audio.LogMel(wanted["extractor"]))
     if features_path is not None and feature_arrays.is_array(features_path):  # the originals' aud*.npy
         features = feature_arrays.load_features(features_path, wanted)
@@ -250,6 +277,8 @@ def feature_chunks(
         header, chunks = contract.stream_audio_features(file, BLOCK_ROWS)
     check_features(header, subject, features_path or path)
     if features_path is not None:
+        if word:
+            print(word, flush=True)
         check_length(header, seconds, features_path)
     return chunks
 
