@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
                    "(green, blue, r,g,b, #rrggbb) or a picture of the empty scene; default: keep it")  # fmt: skip
     p.add_argument("--body_points", default="", help="json or npz with a body detector's points: the head's box by "
                    "Avatar-ERNeRF's rule")  # fmt: skip
+    p.add_argument("--av_offset", default="auto", help="by how many ms the sound is late: auto (measured on the lips, "
+                   "taken out where that is certain), 0 (leave it), or a number")  # fmt: skip
     p.add_argument("--accept", default="", help=f"go on although these fail their checks: {','.join(STAGES)}")
     p.add_argument("--models_mirror", default="", help="http(s) folder that the tracker's model is fetched from where "
                    "it is missing; default: $TKJAX_MODELS_MIRROR, else the maker's server")  # fmt: skip

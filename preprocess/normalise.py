@@ -77,23 +77,33 @@ def normalise(folder: Path, source: Path, framing: Framing, expected_frames: int
     write_atomic(folder / "count.txt", str(n).encode())
 
 
-def write_sound(path: Path, source: Path, n_samples: int) -> None:
-    """The sound of `source` as 16 kHz mono, cut or padded with silence to `n_samples`; in blocks."""
+def write_sound(path: Path, source: Path, n_samples: int, late: int = 0) -> None:
+    """The sound of `source` as 16 kHz mono, cut or padded with silence to `n_samples`; in blocks.
+
+    late: samples by which it comes after its pictures (negative: before them) and which are taken out.
+    """
 
     def blocks():
-        left = n_samples
+        left, skip = n_samples, max(late, 0)
+        for silence in _silence(min(max(-late, 0), left)):
+            left -= len(silence)
+            yield silence
         for block in audio.stream_audio(source, RATE, RATE):
+            block, skip = block[skip:], max(skip - len(block), 0)
             block = block[:left]
             left -= len(block)
             if len(block):
                 yield block
             if not left:
                 return
-        while left:
-            yield np.zeros(min(left, RATE), np.float32)
-            left -= min(left, RATE)
+        yield from _silence(left)
 
     audio.write_wav(path, blocks(), RATE)
+
+
+def _silence(n: int) -> Iterator[np.ndarray]:
+    for a in range(0, n, RATE):
+        yield np.zeros(min(n - a, RATE), np.float32)
 
 
 def frame_count(folder: Path) -> int:

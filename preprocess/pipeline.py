@@ -37,7 +37,8 @@ class Options:
     chin to forehead, in pixels of the source. background_ref: colour or clean plate to cut the person out of, '' keeps
     the background. body_points: file of a body detector's points for the original's head box. accept: names of
     `checks.STAGES`, comma separated, whose failures do not stop the run. models_mirror: address that the tracker's
-    model is fetched from, '' the maker's. offline: fetch nothing."""
+    model is fetched from, '' the maker's. offline: fetch nothing. av_offset: see
+    `av_offset.parse`."""
 
     video: Path
     workdir: Path
@@ -53,6 +54,7 @@ class Options:
     accept: str = ""
     models_mirror: str = ""
     offline: bool = False
+    av_offset: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Job:
     stages: Stages
     executor: Executor
     accept: tuple[str, ...] = ()
+    offset_ms: float | None = None
 
     @functools.cached_property
     def source_sha(self) -> str:
@@ -159,7 +162,9 @@ def run(options: Options) -> Path:
     and poses is judged before the labels are begun, the rest at the end, when the contact sheet is there.
     """
     from preprocess.audio_features import parse_kinds
+    from preprocess.av_offset import parse
 
+    offset = parse(options.av_offset)
     accept = checks.parse_accept(options.accept)
     kinds = parse_kinds(options.audio_kinds)
     if options.size < 0 or options.size % 2 or 0 < options.size < 64:
@@ -181,7 +186,7 @@ def run(options: Options) -> Path:
     with Stages(root, {"tkjax": tkjax.__version__, **versions()}) as stages:
         try:
             with pool(root / "workers.log") as executor:
-                job = Job(options, path, info, model, kinds, method, reference, body, stages, executor, accept)
+                job = Job(options, path, info, model, kinds, method, reference, body, stages, executor, accept, offset)
                 return _stages(job, _framed(job))
         except checks.Failed:
             raise
@@ -263,6 +268,7 @@ def _stages(job: Job, clip: Framed) -> Path:
     """What is learnt from the frames, and the dataset of all of it."""
     from preprocess import (
         audio_features,
+        av_offset,
         backdrop,
         chunks,
         content,
@@ -270,6 +276,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         labels,
         landmarker,
         landmarks,
+        normalise,
         plate,
         pose,
         pose_checks,
@@ -277,23 +284,15 @@ def _stages(job: Job, clip: Framed) -> Path:
         refine,
         segment,
         smooth,
+        sound,
         survey,
         torso,
         track,
     )
-    from tkjax import audio, contract
+    from tkjax import audio, contract, level
 
     stages, method, key, executor = job.stages, job.method, clip.screen, job.executor
     frames, n, h, w = clip.frames, clip.n, clip.framing.height, clip.framing.width
-    wav = frames.path / "audio.wav"
-    sound = stages.run(
-        "audio",
-        lambda out: audio_features.audio_stage(out, wav, job.kinds),
-        {"kinds": job.kinds},
-        {"wav": sha256_file(wav)},
-        [audio_features, audio],
-    )
-
     found = stages.run(
         "landmarks",
         lambda out: landmarks.landmarks(out, frames.path, n, job.model, job.path.name, executor),
@@ -301,6 +300,15 @@ def _stages(job: Job, clip: Framed) -> Path:
         {"frames": frames.digest, "model": job.model_sha},
         [landmarks, content, landmarker, survey, chunks],
     )
+    heard = stages.run(
+        "sound",
+        lambda out: sound.sound(out, job.path, frames.path / "audio.wav", found.path, n, job.offset_ms),
+        {"av_offset": job.offset_ms},
+        {"frames": frames.digest, "source": job.source_sha, "landmarks": found.digest},
+        [sound, av_offset, landmarks, normalise, audio, level],
+    )
+    sound.announce(heard.path)
+    wav = heard.path / "audio.wav"
     shown = stages.run(
         "content",
         lambda out: content.content(out, found.path, wav, n, (h, w)),
@@ -317,6 +325,13 @@ def _stages(job: Job, clip: Framed) -> Path:
         [track, pose, smooth, pose_checks, face_model, landmarks, chunks, contract],
     )
     job.judged()
+    features = stages.run(
+        "audio",
+        lambda out: audio_features.audio_stage(out, wav, job.kinds),
+        {"kinds": job.kinds},
+        {"wav": sha256_file(wav)},
+        [audio_features, audio, level],
+    )
     labelled = stages.run(
         "labels",
         lambda out: labels.labels(out, frames.path, tracked.path, n, method, executor),
@@ -352,28 +367,28 @@ def _stages(job: Job, clip: Framed) -> Path:
     )
     looks_at = stages.run(
         "qa",
-        lambda out: qa.qa(out, frames.path, labelled.path, body_pictures.path, refined.path, behind.path, n, FPS),
+        lambda out: qa.qa(out, frames.path, labelled.path, body_pictures.path, refined.path, behind.path, n, FPS, wav),
         {},
         {"frames": frames.digest, "labels": labelled.digest, "track": refined.digest, "torso": body_pictures.digest,
-         "plate": behind.digest},
+         "plate": behind.digest, "sound": heard.digest},
         [qa, chunks, video],
     )  # fmt: skip
     folders = {
         "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body_pictures.path,
-        "plate": behind.path, "audio": sound.path, "qa": looks_at.path,
+        "plate": behind.path, "sound": heard.path, "audio": features.path, "qa": looks_at.path,
     }  # fmt: skip
     if clip.framing != survey.Framing((0, 0, job.info.width, job.info.height), job.info.height, job.info.width):
         folders["full"] = (clip.full or _full(job, key)).path
     return _dataset(job, clip, folders)
 
 
-def _source(job: Job, framing: "Framing") -> dict:
+def _source(job: Job, framing: "Framing", av_offset_ms: float) -> dict:
     """What the manifest says of the clip. Its name would make the bytes depend on what the file is called; the digest
     says what it is."""
     from preprocess import backdrop
 
     out = {"sha256": job.source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
-           "full_size": [job.info.width, job.info.height]}  # fmt: skip
+           "full_size": [job.info.width, job.info.height], "av_offset_ms": av_offset_ms}  # fmt: skip
     if job.reference is not None:
         out |= {"background_ref": job.reference.colour or job.reference.identity, "background_trt": backdrop.TARGET}
     return out
@@ -382,13 +397,14 @@ def _source(job: Job, framing: "Framing") -> dict:
 def _dataset(job: Job, clip: Framed, folders: dict[str, Path]) -> Path:
     """Write the dataset unless the one that is there was made of the same stage outputs, model_data.json, and show
     the table of checks."""
-    from preprocess import model_data, shards
+    from preprocess import model_data, shards, sound
     from tkjax.contract import ContractError, validate
 
     options, stages, framing = job.options, job.stages, clip.framing
     found = job.judged()
     rows = checks.rows(found, job.accept)
-    root, source = Path(options.workdir) / "dataset", _source(job, framing)
+    root = Path(options.workdir) / "dataset"
+    source = _source(job, framing, sound.removed_ms(folders["sound"]))
     tools = {
         "tkjax": tkjax.__version__,
         "libraries": versions(),

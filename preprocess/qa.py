@@ -104,7 +104,15 @@ def error_plot(error_px: np.ndarray, fps: float) -> bytes:
 
 
 def qa(
-    folder: Path, frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, fps: float
+    folder: Path,
+    frames: Path,
+    labels: Path,
+    torso: Path,
+    track: Path,
+    plate: Path,
+    n_frames: int,
+    fps: float,
+    sound: Path,
 ) -> None:
     """Stage: contact_sheet.png, overlay.mp4 (with sound) and reprojection_error.png."""
     cv2.setNumThreads(1)
@@ -116,9 +124,7 @@ def qa(
     first = decode_rgb(chunks.picture(frames, 0))
     h, w = first.shape[:2]
     spans = chunks.spans(n_frames)
-    with video.VideoWriter(
-        folder / "overlay.mp4", h, w, fps=fps, audio=frames / "audio.wav", metadata={}, crf=26
-    ) as writer:
+    with video.VideoWriter(folder / "overlay.mp4", h, w, fps=fps, audio=sound, metadata={}, crf=26) as writer:
         for i in progress(range(len(spans)), len(spans), "overlay", "chunks"):
             rows = chunks.read_chunk(track, i, ["landmarks_px", "cam_to_world", "confidence"])
             masks = chunks.unpack(chunks.read_chunk(labels, i), "label")

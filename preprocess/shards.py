@@ -27,8 +27,8 @@ def write_dataset(
 ) -> None:
     """Write W/dataset, one chunk in memory at a time; the old dataset stays until the new one is whole.
 
-    folders: where the stages frames, track, labels, torso, plate, audio and qa lie, and full where the crop is not the
-    whole picture. checks: `checks.rows` for the manifest.
+    folders: where the stages frames, track, labels, torso, plate, sound, audio and qa lie, and full where the crop is
+    not the whole picture. checks: `checks.rows` for the manifest.
     """
     frames, track, labels, torso, plate, audio, qa = (
         folders[k] for k in ("frames", "track", "labels", "torso", "plate", "audio", "qa")
@@ -56,7 +56,7 @@ def write_dataset(
                 "confidence": tracked["confidence"],
             })  # fmt: skip
         writer.add_file("background.png", plate / "background.png")
-        writer.add_file("audio.wav", frames / "audio.wav")
+        writer.add_file("audio.wav", folders["sound"] / "audio.wav")
         for path in sorted(audio.glob("audio_*.npz")):
             writer.add_file(path.name, path)
         for path in sorted(folders["full"].glob("full*.mp4")) if "full" in folders else []:

@@ -341,6 +341,14 @@ def logmel(pcm: Float[np.ndarray, " n"], extractor: str = LEVELLED) -> Float[np.
     return np.concatenate([stream.push(pcm), stream.flush()])
 
 
+def speech_power(path: str | Path) -> Float[np.ndarray, " k"]:
+    """Power between 200 and 4000 Hz of each step of a file, relative to a sine of full scale."""
+    stream = LogMel(RAW)
+    parts = [stream.push(block)[:, _SPEECH] for block in stream_audio(path)]
+    steps = np.concatenate([*parts, stream.flush()[:, _SPEECH]]).astype(np.float64)
+    return FLOOR * np.expm1(steps / SCALE).sum(1)
+
+
 def logmel_features(features: Float[np.ndarray, "k 80"]) -> AudioFeatures:
     """Log-mel steps with the facts that belong to them."""
     return AudioFeatures(features=features, **LOGMEL)

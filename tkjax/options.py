@@ -26,7 +26,7 @@ class Mode:
 TRAINING = ("config", "stages", "preload", "split", "seed", "coordinator_address", "num_processes", "process_id")
 PREPARING = (
     *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
-    *("background_ref", "body_points", "accept", "models_mirror", "offline"),
+    *("background_ref", "body_points", "av_offset", "accept", "models_mirror", "offline"),
 )
 CHECKED = ("content", "sound", "poses", "labels", "background")  # preprocess.checks.STAGES
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
@@ -156,6 +156,9 @@ FLAGS = {
     "weights": Flag("str", "of a checkpoint: ema (default where it has them) or raw", choices=("ema", "raw")),
     "background_ref": Flag("str", "what stands behind the person: green, another colour, or a picture of it"),
     "body_points": Flag("str", "json or npz of a body detector; the head's box then follows Avatar-ERNeRF's rule"),
+    "av_offset": Flag(
+        "str", "by how many ms the clip's sound is late; auto: measured on the lips, taken out where certain"
+    ),
     "accept": Flag(
         "names",
         f"go on although these fail their checks, some of {', '.join(CHECKED)} (the table after preprocessing)",
