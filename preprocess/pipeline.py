@@ -223,7 +223,7 @@ def _framed(job: Job) -> Framed:
         segment,
         survey,
     )
-    from tkjax import audio, images
+    from tkjax import audio, images, intake
 
     options, path, info, stages = job.options, job.path, job.info, job.stages
     key = None
@@ -257,7 +257,7 @@ def _framed(job: Job) -> Framed:
         lambda out: normalise.normalise(out, path, framing, job.expected, full and full.path),
         {},
         {"source": job.source_sha, "framing": looked.digest, **({"full": full.digest} if full else {})},
-        [normalise, chunks, video, hdr, audio, images, *([backdrop] if key else [])],
+        [normalise, chunks, video, hdr, audio, intake, images, *([backdrop] if key else [])],
     )
     n = normalise.frame_count(frames.path)
     say(f"normalise: {n} frames of {framing.width}x{framing.height}, crop {framing.crop_px}")
@@ -289,7 +289,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         torso,
         track,
     )
-    from tkjax import audio, contract, level
+    from tkjax import audio, contract, intake, level
 
     stages, method, key, executor = job.stages, job.method, clip.screen, job.executor
     frames, n, h, w = clip.frames, clip.n, clip.framing.height, clip.framing.width
@@ -305,7 +305,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         lambda out: sound.sound(out, job.path, frames.path / "audio.wav", found.path, n, job.offset_ms),
         {"av_offset": job.offset_ms},
         {"frames": frames.digest, "source": job.source_sha, "landmarks": found.digest},
-        [sound, av_offset, landmarks, normalise, audio, level],
+        [sound, av_offset, landmarks, normalise, audio, intake, level],
     )
     sound.announce(heard.path)
     wav = heard.path / "audio.wav"

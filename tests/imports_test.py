@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
-FOUNDATION |= {"feature_arrays", "hdr", "level", "stored", "tables", "transforms"}
+FOUNDATION |= {"feature_arrays", "hdr", "intake", "level", "stored", "tables", "transforms"}
 # module (or package) of tkjax -> what it may import of tkjax
 ALLOWED = {
     "errors": set(),
@@ -24,7 +24,8 @@ ALLOWED = {
     "tables": {"errors"},
     "transforms": {"contract", "errors"},
     "level": set(),
-    "audio": {"errors", "contract", "files", "level"},
+    "intake": {"errors"},
+    "audio": {"errors", "contract", "files", "intake", "level"},
     "feature_arrays": {"errors", "contract"},
     "hdr": set(),
     "video": {"errors", "audio", "files", "hdr"},

@@ -12,6 +12,8 @@ drive the same mouth whether they were recorded loud or soft. Extractor `tkjax-l
 avatars, has G = 1. No statistics of a whole clip enter, so it streams bit for bit.
 """
 
+import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -27,6 +29,7 @@ from jaxtyping import Float
 from tkjax.contract import AudioFeatures
 from tkjax.errors import UserError
 from tkjax.files import whole
+from tkjax.intake import Intake, Scan
 from tkjax.level import Level
 
 RATE = 16000  # Hz, of everything that features are made from
@@ -49,6 +52,7 @@ LOGMEL = {
     "pad": 8,
 }
 _GAP_S = 0.1  # timestamps that stray further than this from the sample count are believed
+_INTEGERS = ("u8", "s16", "s32", "s64")  # sample formats that cannot leave their range
 _PADDING = 2048  # samples that an encoder may add to fill its last frame
 _log = logging.getLogger("tkjax.audio")
 
@@ -130,25 +134,61 @@ class _Converter:
 def decode_audio(path: str | Path, rate: int | None, channels: int = 1) -> Iterator[np.ndarray]:
     """Blocks float32 [channels, n] of any length at `rate` Hz (None: the file's), from time zero on.
 
-    channels 1 (the mean of the file's) or 2. Gaps in the file's timestamps become silence. Memory is constant.
+    channels 1 (the file's mixed) or 2. Samples at full scale reach 1; how those of other ranges, dead channels and
+    channels in antiphase are taken is decided by a pass over the file (`tkjax.intake`), and UserError says which sample
+    is no number. Gaps in the file's timestamps become silence. Memory is constant.
     """
     path = Path(path)
+    taken = intake_of(path)
+    with _sound_of(path) as (source_hz, blocks):
+        resample = None if rate in (None, source_hz) else _Converter(rate)
+        for block in blocks:
+            yield from _resampled(resample, taken.take(block, channels), source_hz)
+        if resample is not None:
+            yield from resample.flush()
+
+
+def intake_of(path: str | Path) -> Intake:
+    """How the samples of a file are taken; what is odd about them is logged, once for each file."""
+    path = Path(path)
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise UserError(f"{path}: has no sound track, expected a file with sound")
-        stream = container.streams.audio[0]
+        stream = _sound_track(container, path)
+        layout, kind = stream.layout, stream.format
+        if layout.nb_channels == 1 and kind is not None and kind.name.rstrip("p") in _INTEGERS:
+            return Intake()
+    at = path.stat()
+    return _scanned(path, at.st_size, at.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _scanned(path: Path, size: int, changed_ns: int) -> Intake:
+    with _sound_of(path) as (source_hz, blocks):
+        scan = Scan(path, source_hz)
+        for block in blocks:
+            scan.add(block)
+    taken = scan.decide()
+    if taken.note:
+        _log.warning("%s: %s", path, taken.note)
+    return taken
+
+
+def _sound_track(container: av.container.InputContainer, path: Path) -> av.AudioStream:
+    if not container.streams.audio:
+        raise UserError(f"{path}: has no sound track, expected a file with sound")
+    return container.streams.audio[0]
+
+
+@contextlib.contextmanager
+def _sound_of(path: Path) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """(rate, blocks [1 or 2, n]) of a file as decoded; failures of decoding are sentences."""
+    with open_media(path) as container:
         try:
-            source_hz, blocks = _placed(container, stream, path, channels)
-            resample = None if rate in (None, source_hz) else _Converter(rate)
-            for block in blocks:
-                yield from _resampled(resample, block, source_hz)
-            if resample is not None:
-                yield from resample.flush()
+            yield _placed(container, _sound_track(container, path), path)
         except (av.FFmpegError, OSError) as e:
             raise UserError(f"{path}: its sound cannot be decoded ({_reason(e)}), expected an undamaged file") from e
 
 
-def _placed(container, stream: av.AudioStream, path: Path, channels: int) -> tuple[int, Iterator[np.ndarray]]:
+def _placed(container, stream: av.AudioStream, path: Path) -> tuple[int, Iterator[np.ndarray]]:
     """(source rate, blocks at that rate from time zero on), sound laid where its timestamps say."""
     frames = (f for f in _packets_decoded(container, stream, path) if f.samples)
     head = next(frames, None)
@@ -161,18 +201,15 @@ def _placed(container, stream: av.AudioStream, path: Path, channels: int) -> tup
     end = _end_time(container, stream)
     stop = None if end is None else round((end - zero) * source_hz)
 
-    def mixed(block: np.ndarray) -> np.ndarray:
-        return block.mean(0, keepdims=True) if channels == 1 else np.broadcast_to(block, (2, block.shape[1]))
-
     def blocks() -> Iterator[np.ndarray]:
         convert = _Converter(source_hz)
         done, started = 0, False  # samples placed so far
         for frame in itertools.chain([head], frames):
             at = done if frame.pts is None else round((frame.pts * frame.time_base - zero) * source_hz)
-            for block in map(mixed, convert.push(frame)):
+            for block in convert.push(frame):
                 gap = at - done if not started or abs(at - done) > _GAP_S * source_hz else 0
                 while gap > 0:  # silence before sound that starts late, or in a hole
-                    silence = np.zeros((channels, min(gap, source_hz)), np.float32)
+                    silence = np.zeros((len(block), min(gap, source_hz)), np.float32)
                     gap -= silence.shape[1]
                     done += silence.shape[1]
                     yield silence
@@ -184,7 +221,7 @@ def _placed(container, stream: av.AudioStream, path: Path, channels: int) -> tup
                     started = True
                     done += block.shape[1]
                     yield block
-        yield from map(mixed, convert.flush())
+        yield from convert.flush()
 
     return source_hz, blocks()
 
