@@ -2,6 +2,7 @@
 is background."""
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-from preprocess import chunks, segment
+from preprocess import checks, chunks, label_checks, label_repair, segment
 from preprocess.stages import progress, sha256_file
 from preprocess.workers import native, ordered
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
@@ -43,6 +44,7 @@ def parse_method(text: str) -> Method:
     return Method("bisenet", f"bisenet-{sha256_file(weights)[:16]}", str(weights), (bisenet,))
 
 
+UNSURE_HAIR = 0.15  # posterior from which a bite in the outline of the hair is filled
 SAMPLES = 16  # frames from which the colours of the clip are learnt
 
 
@@ -80,18 +82,23 @@ def decide(posterior: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
     oval = segment.oval_mask(landmarks_px, h, w)
     u, v = segment.head_coordinates(landmarks_px, h, w)
     half = max(float(np.linalg.norm(landmarks_px[10] - landmarks_px[152])) / 2, 1.0)  # half the height of the face
-    likely = (posterior[segment.BACKGROUND] < 0.5) | oval
+    bone = label_repair.core(u, v) | oval
+    likely = (posterior[segment.BACKGROUND] < 0.5) | bone
     person = largest(likely, oval) | _from_below(likely & (v < -1), h * w // 200)
-    person = fill_holes(_fill_down(_close(person, v < -1.1, 0.16 * half), v < -1.15, round(0.6 * half)), h * w // 100)
+    low = (v < -1.15) | ((v < -0.95) & (np.abs(u) > 1.4))  # hair does not overhang there: gaps are in the clothes
+    person |= _fill_down(_close(person, low, 0.16 * half) & low, low, round(0.6 * half))
+    person = fill_holes(person, h * w // 100)
     kind = posterior[1:].argmax(0) + 1
-    head = person & (oval | (kind == segment.HAIR) | (v > -0.55))
+    cloth = posterior[segment.CLOTH] > posterior[segment.SKIN]
+    head = label_repair.head_of(person, kind == segment.HAIR, kind == segment.CLOTH, oval, u, v, half) | bone
     # Below the jaw only locks of some width are hair; thin lines there are edges of clothes or shadows.
     lock = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(0.07 * half) + 1,) * 2)
     head &= (v > -0.7) | oval | (cv2.morphologyEx(head.astype(np.uint8), cv2.MORPH_OPEN, lock) > 0)
-    head = fill_holes(largest(head, oval), h * w // 400)
-    cloth = (kind == segment.CLOTH) | (np.abs(u) > 1.35) | (v < -3.2)
-    label = np.where(head, LABEL_HEAD, np.where(cloth, LABEL_TORSO, LABEL_NECK))
-    return _steady_parts(np.where(person, label, LABEL_BACKGROUND).astype(np.uint8))
+    head = label_repair.fill_crown(largest(head, oval), posterior[segment.HAIR] > UNSURE_HAIR, u, v)
+    head = fill_holes(head, h * w // 400) | (fill_holes(head, h * w) & (v > -0.2))
+    label = np.where(head, LABEL_HEAD, np.where(cloth | (np.abs(u) > 1.35) | (v < -3.2), LABEL_TORSO, LABEL_NECK))
+    label = _steady_parts(np.where(person | head, label, LABEL_BACKGROUND).astype(np.uint8))
+    return label_repair.lower(label, v)
 
 
 def _close(mask: np.ndarray, where: np.ndarray, radius: float) -> np.ndarray:
@@ -181,8 +188,8 @@ def learn(frames: Path, track: Path, n_frames: int) -> segment.Colours:
     return segment.learn(pictures, points)
 
 
-def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: segment.Colours) -> list[bytes]:
-    """Worker: label PNGs of one chunk. Posteriors are averaged 1:2:1 with the neighbouring frames."""
+def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: segment.Colours) -> "Labelled":
+    """Worker: the labels of one chunk. Posteriors are averaged 1:2:1 with the neighbouring frames."""
     cv2.setNumThreads(1)
     a, b = chunks.spans(n_frames)[index]
     held: dict[int, dict] = {}
@@ -203,19 +210,41 @@ def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: seg
 
     before = load(a - 1) if a else None
     this = load(a)
-    out = []
+    found, points_px, alphas = [], [], []
     for i in range(a, b):
         after = load(i + 1) if i + 1 < n_frames else None
         posterior, rgb, points, alpha = this
         mixed = ((before or this)[0] + 2 * posterior + (after or this)[0]) / 4
-        label = decide(segment.guided(mixed, grey(small(rgb)), grey(rgb)), points)
-        out.append(encode_png(label if alpha is None else by_matte(label, alpha)))
+        found.append(decide(segment.guided(mixed, grey(small(rgb)), grey(rgb)), points))
+        points_px.append(points)
+        alphas.append(alpha)
         before, this = this, after
-    return out
+    found = label_repair.steady(found, points_px)
+    if alphas[0] is not None:
+        found = [by_matte(label, alpha) for label, alpha in zip(found, alphas, strict=True)]
+    return Labelled.of(found, points_px)
 
 
-def parse_chunk(frames: str, index: int, weights: str) -> list[bytes]:
-    """Worker: label PNGs of one chunk by BiSeNet."""
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Label PNGs of one chunk, and what they show of themselves: float32 [n,M] of label_checks.MEASURES."""
+
+    pngs: list[bytes]
+    measures: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Sequence[np.ndarray], landmarks_px: Sequence[np.ndarray]) -> "Labelled":
+        pairs = list(zip(labels, landmarks_px, strict=True))
+        rows = np.stack([label_checks.measure(label, points) for label, points in pairs])
+        grids = np.stack([label_repair.to_head(label, points) for label, points in pairs])
+        return cls([encode_png(label) for label in labels], label_checks.over_time(rows, grids))
+
+    def __len__(self) -> int:
+        return len(self.pngs)
+
+
+def parse_chunk(frames: str, track: str, index: int, weights: str) -> Labelled:
+    """Worker: the labels of one chunk by BiSeNet."""
     import torch
 
     from preprocess import bisenet
@@ -227,20 +256,23 @@ def parse_chunk(frames: str, index: int, weights: str) -> list[bytes]:
     alphas = mattes(chunks.read_chunk(Path(frames), index))
     if alphas is not None:
         found = [by_matte(label, alpha) for label, alpha in zip(found, alphas, strict=True)]
-    return [encode_png(label) for label in found]
+    points = chunks.read_chunk(Path(track), index, ["landmarks_px"])["landmarks_px"].astype(np.float64)
+    return Labelled.of(found, points)
 
 
-def labels(folder: Path, frames: Path, track: Path, n_frames: int, method: Method, executor: Executor) -> None:
-    """Stage: chunks of label PNGs (`label`)."""
+def labels(
+    folder: Path, frames: Path, track: Path, n_frames: int, method: Method, executor: Executor, fps: float
+) -> None:
+    """Stage: chunks of label PNGs (`label`) with `measures` [n,M], and what they say of the clip (`checks`)."""
     spans = chunks.spans(n_frames)
     todo = [i for i in range(len(spans)) if not chunks.has_chunk(folder, i)]
-    if not todo:
-        return
-    if method.name == "bisenet":
-        results = ordered(executor, parse_chunk, ((str(frames), i, method.path) for i in todo))
-    else:
-        colours = learn(frames, track, n_frames)
-        results = ordered(executor, label_chunk, ((str(frames), str(track), n_frames, i, colours) for i in todo))
-    done = sum(b - a for i, (a, b) in enumerate(spans) if i not in set(todo))
-    for i, blobs in zip(todo, progress(results, n_frames, "labels", done=done), strict=True):
-        chunks.write_chunk(folder, i, chunks.pack("label", blobs))
+    if todo:
+        if method.name == "bisenet":
+            results = ordered(executor, parse_chunk, ((str(frames), str(track), i, method.path) for i in todo))
+        else:
+            colours = learn(frames, track, n_frames)
+            results = ordered(executor, label_chunk, ((str(frames), str(track), n_frames, i, colours) for i in todo))
+        done = sum(b - a for i, (a, b) in enumerate(spans) if i not in set(todo))
+        for i, made in zip(todo, progress(results, n_frames, "labels", done=done), strict=True):
+            chunks.write_chunk(folder, i, {**chunks.pack("label", made.pngs), "measures": made.measures})
+    checks.write(folder, label_checks.judge_clip(chunks.column(folder, n_frames, "measures"), fps))

@@ -214,11 +214,13 @@ def _framed(job: Job) -> Framed:
         backdrop,
         chunks,
         head_box,
+        label_repair,
         labels,
         landmarker,
         looks,
         matting,
         normalise,
+        plate,
         screen,
         segment,
         survey,
@@ -246,7 +248,8 @@ def _framed(job: Job) -> Framed:
         ),
         {"crop": options.crop, "size": options.size, "min_face": options.min_face},
         {"source": job.source_sha, "model": job.model_sha, **keyed, **points},
-        [survey, looks, head_box, landmarker, video, hdr, *([screen, matting, backdrop] if key else [segment, labels])],
+        [survey, looks, head_box, landmarker, video, hdr,
+         *([screen, matting, backdrop] if key else [segment, label_repair, plate, labels])],
     )  # fmt: skip
     framing = survey.Framing.load(looked.path)
     for check in checks.read(looked.path):
@@ -273,6 +276,8 @@ def _stages(job: Job, clip: Framed) -> Path:
         chunks,
         content,
         face_model,
+        label_checks,
+        label_repair,
         labels,
         landmarker,
         landmarks,
@@ -334,10 +339,10 @@ def _stages(job: Job, clip: Framed) -> Path:
     )
     labelled = stages.run(
         "labels",
-        lambda out: labels.labels(out, frames.path, tracked.path, n, method, executor),
+        lambda out: labels.labels(out, frames.path, tracked.path, n, method, executor, FPS),
         {"method": method.identity},
         {"frames": frames.digest, "track": tracked.digest},
-        [labels, segment, face_model, chunks, *method.sources],
+        [labels, label_repair, label_checks, segment, plate, face_model, chunks, *method.sources],
     )
     refined = stages.run(
         "refine",
@@ -371,7 +376,7 @@ def _stages(job: Job, clip: Framed) -> Path:
         {},
         {"frames": frames.digest, "labels": labelled.digest, "track": refined.digest, "torso": body_pictures.digest,
          "plate": behind.digest, "sound": heard.digest},
-        [qa, chunks, video],
+        [qa, label_checks, chunks, video],
     )  # fmt: skip
     folders = {
         "frames": frames.path, "track": refined.path, "labels": labelled.path, "torso": body_pictures.path,

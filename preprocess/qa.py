@@ -1,12 +1,14 @@
 """Pictures for the eye: contact sheet, overlay video with landmarks and axes, plot of the reprojection error."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Bool
 
-from preprocess import chunks
+from preprocess import chunks, label_checks
 from preprocess.face_model import FACE_OVAL
 from preprocess.stages import progress
 from tkjax import video
@@ -16,6 +18,8 @@ from tkjax.images import decode_png, decode_rgb, encode_png
 
 COLOURS = np.array([[30, 30, 30], [255, 170, 60], [255, 90, 110], [70, 110, 255]], np.float32)  # of labels 0..3
 TILE = 224
+WRONG = (255, 40, 40)  # frame of a tile whose labels do not pass their checks
+MARKED = 3  # such frames on the contact sheet besides the evenly spaced ones
 AXIS_UNITS = 0.4
 
 
@@ -52,13 +56,36 @@ def _tile(rgb: np.ndarray) -> np.ndarray:
     return out
 
 
+def mark(tile: np.ndarray, frame: int, words: Sequence[str]) -> np.ndarray:
+    """The tile in a red frame, with the frame's number and what is wrong with its labels written below."""
+    out = tile.copy()
+    cv2.rectangle(out, (1, 1), (out.shape[1] - 2, out.shape[0] - 2), WRONG, 3)
+    lines = [f"frame {frame}", *words]
+    for k, line in enumerate(lines):
+        at = (6, out.shape[0] - 8 - 13 * (len(lines) - 1 - k))
+        for colour, width in (((0, 0, 0), 3), ((255, 230, 230), 1)):
+            cv2.putText(out, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, width, cv2.LINE_AA)
+    return out
+
+
+def shown_frames(n_frames: int, marked: Bool[np.ndarray, "n M"]) -> list[int]:
+    """Frames of the contact sheet: six evenly spaced, and up to MARKED others with the most marks, spread in time."""
+    chosen = {round(float(x)) for x in np.linspace(0, n_frames - 1, 6)}
+    count = marked.sum(1)
+    parts = np.array_split(np.arange(n_frames), MARKED)
+    worst = [int(part[count[part].argmax()]) for part in parts if len(part) and count[part].any()]
+    return sorted(chosen | set(worst))
+
+
 def contact_sheet(
     frames: Path, labels: Path, torso: Path, track: Path, plate: Path, n_frames: int, focal: float
 ) -> np.ndarray:
-    """Six frames, one a row: frame, labels, torso over grey, torso over plate, target, track; the plate below."""
+    """Six frames, one a row: frame, labels, torso over grey, torso over plate, target, track; the plate below. Frames
+    whose labels are beyond a bound of label_checks are marked, and the worst of them have rows of their own."""
     background = decode_rgb((plate / "background.png").read_bytes())
+    marked = label_checks.marks(chunks.column(labels, n_frames, "measures"))
     rows = []
-    for i in sorted({round(float(x)) for x in np.linspace(0, n_frames - 1, 6)}):
+    for i in shown_frames(n_frames, marked):
         rgb = decode_rgb(chunks.picture(frames, i))
         label = decode_png(chunks.picture(labels, i, "label"))
         rgba = decode_png(chunks.picture(torso, i, "torso"))
@@ -69,9 +96,11 @@ def contact_sheet(
         row = chunks.read_chunk(track, i // chunks.CHUNK_FRAMES, ["landmarks_px", "cam_to_world", "confidence"])
         k = i % chunks.CHUNK_FRAMES
         tracked = draw_track(rgb, row["landmarks_px"][k], row["cam_to_world"][k], focal, row["confidence"][k] > 0)
-        rows.append(
-            np.concatenate([_tile(x) for x in (rgb, label_overlay(rgb, label), over_grey, over, target, tracked)], 1)
-        )
+        tiles = [_tile(x) for x in (rgb, label_overlay(rgb, label), over_grey, over, target, tracked)]
+        if marked[i].any():
+            words = [label_checks.MEASURES[m].short for m in np.flatnonzero(marked[i])]
+            tiles[1] = mark(tiles[1], i, words)
+        rows.append(np.concatenate(tiles, 1))
     filled = decode_png((plate / "filled.png").read_bytes())
     last = [_tile(background), _tile(np.repeat(filled[..., None], 3, -1))]
     rows.append(np.concatenate([*last, *[np.zeros_like(last[0])] * (6 - len(last))], 1))

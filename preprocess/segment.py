@@ -5,7 +5,8 @@ Every pixel has a posterior over the four classes: P(k | colour c, steadiness s,
   heights, +1 at the top of the forehead, -1 at the chin), begun from anatomy and refined by the clip itself;
 - h_k(c) are smoothed colour histograms of the clip, learnt by expectation maximisation on sampled frames;
 - g_k(s) are histograms, learnt with them, of how steady a pixel is: s is the share of the sampled frames that show
-  about the same colour there. Background stays, hair and face move; where nothing moves this says nothing;
+  about the same colour there. Background stays, hair and face move; where nothing moves this says nothing. Behind a
+  moving camera it is the clothes that stay, and the background moves as much as hair does;
 - for the background, where the person uncovers it, h_0 also knows the colour of the plate at that pixel.
 Where colours cannot tell (a dark shoulder before a dark wall) place decides. Posteriors are made to follow the
 picture's edges by a guided filter whose coefficients are applied at full size, and are smoothed over neighbouring
@@ -18,7 +19,8 @@ import cv2
 import numpy as np
 
 from preprocess.face_model import FACE_OVAL
-from preprocess.plate import fill_nearest, soften
+from preprocess.label_repair import hanging
+from preprocess.plate import MOVED, MOVING, fill_nearest, moved_share, small, soften
 
 BACKGROUND, HAIR, SKIN, CLOTH = range(4)
 WORK_PX = 256  # longer side of the picture that posteriors are computed on
@@ -33,6 +35,9 @@ STEADY = 9  # levels of steadiness
 STEADY_LEVELS = 12.0  # colours closer than this are the same
 TEMPER = 0.8  # neighbouring pixels repeat each other: likelihoods count this much
 SPAN_U, SPAN_V = 3.0, (-4.0, 3.0)  # its reach in head coordinates
+HAIR_FROM = -0.5  # v below which hair counts only where it hangs together with the crown: there are collars
+BEYOND = 2.0  # times the size of a head from its middle: so far out even big hair does not reach
+SKIN_FROM = -1.4  # v above which skin shows its colours: face and the neck under the chin, not what lies in a collar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +149,15 @@ def steadiness(picture: np.ndarray, samples: np.ndarray) -> np.ndarray:
     return np.minimum(same.astype(np.int32) * STEADY // len(samples), STEADY - 1)
 
 
-def _histograms(samples, posteriors) -> np.ndarray:
-    """Smoothed log densities [4,BINS^3] of classes weighted by their posteriors."""
+def _histograms(samples, posteriors, where) -> np.ndarray:
+    """Smoothed log densities [4,BINS^3] of classes weighted by their posteriors, hair and skin only
+    where bool [2,h,w] `where` (else what lies beside the neck, a white collar say, becomes a colour of hair)."""
     out = np.empty((4, BINS**3), np.float32)
     for k in range(4):
         count = np.zeros(BINS**3)
-        for bins, post in zip(samples, posteriors, strict=True):
-            count += np.bincount(bins.ravel(), post[k].ravel(), BINS**3)
+        for bins, post, own in zip(samples, posteriors, where, strict=True):
+            weight = post[k] * own[k - HAIR] if k in (HAIR, SKIN) else post[k]
+            count += np.bincount(bins.ravel(), weight.ravel(), BINS**3)
         cube = count.reshape(BINS, BINS, BINS).astype(np.float32)
         for axis in range(3):
             flat = np.moveaxis(cube, axis, 0).reshape(BINS, -1)
@@ -179,14 +186,18 @@ def _place_prior(start: np.ndarray, u, v, place, seen, body) -> np.ndarray:
     return (prior * (1 - still) + np.clip(body, 0.01, 1) * still).astype(np.float32)
 
 
-def _steady_histograms(steady, posteriors) -> np.ndarray:
-    """Log likelihoods [4,STEADY] of steadiness by class. Clothes may be as steady as a wall: they do not lose by it."""
+def _steady_histograms(steady, posteriors, moving: bool) -> np.ndarray:
+    """Log likelihoods [4,STEADY] of steadiness by class. Clothes may be as steady as a wall: they do not lose by it.
+    A background that moves is told from clothes by that, and not from hair."""
     count = np.zeros((4, STEADY))
     for s, post in zip(steady, posteriors, strict=True):
         for k in range(4):
             count[k] += np.bincount(s.ravel(), post[k].ravel(), STEADY)
     p = count / np.maximum(count.sum(1, keepdims=True), 1)
-    p[CLOTH] = np.maximum(p[CLOTH], p[BACKGROUND])
+    if moving:
+        p[HAIR] = p[BACKGROUND]
+    else:
+        p[CLOTH] = np.maximum(p[CLOTH], p[BACKGROUND])
     return np.log(0.9 * p + 0.1 / STEADY).astype(np.float32)
 
 
@@ -197,7 +208,11 @@ def _posterior(picture, bins, steady, prior, log_hist, log_steady, plate: Plate)
     far = ((picture.astype(np.float32) - plate.colour) ** 2).sum(-1) / plate.sigma**2
     near = np.exp(-0.5 * np.minimum(far, 60)) * (1 << SHIFT) ** 3 / ((2 * np.pi) ** 1.5 * plate.sigma**3)
     background = log_hist[0][bins]
-    log[0] += np.log((1 - plate.trust) * np.exp(background) + plate.trust * near + 1e-9) - background
+    usual, match = np.exp(background), np.exp(-0.5 * np.minimum(far, 60))
+    near = np.maximum(near, usual * match)  # a plain wall is no less likely where it is due
+    log[0] += np.log((1 - plate.trust) * usual + plate.trust * near + 1e-9) - background
+    # Beside a moving head the background is uncovered now and then; being unsteady does not speak against the plate.
+    log[0] += plate.trust * match * (log_steady.max(0) - log_steady[0])[steady]
     log = TEMPER * log + np.log(prior)
     log -= log.max(0)
     p = np.exp(log)
@@ -246,9 +261,18 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
     posteriors, priors = starts, starts
     face_px = float(np.median([np.linalg.norm(lm[10] - lm[152]) for lm in landmarks]))
     clothed = np.mean([p[CLOTH] for p in starts], 0) > 0.1
-    plate = _plate(pictures, starts, face_px, clothed)
-    for _ in range(ROUNDS):
-        log_hist, log_steady = _histograms(bins, posteriors), _steady_histograms(steady, posteriors)
+    surely = [
+        (p[BACKGROUND] > 0.85) & (np.hypot(u / 1.3, v / 1.5) > BEYOND) for p, (u, v) in zip(starts, coords, strict=True)
+    ]
+    far = np.stack([small(mask.astype(np.uint8) * 255) > 254 for mask in surely])
+    moving = moved_share(np.stack([small(p) for p in pictures]), far) > MOVING
+    plate = _plate(pictures, starts, face_px, clothed, moving)
+    for turn in range(ROUNDS):
+        least, low = (0.35, SKIN_FROM) if turn else (1.0, -1.0)  # at first nothing is known of what lies below the chin
+        hair = [hanging(p[HAIR] > least, v, face_px / 2) for p, (_, v) in zip(posteriors, coords, strict=True)]
+        own = [np.stack([part | (v > HAIR_FROM), v > low]) for part, (_, v) in zip(hair, coords, strict=True)]
+        log_hist = _histograms(bins, posteriors, own)
+        log_steady = _steady_histograms(steady, posteriors, moving)
         posteriors = [
             np.clip(guided(_posterior(p, b, s, pr, log_hist, log_steady, plate), g), 1e-3, 1)
             for p, b, s, pr, g in zip(pictures, bins, steady, priors, grey, strict=True)
@@ -259,27 +283,29 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
         place = place.reshape(4, GRID, GRID) / np.maximum(seen, 1)
         body = cv2.GaussianBlur(np.mean(posteriors, 0).transpose(1, 2, 0), (0, 0), 3.0).transpose(2, 0, 1)
         priors = [_place_prior(s, u, v, place, seen, body) for s, (u, v) in zip(starts, coords, strict=True)]
-        plate = _plate(pictures, posteriors, face_px, clothed)
+        plate = _plate(pictures, posteriors, face_px, clothed, moving)
     return Colours(log_hist, log_steady, samples, place, seen, body, plate)
 
 
-def _plate(pictures, posteriors, face_px: float, body: np.ndarray) -> Plate:
+def _plate(pictures, posteriors, face_px: float, body: np.ndarray, moving: bool) -> Plate:
     """Mean colour of the pixels that are surely background; known where the person covers them at other times, and
     continued from the nearest ones, with less trust the farther in, where the background is never sure and no body is
-    expected (body [h,w] bool)."""
+    expected (body [h,w] bool). Of a moving background nothing is known where it strays, and nothing continued."""
     weight = np.stack([p[BACKGROUND] > 0.85 for p in posteriors])
     weight &= np.stack([cv2.erode(m.astype(np.uint8), np.ones((5, 5))) > 0 for m in weight])
     count = weight.sum(0)
     total = sum(p * m[..., None].astype(np.float32) for p, m in zip(pictures, weight, strict=True))
+    squares = sum((p.astype(np.float32) ** 2) * m[..., None] for p, m in zip(pictures, weight, strict=True))
     colour = total / np.maximum(count, 1)[..., None]
+    strays = np.sqrt(np.maximum(squares / np.maximum(count, 1)[..., None] - colour**2, 0)).max(-1) > MOVED
     covered = sum((p[BACKGROUND] < 0.3).astype(np.int32) for p in posteriors)
     sure = count > 0
     if not sure.any():
         return Plate(colour, np.full(count.shape, PLATE_SIGMA, np.float32), np.zeros(count.shape, np.float32))
     filled = soften(fill_nearest(np.round(colour).astype(np.uint8), sure), sure).astype(np.float32)
     depth = cv2.distanceTransform((~sure).astype(np.uint8), cv2.DIST_L2, 3)
-    known = (count >= 2) & (covered >= 1)
-    trust = np.where(known, 0.85, np.where(sure | body, 0.0, 0.5 * np.exp(-depth / (CONTINUE * face_px))))
+    known = (count >= 2) & (covered >= 1) & ~(strays & moving)
+    trust = np.where(known, 0.85, np.where(sure | body | moving, 0.0, 0.5 * np.exp(-depth / (CONTINUE * face_px))))
     sigma = np.where(known, PLATE_SIGMA, GUESS_SIGMA)
     return Plate(np.where(sure[..., None], colour, filled), sigma.astype(np.float32), trust.astype(np.float32))
 
