@@ -49,6 +49,7 @@ def make_plan(root: Path, system: str, notes: Notes) -> Plan:
     pictures = {**files["targets"], **files["ori_imgs"]}
     if system != "ad_nerf":
         transforms = import_shift.unshift(transforms, pictures, files["lms"], camera, notes)
+    import_shift.check_fit(transforms, files["lms"], camera, 0.5 if system == "ad_nerf" else 0.0, notes)
     named = transforms.ids
     seen = [i for i in named if i in pictures]
     if not seen:

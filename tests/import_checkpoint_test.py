@@ -18,7 +18,7 @@ from tkjax.errors import UserError
 from tkjax.models import base
 from tkjax.originals import layout, source, stand_in, weights
 from tkjax.render.image import final_clock
-from tkjax.types import Batch
+from tkjax.types import Batch, Render
 from tkjax.workdir import dataset_of
 
 torch = pytest.importorskip("torch")
@@ -146,6 +146,34 @@ def test_an_imported_avatar_draws_what_the_formulas_say(imported):
             sure += 1
     assert sure >= 9 and np.std(got) > 0.02 and 0.1 < float(np.mean(out.alpha)) < 0.95
     assert (out.front is not None) == case.torso
+
+
+def test_a_torso_that_hardly_shows_is_as_exact_as_the_rest(imported):
+    """Behind a head that lets ever less through, the torso is in the picture to far below 1e-4, whatever is left out
+    where it does not show; in float64 from the state dict."""
+    case, file, workdir, _ = imported
+    if not case.torso:
+        pytest.skip("a file without a torso")
+    subject = avatar.load(workdir / "avatar")
+    model = subject.model()
+    variables, info = subject.variables(model), subject.info
+    through = np.geomspace(1e-6, 1, 120).astype(np.float32)
+    batch, rows, columns, _ = view(info, rays=len(through))
+    alpha = (1 - through)[None, :, None]
+    head = Render(rgb=jnp.asarray(0.5 * alpha * np.ones(3, np.float32)), alpha=jnp.asarray(alpha), aux={})
+    out = model._over_torso(variables, batch, head)
+    truth, pose, seen = Original(case.system, case.drawn(file)), loader_pose(batch.cam_to_world[0]), 0
+    for i, (row, column) in enumerate(zip(rows, columns)):
+        colour, opaque, unsure = truth.torso(pose, row, column, info.height, info.width)
+        if unsure:
+            continue
+        background = np.round(1 - colour)  # as different as it can be
+        got = np.asarray(out.rgb[0, i] + (1 - out.alpha[0, i]) * background, np.float64)
+        a = float(alpha[0, i, 0])
+        want = 0.5 * a + (1 - a) * (opaque * colour + (1 - opaque) * background)
+        np.testing.assert_allclose(got, want, atol=3e-5)
+        seen += opaque > 0.2 and 1e-4 < through[i] < 1e-3
+    assert seen >= 5  # where an 8-bit picture would show nothing of it
 
 
 def test_the_import_says_what_it_recognised_took_and_left(imported):

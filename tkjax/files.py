@@ -96,6 +96,29 @@ def replace_all(pairs: Sequence[tuple[Path, Path]]) -> None:
             old.unlink(missing_ok=True)
 
 
+def exchange(new: Path, place: Path, names: Sequence[str]) -> None:
+    """Put what `new` holds under these names in `place`, in one go of renames; what it lacks is removed there.
+
+    If one fails, all that was there comes back. The old ones stay in `new`, for the caller to remove.
+    """
+    old, moved = new / "old", []
+    old.mkdir()
+    try:
+        for name in names:
+            if (place / name).exists():
+                os.rename(place / name, old / name)
+            moved.append(name)
+            if (new / name).exists():
+                os.rename(new / name, place / name)
+    except BaseException:
+        for name in moved:
+            if not (new / name).exists() and (place / name).exists():
+                os.rename(place / name, new / name)
+            if (old / name).exists():
+                os.rename(old / name, place / name)
+        raise
+
+
 def _kept(path: Path) -> Path | None:
     """A second name of the file `path`, None where there is no such file."""
     old = hidden(path, "old")

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from tkjax import avatar, checkpoint, child, config, contract, data, lock
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
+from tkjax.files import exchange, write_atomic
 from tkjax.models import base
 from tkjax.options import Options
 from tkjax.originals import layout, source, stand_in, weights
@@ -40,9 +40,11 @@ def run(opts: Options) -> None:
     if path.is_dir():
         take_dataset(opts, path, workdir)
         return
-    if (workdir / "checkpoints" / "run.json").is_file():
-        raise UserError(f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir")
     with lock.alone(workdir):
+        if (workdir / "checkpoints" / "run.json").is_file():
+            raise UserError(
+                f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir"
+            )
         take_checkpoint(opts, path, workdir)
 
 
@@ -80,14 +82,15 @@ def warn_of_kind(workdir: Path) -> None:
 
 
 def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
-    """A .pth -> WORKDIR/avatar, config.json, run.json, import/."""
-    folder = workdir / f".{KEPT}.{os.getpid()}"
+    """A .pth -> WORKDIR/avatar, config.json, run.json, import/, checkpoints/; all of them are replaced at the end, or
+    none. The caller holds the workdir's lock."""
+    for left in workdir.glob(f".{KEPT}.*"):  # of an import that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new = workdir / f".{KEPT}.{os.getpid()}"
     try:
-        file = source.read(path, folder)
+        file = source.read(path, new / KEPT)
         found = source.recognise(file, opts.system)
         tensors, chosen, about = source.choose(file, found, opts.weights)
-        taken = [t for t in found.tensors if t.path and t.key in tensors]
-        weights.check_finite(tensors, [t.key for t in taken], str(path))
         name = _name(found, opts.system)
         clip, spec = _clip(opts, workdir, found, name)
         resolved = resolve(found, spec["kind"], tensors.get("aabb_infer"))
@@ -95,28 +98,41 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
         variables, occupancy = fill(model, found, tensors)
         raw = fill(model, found, file.model)[0] if chosen == "ema" else variables
         stages = _stages(model, found, file)
-        config.write(resolved, workdir / "config.json")
         consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
         consent = read_run(workdir).get("consent") or consent
+        _avatar_as_before(workdir / "avatar", new / "avatar")
         steps = model.stages()[-1].steps
-        own = avatar.save(workdir / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
+        own = avatar.save(new / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
+        config.write(resolved, new / "config.json")
         record = {"avatar": own, "source": path.name, "system": found.system, "weights": chosen, "names": found.names}
         record |= {"eye": found.sizes.eye, "torso": found.sizes.torso}
-        write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-        shutil.rmtree(workdir / KEPT, ignore_errors=True)
-        folder.rename(workdir / KEPT)
-        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-        if isinstance(clip, data.Clip):
-            finish(workdir, model, stages, raw, variables, path.name)
+        write_atomic(new / KEPT / RECORD, json.dumps(record, indent=1) + "\n")
         facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
         if isinstance(clip, data.Clip):
+            finish(new, model, stages, raw, variables, path.name)
             facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
-        update_run(workdir, consent=consent, **facts)
+        if (workdir / "run.json").is_file():
+            shutil.copy(workdir / "run.json", new / "run.json")
+        update_run(new, consent=consent, **facts)
+        exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     for line in describe(file, found, name, about, occupancy, spec, clip):
         print(line, flush=True)
     print(f"avatar {own}: {workdir / 'avatar'} (stages {', '.join(stages)})", flush=True)
+
+
+def _avatar_as_before(old: Path, new: Path) -> None:
+    """The old avatar's files under second names, so that `avatar.save` finds whole frames, which take long to encode.
+    It writes under new names and removes those that it does not need."""
+    if not (old / "avatar.json").is_file():
+        return
+    new.mkdir(parents=True)
+    for path in old.iterdir():
+        try:
+            os.link(path, new / path.name, follow_symlinks=False)
+        except OSError:  # a file system without hard links: they are made again
+            return
 
 
 def resolve(found: Recognised, audio_kind: str, box: np.ndarray | None) -> ConfigDict:
@@ -227,7 +243,8 @@ def describe(
 ) -> list[str]:
     """What was recognised, what was taken, what could not be used: one fact a line."""
     sizes, top = found.sizes, file.facts["top"]
-    told = ", ".join(f"{k} {top[k]}" for k in ("epoch", "global_step") if k in top) or "a bare state dict"
+    numbers = [k for k in ("epoch", "global_step") if isinstance(top.get(k), int | float)]
+    told = ", ".join(f"{k} {top[k]}" for k in numbers) or ("a bare state dict" if file.facts["bare"] else "no epoch")
     lines = [f"recognised: {NAMES[name]}, {'head and torso' if sizes.torso else 'head'} ({told})"]
     present = [t for t in found.tensors if t.key in file.model]
     lines += [f"taken: head {layout.count(present, False):,} parameters"]

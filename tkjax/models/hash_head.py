@@ -29,7 +29,9 @@ from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 
 SH_DEGREE = 4
 STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this, in training as in the originals
-OPAQUE = 1.0 - 1.0 / 1024  # behind a head of this alpha no torso is drawn: a quarter of an 8-bit step
+# No torso is drawn behind a head that lets less light through than this share of model.picture_stop: what that leaves
+# out of a colour is then small beside what rays that ended leave out, whatever exactness a config asks for.
+HIDDEN = 0.25
 # The originals resume the schedule of 100k steps inside one of 125k (RAD-NeRF: 200k of 250k) with a final factor of
 # 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's first (train.lips.first_rate, last_rate),
 # and the progress that ambient weights follow goes from 0.8 to 1.
@@ -226,7 +228,8 @@ class HashHead(BaseModel):
 
     def _over_torso(self, variables: Variables, batch: Batch, head: Render) -> Render:
         """The head over the modelled torso, which is evaluated only where it shows."""
-        rgb, alpha, _ = self._torso(variables, batch, False, head.alpha[..., 0] < OPAQUE)
+        wanted = 1.0 - head.alpha[..., 0] > HIDDEN * self.config.model.picture_stop
+        rgb, alpha, _ = self._torso(variables, batch, False, wanted)
         through = 1.0 - head.alpha
         return head.replace(rgb=head.rgb + through * rgb, alpha=head.alpha + through * alpha, front=head.alpha)
 

@@ -47,6 +47,13 @@ class Tensor:
         return self.key not in BUFFERS
 
     @property
+    def numbers(self) -> str:
+        """What kind of numbers it holds: `bytes`, `whole` or `real`."""
+        if self.key == "density_bitfield":
+            return "bytes"
+        return "whole" if self.key.endswith(".offsets") or self.key == "step_counter" else "real"
+
+    @property
     def dispensable(self) -> bool:
         return not self.parameter or self.key.startswith(DISPENSABLE)
 

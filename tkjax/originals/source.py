@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -133,17 +134,24 @@ def recognise(source: Source, forced: str | None) -> Recognised:
         strange = weights.unknown(tensors, shapes)
         other += f"; unknown: {', '.join(strange)}" if strange and not other else ""
         raise UserError(f"{path} lacks {len(needed)} tensors that {what} cannot do without: {', '.join(needed)}{other}")
+    weights.check_kinds(tensors, source.model, str(path))
     bound = shapes.get("density_bitfield", (layout.SIDE**3 // 8,))
     if bound != (layout.SIDE**3 // 8,):
         raise UserError(
-            f"{path}: density_bitfield has {bound[0]} bytes, a scene of --bound above 1; only the originals' default, "
-            f"{layout.SIDE**3 // 8}, can be imported"
+            f"{path}: density_bitfield has {math.prod(bound)} bytes, a scene of --bound above 1; only the originals' "
+            f"default, {layout.SIDE**3 // 8}, can be imported"
         )
     weights.check_shapes(tensors, shapes, str(path))
     weights.check_offsets(tensors, source.model, str(path))
     box = source.model.get("aabb_infer", np.array([-1, -0.5, -1, 1, 0.5, 1]))
     if not (np.all(np.abs(box) <= 1) and np.all(box[:3] < box[3:])):
         raise UserError(f"{path}: aabb_infer is {box.tolist()}, expected a box within -1 … 1 (--bound 1)")
+    shadow = [] if source.shadow is None else source.shadow
+    averaged = {f"tensor {i} of the moving average": value for i, value in enumerate(shadow)}
+    strange = [name for name, value in averaged.items() if value.dtype.kind != "f"]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} holds no real numbers, expected parameters; take another file")
+    weights.check_finite({**source.model, **averaged}, str(path))
     names = None
     if source.shadow is not None:
         shadow = [value.shape for value in source.shadow]

@@ -51,10 +51,28 @@ def check_offsets(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray], n
             )
 
 
-def check_finite(arrays: Mapping[str, np.ndarray], keys: Iterable[str], name: str) -> None:
-    for key in keys:
-        if not np.isfinite(arrays[key]).all():
+def check_kinds(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """UserError where a tensor holds other numbers than the original's: rounding or wrapping would make another one."""
+    kinds = {"bytes": "B", "whole": "bBhHiIlLqQ", "real": "efd"}
+    words = {"bytes": "uint8", "whole": "whole numbers", "real": "real numbers (float16 to float64)"}
+    for t in tensors:
+        if t.key in arrays and arrays[t.key].dtype.char not in kinds[t.numbers]:
+            raise UserError(
+                f"{name}: {t.key} holds {arrays[t.key].dtype} numbers, expected {words[t.numbers]} as the original "
+                "writes them; take another file"
+            )
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """UserError where a number is not finite, or would not be as float32."""
+    largest = float(np.finfo(np.float32).max)
+    for key, value in arrays.items():
+        if value.dtype.kind != "f":
+            continue
+        if not np.isfinite(value).all():
             raise UserError(f"{name}: {key} holds numbers that are not finite; the training went wrong, take another")
+        if value.itemsize > 4 and value.size and np.abs(value).max() > largest:
+            raise UserError(f"{name}: {key} holds numbers beyond {largest:.3g}, float32's largest; take another file")
 
 
 def shadow_names(tensors: Iterable[Tensor], keys: list[str], shapes: Mapping[str, Shape], shadow: list[Shape]):
