@@ -34,6 +34,8 @@ COLOURS = {
 }  # fmt: skip
 ALIKE = 12  # levels between the colour that model_data.json names and the plate, which went through a codec
 SNAP = 8  # alpha this near to 0 and 255 is that: the matte went through a codec
+DEEPEST = 16  # levels of model_data.json; Avatar-ERNeRF writes 3
+FAR_PX = 1e9  # no picture is so large
 SURE = 0.25  # alpha from which the person's colour is solved
 
 
@@ -53,12 +55,16 @@ def look(root: Path, ids: np.ndarray, size: tuple[int, int], plate: np.ndarray, 
     box_file, said, path = root / "head_bbox.json", root / "model_data.json", root / "input.mp4"
     data = read_json(said) if said.is_file() else {}
     out = Full()
-    if data:
+    kept = {k: v for k, v in data.items() if k != "data_dir"}  # a path of another machine
+    if kept and not _is_plain(kept):
+        notes.said.append(f"model_data.json is not kept: it nests more than {DEEPEST} levels or has endless numbers")
+    elif data:
         notes.used.add(said)
         notes.took.append("model_data.json -> source.model_data")
-        out.facts["model_data"] = {k: v for k, v in data.items() if k != "data_dir"}  # a path of another machine
+        out.facts["model_data"] = kept
     box = read_json(box_file).get("head_bbox") if box_file.is_file() else data.get("head_region")
-    if not (isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)):
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+    if not numbers or not all(abs(x) < FAR_PX for x in box):  # NaN is not below either
         if path.is_file() or box is not None:
             notes.said.append("no usable head_bbox: the head cannot be put back into the whole frame")
         return out
@@ -77,6 +83,15 @@ def look(root: Path, ids: np.ndarray, size: tuple[int, int], plate: np.ndarray, 
     notes.took.append(f"input.mp4 -> full.mp4, the frames are its crop {list(out.box)}")
     _look_for_alpha(out, root / "alpha.mp4", data.get("background_trt"), plate, int(ids[-1]) + 1, (w, h), notes)
     return out
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value of a json may stand in a manifest: not too deep, and all of its numbers finite."""
+    if depth > DEEPEST:
+        return False
+    if isinstance(value, dict | list):
+        return all(_is_plain(v, depth + 1) for v in (value.values() if isinstance(value, dict) else value))
+    return type(value) not in (int, float) or abs(value) < 2**63
 
 
 def _usable(path: Path, frames: int, notes: Notes) -> video.VideoInfo | None:

@@ -7,6 +7,7 @@ numbers stay. AD-NeRF shoots it through i (ad-nerf.md §2.7): its cx, cy and lan
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SIGNS = {
     "rad_nerf": ("gt_imgs", "torso_imgs", "aud_eo.npy", "aud.npy"),
 }
 JSONS = {"train": "transforms_train.json", "val": "transforms_val.json"}
+NUMBER = re.compile(r"[0-9]{1,9}")
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -76,12 +78,16 @@ def _has_face_rect(path: Path) -> bool:
 
 
 def numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
-    """{number: file} of `<number>.<suffix>` in a folder; of two suffixes the first named wins."""
+    """{number: file} of `<number>.<suffix>` in a folder; of two suffixes the first named wins.
+
+    Numbers are written in the digits 0 to 9, nine of them at most: what else Unicode calls a digit is none ("5²").
+    """
     out: dict[int, Path] = {}
     if folder.is_dir():
+        files = sorted(folder.iterdir())
         for suffix in reversed(suffixes):
-            for path in folder.iterdir():
-                if path.suffix.lower() == suffix and path.stem.isdigit() and path.is_file():
+            for path in files:
+                if path.suffix.lower() == suffix and NUMBER.fullmatch(path.stem) and path.is_file():
                     out[int(path.stem)] = path
     return out
 
@@ -114,10 +120,10 @@ def read_transforms(root: Path, notes: Notes) -> Transforms:
         head, frames = split(read_json(path), path)
         out.head = out.head or head
         for key in ("focal_len", "fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h"):
-            if head.get(key) != out.head.get(key):
+            if out.parts and head.get(key) != out.head.get(key):
                 raise UserError(
-                    f"{path}: {key} is {head.get(key)}, but {out.head.get(key)} in {JSONS[out.parts[0]]}; "
-                    "one dataset has one camera, so split the folder or correct the file"
+                    f"{path}: {key} is {head.get(key)!r:.60}, but {out.head.get(key)!r:.60} in "
+                    f"{JSONS[out.parts[0]]}; one dataset has one camera, so split the folder or correct the file"
                 )
         out.parts.append(part)
         notes.used.add(path)

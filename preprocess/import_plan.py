@@ -59,12 +59,13 @@ def make_plan(root: Path, system: str, notes: Notes) -> Plan:
         )
     notes.hole("named by the json, but without any picture at the end of the clip: left out",
                [i for i in named if not seen[0] <= i <= seen[-1]])  # fmt: skip
-    ids = np.arange(seen[0], seen[-1] + 1)
-    if 2 * sum(int(i) in pictures for i in ids) < len(ids):
+    have = sum(seen[0] <= i <= seen[-1] for i in pictures)
+    if 2 * have < seen[-1] + 1 - seen[0]:
         raise UserError(
-            f"{root}: only {sum(int(i) in pictures for i in ids)} of the frames {seen[0]}-{seen[-1]} have a picture; "
-            "more than half would be made up, so complete ori_imgs or cut the json"
+            f"{root}: only {have} of the frames {seen[0]}-{seen[-1]} have a picture; more than half would be made up, "
+            "so complete ori_imgs or cut the json"
         )
+    ids = np.arange(seen[0], seen[-1] + 1)
     if not (files["parsing"] or files["parsing_label"]):
         raise UserError(f"{root}: has no parsing pictures; run the parsing step of the original project first")
     return Plan(root, system, size, camera, transforms, ids, files, notes)

@@ -21,13 +21,16 @@ RIGID = (*range(27, 36), 36, 39, 42, 45)  # nose and corners of the eyes
 BETTER = 0.8  # the error of the frames that another numbering moves must fall at least to this share
 LEAST = 3  # frames from which a fit says anything about a numbering
 MOST_SKIPPED = 256  # frames that the tracker may have skipped in all
-ROUNDS = 5  # of fitting the points and searching the numbering
+ROUNDS = 8  # of fitting the points and searching the numbering
 CAPPED = 9.0  # what one frame can say against a numbering, in variances of the noise
-# What it takes to skip a frame: nothing where it has no landmarks, next to nothing where it has its neighbour's, and
+# What it takes to skip a frame: next to nothing where it has no landmarks, little where it has its neighbour's, and
 # else what three frames can say.
-NO_LANDMARKS, COPIED, UNEXPLAINED = 0.0, 0.5, 3 * CAPPED
+NO_LANDMARKS, COPIED, UNEXPLAINED = 0.01, 0.5, 3 * CAPPED
 COPIED_FROM = 0.6  # the neighbour from which it has them, by habit the earlier one
 UNSEEN = 1.0  # for a pose on a frame without landmarks: as much as one that fits with the usual noise
+# Nine of ten poses are nearer to their landmarks than the noise is taken to be: a numbering that is wrong for many
+# frames then gives a noise that still tells better from worse, instead of a cap that all of them reach.
+MOST_BELOW = 90
 NOISE_PX = 0.05  # at least: .lms files have six digits, but no detector is that good
 FITS = 0.03  # of the face's height: farther than this from its landmarks, a pose is not that frame's
 CHECKED = 400  # frames that the final check looks at
@@ -133,7 +136,7 @@ class _Search:
             return skipped
         cost = np.stack([self.errors(world, s) for s in range(self.most + 1)], 1)
         known = cost[np.isfinite(cost).any(1)]
-        noise = np.nanmedian(np.nanmin(known, 1) if first else self.errors(world, skipped))
+        noise = np.nanpercentile(np.nanmin(known, 1) if first else self.errors(world, skipped), MOST_BELOW)
         cost = cost / max(float(noise), NOISE_PX)
         cost = np.where(np.isnan(cost), UNSEEN, np.minimum(cost**2, CAPPED))
         before = np.concatenate([[0.0], np.cumsum(self.free)])  # cost of skipping all frames before one

@@ -70,8 +70,8 @@ def cut(f: AudioFeatures, windows: np.ndarray, aud: Int[np.ndarray, " n"], flat:
     Overlapping windows stay a sequence while aud counts up one by one; in any other order each frame gets its
     own window behind the other.
     """
-    steady = (np.diff(aud) == 1).all()
     n = len(aud)
+    steady = (np.diff(aud) == 1).all() and int(aud[0]) >= -n  # farther away it hears nothing at all
     if steady and not flat:
         first, last = f.hop * int(aud[0]), f.hop * int(aud[-1]) - f.left + f.window
         rows = f.features[max(first, 0) : max(last, 0)]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax import audio, avatar, contract, feature_arrays, stream
+from tkjax import audio, avatar, contract, drive, feature_arrays, stream
 from tkjax.errors import UserError
 from tkjax.feature_arrays import disagreement, from_windows, load_features, to_windows
+from tkjax.types import SubjectInfo
 
 
 def original(sequence: np.ndarray, n: int) -> np.ndarray:
@@ -122,6 +123,38 @@ def test_render_takes_the_originals_arrays(tmp_path):
     assert chunks(tmp_path / "aud_ds.npy", flat, 1.0)[0].shape == (25 * 16, 29)
     with pytest.raises(UserError, match="the features last"):
         chunks(tmp_path / "aud_ds.npy", DEEPSPEECH, 3.0)
+
+
+@given(st.integers(1, 30), st.integers(0, 12), st.integers(0, 2**31), st.booleans(), st.integers(1, 40))
+def test_a_cut_array_is_heard_as_the_originals_hear_it(n, cut, seed, pairs, size):
+    """Windows behind the array's end are zeros, though its last window reaches into the sound there."""
+    rng = np.random.default_rng(seed)
+    sequence = rng.standard_normal((2 * n + 2 * cut, 3)).astype(np.float32)
+    array = (sequence.reshape(-1, 2, 3) if pairs else original(sequence, n + cut).astype(np.float32))[:n]
+    f, _, _ = from_windows(array, "hubert")
+    spec = stream.Spec(f.window, f.hop, f.left, 3, 8, n, heard=n)
+    got = list(stream.windows(spec, [f.features[a : a + size] for a in range(0, len(f.features), size)]))
+    padded = np.concatenate([np.zeros_like(array[:1]).repeat(4, 0), array, np.zeros_like(array[:1]).repeat(4, 0)])
+    assert len(got) == n
+    for i, windows in enumerate(got):
+        np.testing.assert_array_equal(windows, padded[i : i + 8], err_msg=f"frame {i}")
+
+
+def test_rendering_asks_an_array_how_many_frames_it_hears(tmp_path, monkeypatch):
+    np.save(tmp_path / "aud_ds.npy", original(np.ones((40, 29)), 20)[:6])
+    seen = []
+    monkeypatch.setattr(stream, "sound_frames", lambda *_: 9)
+    monkeypatch.setattr(stream, "Scene", lambda *_, **__: None)
+    monkeypatch.setattr(stream, "feature_chunks", lambda *_: [])
+    monkeypatch.setattr(stream, "frames", lambda scene, spec, *_: seen.append(spec) or [])
+    monkeypatch.setattr(stream, "write_pngs", lambda *_: None)
+    subject = object.__new__(avatar.Avatar)
+    subject.meta, subject._videos = {"fps": 25.0, "audio": DEEPSPEECH}, {}
+    plan = object.__new__(drive.Drive)
+    subject.info = SubjectInfo(9, 8, 8, "deepspeech", 29, 16, 8, 0, (1.0, 1.0, 4.0, 4.0))
+    stream.render(subject, "a.wav", tmp_path / "out", plan, features=tmp_path / "aud_ds.npy")
+    stream.render(subject, "a.wav", tmp_path / "out", plan)
+    assert [spec.heard for spec in seen] == [6, None]
 
 
 def test_the_wrong_kind_is_refused_with_both_kinds_and_the_way_out(tmp_path):

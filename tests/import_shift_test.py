@@ -57,10 +57,10 @@ def moved(folder: Path, h: Head, rows: list[int], lms: dict[int, int], pictures)
     return out, notes
 
 
-def assert_own(out: Transforms, h: Head, but=()) -> None:
-    """Every frame that has a pose has its own, and the sound of its own time."""
+def assert_own(out: Transforms, h: Head, frames) -> None:
+    """Those of the frames that have a pose have their own, and the sound of their own time."""
     for i, pose in out.poses.items():
-        if i not in but:
+        if i in frames:
             np.testing.assert_array_equal(pose, h.poses[i], err_msg=f"frame {i}")
             assert out.aud_id[i] == i
 
@@ -77,17 +77,15 @@ HOW = (
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(skipped_frames, st.sampled_from(HOW), st.integers(0, 99), st.sampled_from([0.0, 0.5, 1.5]), st.data())
 def test_poses_come_back_to_their_frames(tmp_path_factory, skipped, how, seed, noise, data):
     h, rows = head(seed, noise), [i for i in range(N) if i not in skipped]
-    lms, pictures, but = {i: i for i in rows}, range(N), set()
+    lms, pictures = {i: i for i in rows}, range(N)
     if how.startswith("copied"):
         step = 1 if how == "copied from behind" else -1
         for i in sorted(skipped, reverse=step == 1):
             lms[i] = lms.get(i + step, i)
-        # whose landmarks a frame has cannot be told from its copy's
-        but = {i for i in range(N - 1) for j in (i, i + 1) if lms[i] == lms[i + 1] for i in (j,)}
     if how == "more lost":
         for i in data.draw(st.sets(st.sampled_from(rows), min_size=1, max_size=3)):
             lms.pop(i)
@@ -100,11 +98,12 @@ def test_poses_come_back_to_their_frames(tmp_path_factory, skipped, how, seed, n
     if sum(i > min(skipped) for i in rows if i in lms) < 12:
         return  # too few frames behind the first that was skipped to tell anything
     assert "stand too early" in notes.said[0]
-    assert_own(out, h, but)
+    # frames without landmarks are not trained on, and whose landmarks a frame has cannot be told from its copy's
+    assert_own(out, h, {i for i in lms if list(lms.values()).count(lms[i]) == 1})
     assert not any("do not fit" in text for text in notes.said)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sets(st.integers(0, N - 1), max_size=20), st.sets(st.integers(1, N - 1), max_size=6), st.integers(0, 99),
     st.sampled_from([0.0, 1.5]), st.sampled_from([0.0, 0.2, 1.0]), st.integers(N - 20, N),
@@ -115,7 +114,7 @@ def test_poses_that_are_in_their_place_stay(tmp_path_factory, lost, copied, seed
     lms |= {i: lms[i - 1] for i in sorted(copied) if i - 1 in lms}
     out, notes = moved(tmp_path_factory.mktemp("lms"), h, list(range(n)), lms, range(N))
     assert out.ids == list(range(n))
-    assert_own(out, h)
+    assert_own(out, h, range(N))
     assert not any("too early" in text or "do not fit" in text for text in notes.said)
 
 
@@ -123,7 +122,7 @@ def test_landmarks_that_were_made_again_are_no_evidence_of_a_frame_that_counted(
     skipped = {10, 25, 26}
     h, rows = head(3, 0.5), [i for i in range(N) if i not in skipped]
     out, _ = moved(tmp_path, h, rows, {i: i for i in range(N)}, range(N))
-    assert_own(out, h)
+    assert_own(out, h, range(N))
 
 
 def test_poses_of_another_clip_are_told(tmp_path):
@@ -140,7 +139,7 @@ def test_a_long_clip_with_many_skipped_frames(tmp_path):
     skipped = set(rng.choice(n - 10, 40, replace=False).tolist())
     h, rows = head(5, 1.0, n), [i for i in range(n) if i not in skipped]
     out, _ = moved(tmp_path, h, rows, {i: i for i in rows}, range(n))
-    assert_own(out, h)
+    assert_own(out, h, rows)
 
 
 @pytest.mark.parametrize("how", ["copied", "more lost", "pictures cut", "val missing"])

@@ -50,7 +50,11 @@ class Carry:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """How windows are cut, and how many frames the sound lasts."""
+    """How windows are cut, and how many frames the sound lasts.
+
+    heard: frames that have a window where that is known otherwise than by the sound's end: an array of the originals
+    may end before the sound that its last windows reach into.
+    """
 
     window: int
     hop: int
@@ -59,6 +63,7 @@ class Spec:
     neighbours: int  # windows around a frame; its own has index neighbours // 2
     n_frames: int
     smooth_lips: bool = False
+    heard: int | None = None
 
 
 def start(spec: Spec) -> Carry:
@@ -69,10 +74,11 @@ def window(spec: Spec, carry: Carry, frame: int, end: int | None) -> Float[np.nd
     """The window of one frame: steps hop·frame - left … + window - 1, zeros outside the sound.
 
     end: number of the sound's steps, None while it goes on. As in training, a window before the first frame
-    or behind the last (ceil(end / hop) of them) is all zeros.
+    or behind the last (ceil(end / hop) of them, or spec.heard) is all zeros.
     """
     out = np.zeros((spec.window, spec.channels), np.float32)
-    if frame >= 0 and (end is None or spec.hop * frame < end):
+    behind = (spec.heard is not None and frame >= spec.heard) or (end is not None and spec.hop * frame >= end)
+    if frame >= 0 and not behind:
         first = spec.hop * frame - spec.left - carry.first_row
         a, b = max(first, 0), min(first + spec.window, len(carry.rows))
         if a < b:
@@ -392,7 +398,10 @@ def render(
     scene, maps_ = Scene(subject, plan, torso=torso, paste_back=paste_back, alpha=alpha), Maps(maps)
     fps, spoken = subject.meta["fps"], subject.meta["audio"]
     n = sound_frames(sound, fps)
-    spec = Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, n, smooth_lips)
+    cut, heard = (spoken[k] for k in ("window", "hop", "left", "channels")), None
+    if features is not None and feature_arrays.is_array(features):
+        heard = len(feature_arrays.open_windows(features))
+    spec = Spec(*cut, subject.info.audio_windows, n, smooth_lips, heard)
     with contextlib.closing(subject), tempfile.TemporaryDirectory(prefix="tkjax-") as folder:
         rows = feature_chunks(sound, n / fps, subject, features, audio_kinds, Path(folder))
         pictures = _finished(frames(scene, spec, rows, maps_), n, visible_mark, on_frame)

@@ -36,6 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A json object; UserError for anything else."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        json.dumps(data, ensure_ascii=False).encode()  # a lone surrogate is no character
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or e}, expected a json file") from e
     except (ValueError, RecursionError) as e:
