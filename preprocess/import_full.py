@@ -8,7 +8,6 @@ input.mp4 shows. Both are encoded again: the originals' files have few key frame
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,9 +148,9 @@ def parse_colour(named: Any) -> tuple[int, int, int] | None:
     if isinstance(named, str):
         if named.strip().lower() in COLOURS:
             return COLOURS[named.strip().lower()]
-        if not re.fullmatch(r"\s*[(\[]?\s*\d+\s*(,\s*\d+\s*){2}[)\]]?\s*", named):
+        if not re.fullmatch(r"\s*[(\[]?\s*[0-9]{1,3}\s*(,\s*[0-9]{1,3}\s*){2}[)\]]?\s*", named):
             return None
-        named = json.loads("[" + named.strip().strip("()[]") + "]")
+        named = [int(number) for number in re.findall("[0-9]+", named)]
     if isinstance(named, list | tuple) and len(named) == 3 and all(type(v) is int and 0 <= v <= 255 for v in named):
         return tuple(named)
     return None

@@ -170,7 +170,7 @@ class _Search:
             error = np.array([np.nan]) if world is None else self.errors(world, numbering)[moved]
             error = error[np.isfinite(error)]
             share.append(float(np.sqrt((error**2).mean())) if len(error) >= LEAST else np.nan)
-        return share[0] / max(share[1], NOISE_PX) if np.isfinite(share).all() else np.inf
+        return max(share[0], NOISE_PX) / max(share[1], NOISE_PX) if np.isfinite(share).all() else np.inf
 
 
 def _skip_costs(points: Float[np.ndarray, "m p 2"]) -> Float[np.ndarray, " m"]:

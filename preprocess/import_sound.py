@@ -12,6 +12,7 @@ from tkjax.contract import AUDIO_HZ, FPS, AudioFeatures, save_audio_features
 from tkjax.errors import UserError
 from tkjax.transforms import read_json
 
+AHEAD = 3  # frames behind a frame whose windows it hears as well (data.AUDIO_WINDOWS, the originals' attention)
 SAMPLES = round(AUDIO_HZ / FPS)  # of one frame
 WAVS = ("aud.wav", "audio.wav")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -68,10 +69,12 @@ def cut(f: AudioFeatures, windows: np.ndarray, aud: Int[np.ndarray, " n"], flat:
     """(rows for the frames, whether they still overlap): frame k hears window aud[k]; zeros where there is none.
 
     Overlapping windows stay a sequence while aud counts up one by one; in any other order each frame gets its
-    own window behind the other.
+    own window behind the other. Windows that only the last frames' neighbourhood reaches are kept behind them.
     """
     n = len(aud)
     steady = (np.diff(aud) == 1).all() and int(aud[0]) >= -n  # farther away it hears nothing at all
+    if steady:
+        aud = np.concatenate([aud, aud[-1] + 1 + np.arange(AHEAD)])
     if steady and not flat:
         first, last = f.hop * int(aud[0]), f.hop * int(aud[-1]) - f.left + f.window
         rows = f.features[max(first, 0) : max(last, 0)]
@@ -79,7 +82,7 @@ def cut(f: AudioFeatures, windows: np.ndarray, aud: Int[np.ndarray, " n"], flat:
         rows = np.concatenate([before, rows])
         return (rows if len(rows) else np.zeros((1, f.channels), np.float32)), True
     inside = (aud >= 0) & (aud < len(windows))
-    out = np.zeros((n, *windows.shape[1:]), np.float32)
+    out = np.zeros((len(aud), *windows.shape[1:]), np.float32)
     for k in np.flatnonzero(inside):
         out[k] = windows[int(aud[k])]
     return out.reshape(-1, windows.shape[2]), False
@@ -107,6 +110,9 @@ def take_array(
     if kind in taken:
         kind = f"{kind}_{path.stem}"
     f, bad, note = feature_arrays.from_windows(windows, kind)
+    early = not note and f.hop * n < len(f.features) and int(aud[-1]) + AHEAD >= n
+    if early:  # as a sequence it would have windows behind its end, which are zeros for the originals
+        note = "it ends before what its last windows hear, so the window of each frame is stored as it is"
     flat = bool(note)
     rows, overlapping = cut(f, windows, aud, flat)
     if not overlapping and not flat:

@@ -16,7 +16,7 @@ from preprocess import import_columns, import_dataset, import_full, import_layou
 from preprocess.import_layout import Notes
 from tests import er_layout
 from tkjax import audio, cameras, contract, feature_arrays, images, transforms
-from tkjax.data import Clip
+from tkjax.data import Clip, audio_windows
 from tkjax.errors import UserError
 from tkjax.tables import ranges
 from tkjax.video import VideoWriter, read_frames
@@ -358,6 +358,19 @@ def test_a_clip_that_starts_late_keeps_its_sound(whole, tmp_path, capsys):
     np.testing.assert_array_equal(audio.read_audio(d.path("audio.wav")), pcm[3 * 640 :])
     f = d.audio_features("deepspeech")
     np.testing.assert_array_equal(f.features, SEQUENCE[6 : 6 + len(f.features)])
+
+
+@pytest.mark.parametrize("n", [N + 9, N + 2, N + 1, N, N - 1, N - 3])
+def test_every_frame_hears_the_windows_that_the_original_gives_it(whole, tmp_path, n):
+    """Of arrays of any length, cut from a longer one or whole; zeros where they have no window."""
+    folder = copy(whole, tmp_path)
+    sequence = np.random.default_rng(n).standard_normal((2 * N + 40, 29)).astype(np.float32)
+    array = windows(sequence, n)
+    np.save(folder / "aud_ds.npy", array)
+    clip = Clip(imported(folder, tmp_path)[0].root, tmp_path / "cache", audio_kind="deepspeech")
+    padded = np.concatenate([np.zeros((4, 16, 29)), array, np.zeros((20, 16, 29))])
+    for i, heard in enumerate(audio_windows(clip.audio, np.arange(N))):
+        np.testing.assert_array_equal(heard, padded[i : i + 8].astype(np.float32), err_msg=f"frame {i}")
 
 
 def test_aud_id_is_honoured(whole, tmp_path, capsys):
@@ -704,7 +717,9 @@ def test_a_constant_background_makes_a_keyed_clip(avatar_folder, tmp_path, capsy
     ("named", "expected"),
     [
         ("gray", (128, 128, 128)), ("(1, 2, 3)", (1, 2, 3)), ([4, 5, 6], (4, 5, 6)), ("cyan", (255, 255, 0)),
-        ("yellow", (0, 255, 255)), ("__import__('os')", None), ("/a/picture.png", None), ([1, 2], None), (None, None),
+        ("yellow", (0, 255, 255)), ("__import__('os')", None),
+        ("9" * 5000 + ", 0, 0", None), ("1, ٣, 3", None), ("[007, 8,09]", (7, 8, 9)),
+        ("/a/picture.png", None), ([1, 2], None), (None, None),
         ([1, 2, 300], None),
     ],
 )  # fmt: skip

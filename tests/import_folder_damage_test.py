@@ -90,7 +90,8 @@ def test_any_value_in_a_frame_is_answered(folder, tmp_path, capsys, key):
         if not (isinstance(value, list) and key != "transform_matrix" and value)
     }
     for name, (code, _) in each(folder, tmp_path, capsys, changes).items():
-        assert code == 0 or key == "img_id", name  # a bad pose or sound index is a hole
+        hole = key != "img_id" and "ud800" not in name  # a bad pose or sound index is one; that character is no json
+        assert code == 0 or not hole, name
 
 
 @pytest.mark.parametrize("key", ["focal_len", "cx", "w"])
