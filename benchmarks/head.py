@@ -85,7 +85,7 @@ def step_run(subject, clip):
     trained = jax.tree.map(lambda group: group in stage.rates, labels)
     tx = optimiser(stage.rates, labels, stage.steps)
     frames = np.arange(*clip.train_range)
-    load = make_loader(clip, frames, stage, config.seed, 0, 1, sharded)
+    load = make_loader(clip, frames, stage, config.seed, 1, sharded)
     batches = [shard(load(i), sharded, 1) for i in range(16)]
     sampler = stage.samplers[0]
     zeros = {k: jnp.zeros(2) for k in check_terms(model, stage, variables, {sampler: load(0)})}
@@ -94,7 +94,7 @@ def step_run(subject, clip):
         opt=tx.init(variables.params), ema=variables.params if stage.ema else None, sums=zeros,
     )  # fmt: skip
     now = {"state": jax.tree.map(jnp.copy, replicate(state, replicated)), "n": 0}
-    step = make_step(model, stage, tx, trained, mesh, 1)
+    step = make_step(model, stage, tx, trained, mesh)
 
     def call():
         now["state"] = step(now["state"], batches[now["n"] % len(batches)])

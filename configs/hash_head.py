@@ -22,6 +22,7 @@ def get_config(system: str, variant: str) -> ConfigDict:
     m.occupancy_side = 128
     m.occupancy_decay = 0.95  # of the running maximum of a cell's density, per refresh
     m.occupancy_box_only = False  # True: cells outside the box are never evaluated
+    m.occupancy_seen = 0.0  # least share of the training cameras that see a cell; 0: one camera, as the originals
     m.chunk = 65536  # packed samples that the field takes at once
     m.picture_stop = 1e-3  # pictures end a ray at this transmittance (training: 1e-4): below 0.26 of an 8-bit step
     m.train_camera = False  # learn a correction of every training frame's camera
@@ -32,8 +33,22 @@ def get_config(system: str, variant: str) -> ConfigDict:
     m.torso_log2_entries = 16
     m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
+    # Before the head: the audio networks alone learn the shape of the lips from the sound (ours; 0 steps: not at all).
+    s = c.train.speech = ConfigDict()
+    s.steps = 0
+    s.frames = 64  # in a step; no pixel is drawn
+    s.lr = 2e-3
+    s.final_factor = 0.05
+    s.decay = 1e-2
+    s.noise = 0.3  # added to the sound features, in their own unit (about a third of a standard deviation)
+    s.ema_every = 20
+    s.seed = 0
+
     h = c.train.head = ConfigDict()
     h.rays = 65536  # per frame and step
+    h.frames = 0  # in a step; 0: train.frames
+    h.rare = 0.0  # share of frames with closed eyes that a step at least sees; 0: as they come
+    h.lambda_speech = 0.0  # of the speech stage's term, in head and lips stage
     h.sampler = "rays"  # uniform over the picture
     h.refresh_every = 16  # steps between occupancy updates
     h.ema_decay = 0.95
@@ -42,6 +57,7 @@ def get_config(system: str, variant: str) -> ConfigDict:
     h.seed = 0  # of the stage; another one repeats it with other random numbers
 
     lips = c.train.lips = ConfigDict()
+    lips.frames = 0
     lips.rays = 65536  # of patches and plain steps; the lips rectangle has its own number
     lips.patch = 32  # the lips rectangle is a square of such tiles, compared as one picture
     lips.perceptual = "auto"  # lpips_alex where its weights are found, else structure (tkjax.perceptual)

@@ -36,6 +36,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.steps = 200_000
     h.lr_tables = 5e-3
     h.lr_net = 5e-4
+    h.lr_audio = 5e-4  # of the convolutions; the originals' rate of the networks
     h.lr_audio_attention = 2.5e-3
     h.final_factor = 0.1  # of every rate, reached at the end
     h.lambda_amb = 0.1  # of the ambient coordinates outside the lower face, reached at the end; more against flicker
@@ -56,22 +57,28 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.torso_finest = 512  # twice the picture's pixels; finer levels have nothing to learn from
         m.occupancy_side = 64  # an eighth of the cells: a refresh costs 12 GFLOP instead of 96
         m.occupancy_box_only = True  # half of the cube is never marched
+        m.occupancy_seen = 0.3  # what few frames see stays fog at the picture's edge, which other poses show
         m.chunk = 2048  # activations of a chunk stay in the cache
         m.waves = 2  # same picture and gradients (a sample behind an opaque one has none), fewer samples
         # 50 times fewer steps need larger ones: with those of `full` the head is still fog after 300 steps (21 dB on a
         # small synthetic clip, against 30 dB; hashed tables are slower than tiled ones to clear it as well).
         h.lr_tables, h.lr_net, h.lr_audio_attention = 2e-2, 2e-3, 5e-3
         t.lr_tables, t.lr_net = 2e-2, 2e-3
-        h.sampler = "focus"  # a sixth of the rays on the lips, a twelfth on the eyes: a short schedule must find both
-        h.steps, h.rays = 4000, 4096
-        lips.steps, lips.rays = 2000, 4096
+        # A short schedule must show the sound path every frame often: many frames of few rays (benchmarks/NOTES.md)
+        c.train.speech.steps = 800
+        h.steps = 6000
+        h.frames, h.rays = 16, 256
+        h.sampler = "close"  # a quarter of the rays on the lips, a twelfth on the eyes
+        h.rare = 0.15
+        h.lambda_speech, h.lr_audio = 1e-3, 5e-4  # what the speech stage has learnt is refined, not forgotten
+        h.lambda_amb = 1e-3
+        lips.steps, lips.rays, lips.frames = 1000, 4096, 2
         lips.first_rate = 0.3  # a short head stage has more left to learn than one of 200 000 steps
         t.steps, t.rays = 2500, 8192
         h.ema_every = lips.ema_every = t.ema_every = 20  # the schedule is 50 times shorter
     if variant == "demo":
-        h.steps = 1600
-        h.sampler = "close"  # shorter still: a quarter of the rays
-        h.ema_every = 10
+        c.train.speech.steps = 500
+        h.steps = 3000
         lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32

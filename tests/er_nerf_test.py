@@ -148,6 +148,7 @@ def test_full_is_the_dossiers_training():
     assert rates == {
         "tables": (1e-2, 0.01, 0.005),
         "net": (1e-3, 0.0, 5e-4),
+        "audio": (1e-3, 0.0, 5e-4),
         "audio_attention": (5e-3, 1e-4, 2.5e-3),
     }
     assert all((r.b1, r.b2, r.eps) == (0.0, 0.99, 1e-8) for r in stage.rates.values())

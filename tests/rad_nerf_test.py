@@ -172,7 +172,7 @@ def test_full_is_the_dossiers_training():
     for stage in (head, lips, torso):
         assert all((r.b1, r.b2, r.eps, r.decay) == (0.9, 0.99, 1e-15, 0.0) for r in stage.rates.values())
     starts = {name: r.lr for name, r in head.rates.items()}
-    assert starts == {"tables": 5e-3, "net": 5e-4, "audio_attention": 2.5e-3}
+    assert starts == {"tables": 5e-3, "net": 5e-4, "audio": 5e-4, "audio_attention": 2.5e-3}
     assert {name: r.lr for name, r in torso.rates.items()} == {"torso_tables": 5e-3, "torso": 5e-4}
     assert lips.rates.keys() == head.rates.keys()
 

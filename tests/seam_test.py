@@ -23,7 +23,7 @@ from tkjax.drawn import combinations
 from tkjax.models.base import SHARED, load
 from tkjax.optim import optimiser
 from tkjax.render.image import final_clock, picture, render_image
-from tkjax.step import make_frame_loss
+from tkjax.step import make_loss
 from tkjax.train import load_variables, train
 from tkjax.types import Clock, Variables
 
@@ -97,10 +97,10 @@ def test_every_trained_group_gets_finite_gradients(system):
         for sampler in stage.samplers:
             keys = [np.random.default_rng(0)]
             batch = clip.batch(np.array([3]), keys, sampler, stage.rays, stage.patch, stage.background, stage.target)
-            frame = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+            batch = jax.tree.map(jnp.asarray, batch)
             trained = jax.tree.map(lambda group, s=stage: group in s.rates, model.labels(variables.params))
-            loss = jax.jit(jax.grad(make_frame_loss(model, stage, trained), has_aux=True))
-            grads, _ = loss(variables.params, variables.state, clock, frame, jax.random.key(1))
+            loss = jax.jit(jax.grad(make_loss(model, stage, trained), has_aux=True))
+            grads, _ = loss(variables.params, variables.state, clock, batch, jax.random.key(1))
             size = [float(jnp.sum(jnp.abs(g))) for g in jax.tree.leaves(grads)]
             total = size if total is None else np.add(total, size)
         assert np.all(np.isfinite(total))

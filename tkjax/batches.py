@@ -3,22 +3,24 @@
 import collections
 import concurrent.futures
 import functools
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tkjax.errors import UserError
 from tkjax.models.base import Stage
 from tkjax.types import Batch
 
 PREFETCH = 2  # batches loaded ahead
+MOST_REPEATS = 8  # of one frame in an epoch: a single blink must not be learnt by heart
 
 
 def global_frames(frames: int, n_devices: int) -> int:
-    """Frames in the global batch: `train.frames`, or one per device where that is 0.
+    """Frames in the global batch: `frames`, or one per device where that is 0.
 
     Raises:
       UserError: the devices cannot share them equally.
@@ -30,23 +32,39 @@ def global_frames(frames: int, n_devices: int) -> int:
     return frames
 
 
+def name_number(name: str) -> int:
+    """A number for a name (CRC-32), the same everywhere: what random numbers of a stage hang on, never its place."""
+    return zlib.crc32(name.encode())
+
+
 def frames_of_step(
-    train_frames: Int[np.ndarray, " n"], seed: int, index: int, step: int, n_frames: int
+    train_frames: Int[np.ndarray, " n"], seed: int, stage: str, step: int, n_frames: int
 ) -> Int[np.ndarray, " n_frames"]:
     """The frames [n_frames] of the global batch of one step.
 
     Slot k of step s is entry s * n_frames + k of the sequence of epochs, each a permutation of the training
-    frames by (seed, stage index, epoch).
+    frames by (seed, name of the stage, epoch).
     """
     positions = step * n_frames + np.arange(n_frames)
     epochs, places = np.divmod(positions, len(train_frames))
-    orders = {epoch: epoch_order(len(train_frames), seed, index, int(epoch)) for epoch in set(epochs.tolist())}
+    orders = {epoch: epoch_order(len(train_frames), seed, stage, int(epoch)) for epoch in set(epochs.tolist())}
     return train_frames[[orders[e][p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]]
 
 
+def repeated(frames: Int[np.ndarray, " n"], eye_closed: Float[np.ndarray, " N"], share: float) -> Int[np.ndarray, " m"]:
+    """The frames with those whose eyes are at least half closed (rare: a blink is 0.2 s of 4 s) repeated until they
+    are `share` of all, at most MOST_REPEATS times."""
+    closed = np.asarray(eye_closed)[frames] >= 0.5
+    n, rare = len(frames), int(closed.sum())
+    if not rare or share <= rare / n:
+        return frames
+    times = min(MOST_REPEATS, round(share * (n - rare) / ((1.0 - share) * rare)))
+    return np.sort(np.concatenate([frames, np.repeat(frames[closed], max(times - 1, 0))]))
+
+
 @functools.lru_cache(maxsize=8)
-def epoch_order(n: int, seed: int, index: int, epoch: int) -> Int[np.ndarray, " n"]:
-    return np.random.default_rng([seed, index, epoch, 0]).permutation(n)
+def epoch_order(n: int, seed: int, stage: str, epoch: int) -> Int[np.ndarray, " n"]:
+    return np.random.default_rng([seed, name_number(stage), epoch, 0]).permutation(n)
 
 
 def sampler_of(stage: Stage, step: int) -> str:
@@ -58,17 +76,16 @@ def make_loader(
     train_frames: Int[np.ndarray, " n"],
     stage: Stage,
     seed: int,
-    index: int,
     n_frames: int,
     sharding: NamedSharding,
 ) -> Callable[[int], Batch]:
-    """load(step) -> this process's part of the global batch of n_frames of stage number `index`."""
+    """load(step) -> this process's part of the stage's global batch of n_frames."""
     owned = sharding.addressable_devices_indices_map((n_frames,)).values()
     slots = sorted(k for (piece,) in owned for k in range(n_frames)[piece])
 
     def load_batch(step: int) -> Batch:
-        frames = frames_of_step(train_frames, seed, index, step, n_frames)[slots]
-        keys = [np.random.default_rng([seed, index, step, slot, 1]) for slot in slots]
+        frames = frames_of_step(train_frames, seed, stage.name, step, n_frames)[slots]
+        keys = [np.random.default_rng([seed, name_number(stage.name), step, slot, 1]) for slot in slots]
         sampler = sampler_of(stage, step)
         return clip.batch(frames, keys, sampler, stage.rays, stage.patch, stage.background, stage.target)
 

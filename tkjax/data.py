@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from tkjax import contract, images, sampling
 from tkjax import split as splitting
@@ -85,6 +85,7 @@ class Clip:
         stored = "eye_area" in d.manifest["members"]
         self.eye_area = d.column("eye_area") if stored else sampling.eye_area(d.landmarks68(), d.height, d.width)
         self.eye_regions = np.stack([sampling.widened(self.boxes[f"eye_{s}_box_px"], hw) for s in ("left", "right")], 1)
+        self.lip_shape = sampling.standardised(sampling.lip_shape(d.landmarks68()), self._learns())
         self.lower_face = sampling.lower_face_boxes(self.landmarks68_px)
         made_up = "x_picture_missing" in d.manifest["members"]  # an imported clip's holes, filled from neighbours
         self.picture_missing = d.column("x_picture_missing") if made_up else np.zeros(d.n_frames, bool)
@@ -99,6 +100,11 @@ class Clip:
             self._load_host()
         elif preload == "device":
             self._load_device()
+
+    def _learns(self) -> Bool[np.ndarray, " n"]:
+        """Which frames the trainer learns from: those of the training split whose face was found."""
+        frames = np.arange(self.n_frames)
+        return (frames >= self.train_range[0]) & (frames < self.train_range[1]) & (self.confidence > 0)
 
     @property
     def info(self) -> SubjectInfo:
@@ -247,6 +253,7 @@ class Clip:
             expression=self.expression[frames],
             eye_closed=self.eye_closed[frames],
             eye_area=self.eye_area[frames],
+            lip_shape=self.lip_shape[frames],
             target=self._gather(TARGETS[target], frames, flat),
             label=self._gather("label", frames, flat),
             in_face=sampling.inside(self.boxes["face_box_px"][frames], row, column),

@@ -23,6 +23,28 @@ def eye_area(points68: Float[np.ndarray, "n 68 2"], height: int, width: int) -> 
     return (100.0 * sum(polygon_area(points[:, eye]) for eye in EYES) / (height * width)).astype(np.float32)
 
 
+def lip_shape(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray, "n 6"]:
+    """Six measures of the mouth, each a distance over that of the outer corners of the eyes (36, 45): inner gap (mean
+    of 61-67, 62-66, 63-65), outer height 51-57, outer width 48-54, inner width 60-64, upper lip 33-51, jaw 33-8."""
+    points = np.asarray(points68, np.float64)
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(points[:, a] - points[:, b], axis=-1)
+
+    gap = np.mean([distance(61, 67), distance(62, 66), distance(63, 65)], 0)
+    rest = [distance(*pair) for pair in ((51, 57), (48, 54), (60, 64), (33, 51), (33, 8))]
+    return np.stack([gap, *rest], 1) / np.maximum(distance(36, 45), 1e-9)[:, None]
+
+
+def standardised(values: Float[np.ndarray, "n M"], known: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n M"]:
+    """Columns in standard deviations around their mean over the known rows, cut at ±4; 0 where none is known."""
+    if not known.any():
+        return np.zeros(values.shape, np.float32)
+    mean, spread = values[known].mean(0), values[known].std(0)
+    scaled = np.clip((values - mean) / np.maximum(spread, 1e-6), -4.0, 4.0)
+    return np.nan_to_num(scaled).astype(np.float32)
+
+
 def widened(boxes: Int[np.ndarray, "n 4"], hw: tuple[int, int]) -> Int[np.ndarray, "n 4"]:
     """Boxes of eyes with what moves around them: a quarter of the width more on every side, inside the picture."""
     margin = np.maximum(1, (boxes[:, 2] - boxes[:, 0] + 2) // 4)[:, None]

@@ -40,13 +40,14 @@ def chosen(stages: Sequence[Stage], stands: Sequence[int], wanted: Sequence[str]
         if name not in names:
             raise UserError(f"--stages names {name!r}, but the stages with steps to train are {', '.join(names)}")
     first = min(names.index(name) for name in wanted)
+    start = min(i for i, stage in enumerate(stages) if not stage.optional)  # where a run may begin
     for index, (stage, stand) in enumerate(zip(stages, stands)):
         if stage.name in wanted and stand == 0 and index < last:
             raise UserError(
                 f"stage {stage.name} cannot be trained any more: {workdir} holds {names[last]}, which follows it; "
                 "train it in another workdir"
             )
-        if index < first and stage.name not in wanted and (0 < stand < stage.steps or (index == 0 and stand == 0)):
+        if index < first and stage.name not in wanted and (0 < stand < stage.steps or (index == start and stand == 0)):
             raise UserError(
                 f"--stages={','.join(wanted)} needs stage {stage.name} first, which stands at step {stand} of "
                 f"{stage.steps} in {workdir}; add it: --stages={','.join([stage.name, *wanted])}"

@@ -1,4 +1,4 @@
-"""One update of one stage: loss and gradient frame by frame, average over the devices, optimiser, moving average."""
+"""One update of one stage: loss and gradient of a device's frames, mean over the devices, optimiser, moving average."""
 
 from collections.abc import Callable, Mapping
 
@@ -39,16 +39,16 @@ class TrainState:
     sums: dict[str, Leaf[Float[Array, "2"]]]
 
 
-def make_frame_loss(model: Model, stage: Stage, is_trained: PyTree) -> Callable:
-    """loss(params, state, clock, frame, key) -> (total, (terms, metrics)) of one frame.
+def make_loss(model: Model, stage: Stage, is_trained: PyTree) -> Callable:
+    """loss(params, state, clock, batch, key) -> (total, (terms, metrics)) of the frames of one device.
 
-    total = sum of weight(progress) * term. `frame` is a Batch without its leading axis.
+    total = sum of weight(progress) * term. All frames go through the model in one call, so that many frames of few rays
+    cost what one frame of many rays costs; the model's terms are means over frames, so that devices average them.
     """
 
-    def frame_loss(params, state, clock, frame, key):
+    def loss(params, state, clock, batch, key):
         params = jax.tree.map(lambda p, keep: p if keep else jax.lax.stop_gradient(p), params, is_trained)
         variables = Variables(params, state)
-        batch = jax.tree.map(lambda x: x[None], frame)
         render_key, loss_key = jax.random.split(key)
         render = model.render(variables, batch, render_key, clock, True)
         terms = model.loss_terms(variables, render, batch, loss_key, clock)
@@ -62,16 +62,16 @@ def make_frame_loss(model: Model, stage: Stage, is_trained: PyTree) -> Callable:
         metrics |= dict(render.aux.get("metrics", {}))
         return total, (terms, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics))
 
-    return frame_loss
+    return loss
 
 
-def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh, n_local: int):
-    """The jitted update (TrainState, Batch) -> TrainState; n_local frames on each device.
+def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh):
+    """The jitted update (TrainState, Batch) -> TrainState; every device has as many frames of the batch.
 
-    In this order: refresh where it is due, loss and gradient frame by frame, one average over the devices,
+    In this order: refresh where it is due, loss and gradient of all frames of a device, one average over the devices,
     AdamW, moving average where it is due, sums of the metrics.
     """
-    frame_loss = make_frame_loss(model, stage, is_trained)
+    loss = make_loss(model, stage, is_trained)
     every = ema_every(stage.ema, stage.steps) if stage.ema else 0
 
     def local_step(s: TrainState, batch: Batch) -> TrainState:
@@ -86,18 +86,9 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh, n_
 
             state = jax.lax.cond(s.step % stage.refresh_every == 0, refresh, lambda _: state, None)
 
-        def add_frame(total, slot_and_frame):
-            slot, frame = slot_and_frame
-            key = jax.random.fold_in(frames_key, slot)
-            grads, (_, metrics) = jax.grad(frame_loss, has_aux=True)(s.params, state, clock, frame, key)
-            return jax.tree.map(jnp.add, total, (grads, metrics)), None
-
-        slots = jax.lax.axis_index(AXIS) * n_local + jnp.arange(n_local)
-        one = jax.tree.map(lambda x: x[0], batch)
-        shapes = jax.eval_shape(lambda: frame_loss(s.params, state, clock, one, frames_key)[1][1])
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (s.params, shapes))
-        total, _ = jax.lax.scan(add_frame, zeros, (slots, batch))
-        grads, metrics = jax.lax.pmean(jax.tree.map(lambda x: x / n_local, total), AXIS)
+        # the same key on every device: what a model draws for a frame hangs on the frame's number (base.frame_keys)
+        grads, (_, metrics) = jax.grad(loss, has_aux=True)(s.params, state, clock, batch, frames_key)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
 
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt = tx.update(grads, s.opt, s.params)
@@ -137,14 +128,11 @@ def check_terms(model: Model, stage: Stage, variables: Variables, first: Mapping
       UserError: a term without a weight, a weight without a term, or a term that is not a scalar.
     """
     everything = jax.tree.map(lambda _: True, variables.params)
-    frame_loss = make_frame_loss(model, stage, everything)
+    loss = make_loss(model, stage, everything)
     clock = Clock(jnp.int32(0), jnp.float32(0), stage.name)
     seen, metrics = {}, {"grad_norm"}
     for batch in first.values():
-        frame = jax.tree.map(lambda x: x[0], batch)
-        _, (terms, values) = jax.eval_shape(
-            frame_loss, variables.params, variables.state, clock, frame, jax.random.key(0)
-        )
+        _, (terms, values) = jax.eval_shape(loss, variables.params, variables.state, clock, batch, jax.random.key(0))
         seen |= {name: term.shape for name, term in terms.items()}
         metrics |= set(values)
     for name, shape in seen.items():

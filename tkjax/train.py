@@ -4,11 +4,11 @@ Reads top to bottom: `train` runs the stages, `run_stage` one of them. `stages` 
 `step.make_step`, its frames come from `batches`, `devices` has the processes and their devices, `progress` what a run
 shows of itself.
 
-Parallelism: a mesh with the axis `data` over all devices. A global batch has `train.frames` frames, split over
-the devices; parameters, optimiser and occupancy are replicated. The step runs inside `shard_map`: each device
-goes through its frames one by one (a frame is the unit of every model's loss), gradients are averaged once.
-All randomness is a function of (seed, stage, step, slot of the frame in the global batch), so neither the
-number of devices nor a restart changes the numbers beyond the order of float sums.
+Parallelism: a mesh with the axis `data` over all devices. A global batch has the stage's `frames` (or `train.frames`),
+split over the devices; parameters, optimiser and occupancy are replicated. The step runs inside `shard_map`: each
+device draws its frames in one call (a frame is the unit of every model's loss), gradients are averaged once.
+All randomness is a function of (seed, name of the stage, step, number or slot of the frame), so neither the
+number of devices, a restart, nor which other stages are on changes the numbers beyond the order of float sums.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from tkjax import checkpoint, split
-from tkjax.batches import global_frames, make_loader, prefetch, sampler_of
+from tkjax.batches import global_frames, make_loader, name_number, prefetch, repeated, sampler_of
 from tkjax.checkpoint import Checkpoints, load_variables
 from tkjax.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
 from tkjax.errors import UserError
@@ -68,7 +68,7 @@ class Run:
     model: Model
     stages: tuple[Stage, ...]
     mesh: Mesh
-    n_frames: int  # in the global batch
+    n_frames: Mapping[str, int]  # in the global batch of each stage
     record: Mapping[str, Any]
     on_event: Event
 
@@ -123,10 +123,13 @@ def train(
     use_compilation_cache()
     workdir = Path(workdir)
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
-    n_frames = global_frames(config.train.frames, mesh.size)
     model = load(config.system)(config, clip.info)
     all_stages = stages_of(config, model)
     names = [stage.name for stage in all_stages]
+    n_frames = {}
+    for stage in all_stages:
+        own = -(-stage.frames // mesh.size) * mesh.size  # a stage's own number goes up to a multiple of the devices
+        n_frames[stage.name] = global_frames(own or config.train.frames, mesh.size)
     stands = [stands_at(workdir, name) for name in names]
     wanted = chosen(all_stages, stands, stages, workdir)
 
@@ -155,6 +158,7 @@ def train(
 def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     """Train one stage from where it stands to its end."""
     stage, config, model = run.stages[index], run.config, run.model
+    n_frames = run.n_frames[stage.name]
     metrics_path = run.workdir / "metrics.jsonl"
 
     # -- where it stands
@@ -180,7 +184,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
     # -- batches; loss terms against weights; the metrics that will be summed
     seed = config.seed + SEED_STRIDE * stage.seed
-    load_batch = make_loader(run.clip, run.train_frames, stage, seed, index, run.n_frames, run.sharded)
+    frames = repeated(run.train_frames, run.clip.eye_closed, stage.rare) if stage.rare else run.train_frames
+    load_batch = make_loader(run.clip, frames, stage, seed, n_frames, run.sharded)
     first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)
     run.on_event("stage", {"stage": stage.name, "steps": stage.steps})  # only now: the settings have proved usable
@@ -189,7 +194,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     # -- the state on all devices, continued from the newest checkpoint
     state = TrainState(
         step=jnp.int32(0),
-        key=jax.random.key_data(stage_key(run_key, index, stage)),
+        key=jax.random.key_data(stage_key(run_key, stage)),
         params=variables.params,
         state=variables.state,
         opt=tx.init(variables.params),
@@ -205,7 +210,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     # -- compile: one executable for each sampler
     steps = {}
     for sampler, batch in first.items():
-        train_step = make_step(model, stage, tx, is_trained, run.mesh, run.n_frames // run.mesh.size)
+        train_step = make_step(model, stage, tx, is_trained, run.mesh)
         steps[sampler] = compiled(run, stage, train_step, state, sampler, batch)
     run.say(memory_estimate(stage.name, state, steps.values()))
     checkpoint.meet("compiled")  # some processes may have found the programs in their cache
@@ -226,8 +231,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     try:
         for done, batch in zip(range(start + 1, stage.steps + 1), batches, strict=True):
             sampler = sampler_of(stage, done - 1)
-            state = steps[sampler](state, shard(batch, run.sharded, run.n_frames))
-            rays += run.n_frames * batch.pixels_px.shape[1]
+            state = steps[sampler](state, shard(batch, run.sharded, n_frames))
+            rays += n_frames * batch.pixels_px.shape[1]
             bar.update()
             is_last = done == stage.steps
             log_now = is_last or due(done, config.train.log_every)
@@ -255,7 +260,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
                 last_step, last_time, rays = done, time.perf_counter(), 0
             if save_now:
                 items = {"params": state.params, "state": state.state, "ema": state.ema, "rest": rest_of(state)}
-                meta = checkpoint_meta(run, stage, index, done, seconds + time.perf_counter() - began)
+                meta = checkpoint_meta(run, stage, done, seconds + time.perf_counter() - began)
                 checkpoints.save(done, items, meta)
                 run.on_event("checkpoint", {"stage": stage.name, "step": done})
             if preview_now:
@@ -280,7 +285,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 def compiled(run: Run, stage: Stage, train_step: Any, state: TrainState, sampler: str, batch: Batch) -> Any:
     """The executable of a step for batches like `batch`."""
     began = time.perf_counter()
-    executable = train_step.lower(state, shard(batch, run.sharded, run.n_frames)).compile()
+    executable = train_step.lower(state, shard(batch, run.sharded, run.n_frames[stage.name])).compile()
     took = time.perf_counter() - began
     run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
     run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
@@ -303,7 +308,7 @@ def show(run: Run, stage: Stage, state: TrainState, done: int, board: Any) -> No
 
 def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
     """Variables of a stage with none before it: from init, and from prepare where its training begins at step 0."""
-    variables = jax.jit(run.model.init)(jax.random.fold_in(run_key, len(run.stages)))
+    variables = jax.jit(run.model.init)(jax.random.fold_in(run_key, name_number("init")))
     if start > 0:
         return variables
     poses = np.asarray(run.clip.cam_to_world)[run.train_frames]
@@ -311,15 +316,16 @@ def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
     return run.model.prepare(variables, poses, intrinsics)
 
 
-def stage_key(run_key: jax.Array, index: int, stage: Stage) -> jax.Array:
-    key = jax.random.fold_in(run_key, index)
+def stage_key(run_key: jax.Array, stage: Stage) -> jax.Array:
+    """The key of a stage, from its name and its seed."""
+    key = jax.random.fold_in(run_key, name_number(stage.name))
     return jax.random.fold_in(key, stage.seed) if stage.seed else key
 
 
-def run_record(config: Any, clip: Any, n_frames: int) -> dict[str, Any]:
+def run_record(config: Any, clip: Any, n_frames: Mapping[str, int]) -> dict[str, Any]:
     """What run.json says: the config and data that a restart must match, and facts about this start."""
     resolved = checkpoint.as_json(config.to_dict())
-    resolved["train"]["frames"] = n_frames
+    resolved["train"]["frames"] = dict(n_frames)
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "config": resolved,
@@ -362,8 +368,8 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState, record: Mappi
     return state, meta["seconds"]
 
 
-def checkpoint_meta(run: Run, stage: Stage, index: int, step: int, seconds: float) -> dict[str, Any]:
+def checkpoint_meta(run: Run, stage: Stage, step: int, seconds: float) -> dict[str, Any]:
     """Facts beside the arrays of a checkpoint."""
-    epoch, place = divmod(step * run.n_frames, len(run.train_frames))
-    data_position = {"seed": run.config.seed, "stage_index": index, "epoch": epoch, "place": place}
+    epoch, place = divmod(step * run.n_frames[stage.name], len(run.train_frames))
+    data_position = {"seed": run.config.seed, "stage": stage.name, "epoch": epoch, "place": place}
     return {"stage": stage.name, "step": step, "seconds": seconds, "data_position": data_position} | dict(run.record)

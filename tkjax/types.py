@@ -57,6 +57,7 @@ class Batch:
     were drawn in training, where a loss needs it. `eye_area` is 100 (A(36..41) + A(42..47)) / (H W) with the areas of
     the eyes' 68-point polygons (rad-nerf dossier §2.6).
     `audio` holds the W windows around the frame; the one of the frame itself has index W // 2.
+    `lip_shape` are the measures of `sampling.lip_shape`, in standard deviations of the training frames.
     Fields that a caller cannot know are None (`target`, `label` and boxes when driving).
     """
 
@@ -69,6 +70,7 @@ class Batch:
     expression: Leaf[Float[Array, "B K"]]
     eye_closed: Leaf[Float[Array, " B"]]
     eye_area: Leaf[Float[Array, " B"]] | None = None
+    lip_shape: Leaf[Float[Array, "B M"]] | None = None
     target: Leaf[Float[Array, "B R 3"]] | None = None
     label: Leaf[UInt8[Array, "B R"]] | None = None
     in_face: Leaf[Bool[Array, "B R"]] | None = None

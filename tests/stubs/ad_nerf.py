@@ -60,7 +60,9 @@ class Model(base.Model):
     def render(self, variables, batch, key, clock, train):
         params, (b, r) = variables.params, batch.pixels_px.shape[:2]
         o, d = pixel_rays(batch.cam_to_world, batch.intrinsics, batch.pixels_px)
-        jitter = jnp.full((b, r, SAMPLES), 0.5) if key is None else jax.random.uniform(key, (b, r, SAMPLES))
+        jitter = jnp.full((b, r, SAMPLES), 0.5)
+        if key is not None:
+            jitter = jax.vmap(lambda k: jax.random.uniform(k, (r, SAMPLES)))(base.frame_keys(key, batch, 0))
         width = (FAR - NEAR) / SAMPLES
         t = NEAR + (jnp.arange(SAMPLES) + jitter) * width
         code = self.audio_code(params, batch.audio, clock)

@@ -10,7 +10,7 @@ from tkjax.types import Render, Variables
 
 class Model(base.Model):
     def init(self, key):
-        return Variables(params={"logit": 0.1 * jax.random.normal(key, (3,))}, state={})
+        return Variables(params={"logit": 1.5 + 0.1 * jax.random.normal(key, (3,))}, state={})
 
     def render(self, variables, batch, key, clock, train):
         rgb = jnp.broadcast_to(jax.nn.sigmoid(variables.params["logit"]), (*batch.pixels_px.shape[:2], 3))

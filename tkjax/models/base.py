@@ -54,6 +54,10 @@ class Stage:
     rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
       without a weight is an error. background: what stands behind the model, `torso` (true torso over plate) or
       `plate`. target: what it is compared with, the whole `frame`, or the `torso` (the true torso over the plate).
+    frames: in the global batch of a step, at least (the next multiple of the devices), 0 for `train.frames`.
+    rare: frames with closed eyes are repeated until they are at least this share of what a step sees
+      (`batches.repeated`), 0 for as often as they come.
+    optional: later stages can be trained without it.
     refresh_every: steps between calls of Model.refresh, 0 for never. seed: another one gives the stage other random
       numbers, so that it can be repeated from one saved stage before it.
     """
@@ -67,6 +71,9 @@ class Stage:
     patch: int = 32
     background: str = "torso"
     target: str = "frame"
+    frames: int = 0
+    rare: float = 0.0
+    optional: bool = False
     refresh_every: int = 0
     seed: int = 0
     ema: Ema | None = Ema()
@@ -88,13 +95,14 @@ class Model:
         return variables
 
     def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
-        """Draw the batch's pixels without its background. key None means deterministic."""
+        """Draw the batch's pixels without its background. key None means deterministic; what is drawn at random for a
+        frame hangs on `frame_keys`, never on its place in the batch, so that any split over devices draws the same."""
         raise NotImplementedError
 
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
     ) -> dict[str, jax.Array]:
-        """Scalars by name, unweighted."""
+        """Scalars by name, unweighted; each a mean over the batch's frames."""
         raise NotImplementedError
 
     def refresh(self, variables: Variables, batch: Batch, key: jax.Array, clock: Clock) -> Variables:
@@ -118,6 +126,11 @@ class Model:
     def stages(self) -> tuple[Stage, ...]:
         """Stages in order, from self.config."""
         raise NotImplementedError
+
+
+def frame_keys(key: jax.Array, batch: Batch, use: int) -> jax.Array:
+    """One key [B] per frame and use, from the frame's number: any split of frames over devices draws the same."""
+    return jax.vmap(lambda frame: jax.random.fold_in(jax.random.fold_in(key, use), frame))(batch.frame)
 
 
 def load(name: str, stored: bool = False) -> type[Model]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tkjax import losses
-from tkjax.models.base import Rate
-from tkjax.models.hash_head import SH_DEGREE, HashHead, frame_keys, lips_progress, make_torso
+from tkjax.models.base import Rate, frame_keys
+from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field
 from tkjax.render.image import picture
 from tkjax.render.march import pack
@@ -75,6 +75,8 @@ class Model(HashHead):
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
     ) -> dict[str, jax.Array]:
         """The terms of dossier §5; each is a mean over the rays of a frame, then over frames."""
+        if clock.stage == SPEECH:
+            return {"speech": self.speech_term(variables, batch, key)}
         prediction = picture(render, batch.background)
         if clock.stage == "torso":
             anchors = variables.params["torso"]["anchors"]
@@ -84,6 +86,7 @@ class Model(HashHead):
                 "alpha": jnp.mean(render.alpha),
             }
         s = clock.progress
+        teacher = {"speech": self.speech_term(variables, batch, None)} if self.config.train.head.lambda_speech else {}
         face = batch.in_face.astype(jnp.float32)
         u, amb_aud, amb_eye = (render.aux[k] for k in EXTRAS)
         per_ray = {
@@ -92,7 +95,7 @@ class Model(HashHead):
             "amb_eye": amb_eye / self.config.model.samples * jax.lax.stop_gradient(amb_aud) * face,
         }
         if clock.stage == "lips":
-            terms = {name: jnp.mean(value) for name, value in per_ray.items()}
+            terms = teacher | {name: jnp.mean(value) for name, value in per_ray.items()}
             terms["mse"] = self.lips_mse(prediction, batch)
             if batch.sampler in PERCEPTUAL:  # single rays make no picture
                 terms["perceptual"] = PERCEPTUAL[batch.sampler] * self.perceptual_term(prediction, batch)
@@ -103,7 +106,7 @@ class Model(HashHead):
             "unc_nll": face * losses.uncertainty_nll(error, u),
             "unc_bg": (1.0 - face) * u,
         }
-        terms = {name: jnp.mean(value) for name, value in per_ray.items()}
+        terms = teacher | {name: jnp.mean(value) for name, value in per_ray.items()}
         terms["perturb"] = jax.lax.cond(
             clock.step % PERTURB_EVERY == 0,
             lambda: self._perturbation(variables.params, render, batch, key),
@@ -133,6 +136,7 @@ class Model(HashHead):
         rates = {
             "tables": Rate(h.lr_tables, h.final_factor, h.decay_tables, b1=0.0),
             "net": Rate(h.lr_net, h.final_factor, b1=0.0),
+            "audio": Rate(h.lr_audio, h.final_factor, b1=0.0),
             "audio_attention": Rate(h.lr_audio_attention, h.final_factor, h.decay_audio_attention, b1=0.0),
         }
         if self.config.model.train_camera:
@@ -152,4 +156,4 @@ class Model(HashHead):
         late = {name: lambda s: h.lambda_amb * lips_progress(s) for name in ("amb_aud", "amb_eye")}
         lips = regular | late | {"perceptual": self.config.train.lips.perceptual_weight}
         body = {"mse": 1.0, "anchors": 1.0, "alpha": t.get("lambda_alpha", 0.0)}
-        return self.make_stages(rates, torso, {"head": head, "lips": lips, "torso": body})
+        return self.make_stages(rates, torso, self.speaking({"head": head, "lips": lips, "torso": body}))

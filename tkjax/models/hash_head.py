@@ -20,7 +20,7 @@ from tkjax.cameras import camera_z, euler_xyz, pixel_rays, to_ngp_axes, to_ngp_p
 from tkjax.fields.audio import AudioAttention, AudioNet
 from tkjax.fields.program import groups
 from tkjax.fields.torso import Torso
-from tkjax.models.base import Ema, Rate, Stage
+from tkjax.models.base import Ema, Rate, Stage, frame_keys
 from tkjax.models.base import Model as BaseModel
 from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
 from tkjax.render import occupancy
@@ -36,6 +36,7 @@ HIDDEN = 0.25
 # 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's first (train.lips.first_rate, last_rate),
 # and the progress that ambient weights follow goes from 0.8 to 1.
 LIPS_FROM = 0.8
+SPEECH = "speech"  # the stage that trains the audio networks alone
 
 
 class HeadParams(nn.Module):
@@ -116,11 +117,14 @@ class HashHead(BaseModel):
         return Variables({**params["params"], "torso": torso}, {**state, "torso": self.torso.init_state()})
 
     def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
-        """Cells that no training camera sees are never occupied."""
+        """Cells that no training camera sees, or fewer than model.occupancy_seen of them, are never occupied."""
         keep = np.asarray(self.box) if self.config.model.occupancy_box_only else None
+        share = self.config.model.occupancy_seen
         poses = to_ngp_pose(np.asarray(cam_to_world, np.float32))
         intrinsics = np.asarray(intrinsics, np.float32)
-        state = occupancy.mark_unseen(variables.state, poses, intrinsics, self.info.height, self.info.width, keep)
+        state = occupancy.mark_unseen(
+            variables.state, poses, intrinsics, self.info.height, self.info.width, keep, share
+        )
         return variables.replace(state={**variables.state, **state})
 
     def _apply(self, params, method, *args):
@@ -165,6 +169,9 @@ class HashHead(BaseModel):
     # ------------------------------------------------ drawing
 
     def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
+        if train and clock.stage == SPEECH:
+            b, r = batch.pixels_px.shape[:2]
+            return Render(rgb=jnp.zeros((b, r, 3)), alpha=jnp.zeros((b, r, 1)))  # it listens, it does not draw
         if train and clock.stage == "torso":
             return self._render_torso(variables, batch)
         if train:
@@ -288,6 +295,20 @@ class HashHead(BaseModel):
 
     # ------------------------------------------------ losses and stages
 
+    def speech_term(self, variables: Variables, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
+        """How far the first numbers of the audio code are from the shape of the lips, mean squared, in variances.
+
+        The code has no other teacher than the picture, of which the lips are a few hundredths: it learns loudness long
+        before sounds. Here its first M of C numbers are the M measures of `Batch.lip_shape`; the rest is free. With a
+        key the features get Gaussian noise of train.speech.noise, so that a short clip is not learnt by heart.
+        """
+        audio, size = batch.audio, self.config.train.speech.noise
+        if key is not None and size:
+            noise = jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(frame_keys(key, batch, 3))
+            audio = audio + size * noise
+        code = self._apply(variables.params, "audio_code", audio)
+        return jnp.mean(jnp.square(code[:, : batch.lip_shape.shape[1]] - batch.lip_shape))
+
     @functools.cached_property
     def perceptual(self) -> perceptual.Perceptual:
         return perceptual.choose(self.config.train.lips.perceptual)
@@ -314,11 +335,16 @@ class HashHead(BaseModel):
         if batch.sampler != "lips":
             return jnp.mean(square)
         inside = batch.in_lips.astype(jnp.float32)
-        return jnp.sum(square * inside) / jnp.maximum(jnp.sum(inside), 1.0)
+        return jnp.mean(jnp.sum(square * inside, -1) / jnp.maximum(jnp.sum(inside, -1), 1.0))
 
     def labels(self, params: PyTree) -> PyTree:
-        """`tables`, `audio_attention`, `cameras`, `torso_tables`, `torso`, and `net` for all else."""
-        names = {"audio_attention": "audio_attention", "camera_rotation": "cameras", "camera_translation": "cameras"}
+        """`tables`, `audio`, `audio_attention`, `cameras`, `torso_tables`, `torso`, and `net` for all else."""
+        names = {
+            "audio_net": "audio",
+            "audio_attention": "audio_attention",
+            "camera_rotation": "cameras",
+            "camera_translation": "cameras",
+        }
 
         def group(path, _):
             keys = [p.key for p in path]
@@ -334,18 +360,24 @@ class HashHead(BaseModel):
     def make_stages(
         self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], refresh_lips: bool = True
     ) -> tuple[Stage, ...]:
-        """head, lips and torso from config.train. rates: of the head; the lips stage takes them from first_rate to
-        last_rate of their start. weights: by stage. refresh_lips: whether the lips stage refreshes the occupancy."""
-        h, lips, t = (self.config.train[name] for name in ("head", "lips", "torso"))
+        """speech (where it has steps), head, lips and torso from config.train. rates: of the head; the lips stage takes
+        them from first_rate to last_rate of their start. weights: by stage. refresh_lips: whether the lips stage
+        refreshes the occupancy."""
+        speech, h, lips, t = (self.config.train[name] for name in (SPEECH, "head", "lips", "torso"))
+        listen = Rate(speech.lr, speech.final_factor, speech.decay)
         slow = {n: r.scaled(lips.first_rate, lips.last_rate / lips.first_rate) for n, r in rates.items()}
-        return (
+        stages = (
             Stage(
-                "head", h.steps, h.rays, rates, weights["head"], samplers=(h.sampler,), refresh_every=h.refresh_every,
-                ema=Ema(h.ema_decay, h.ema_every), seed=h.seed,
+                SPEECH, speech.steps, 1, {"audio": listen, "audio_attention": listen}, {"speech": 1.0},
+                frames=speech.frames, seed=speech.seed, ema=Ema(h.ema_decay, speech.ema_every), optional=True,
+            ),
+            Stage(
+                "head", h.steps, h.rays, rates, weights["head"], samplers=(h.sampler,), frames=h.frames, rare=h.rare,
+                refresh_every=h.refresh_every, ema=Ema(h.ema_decay, h.ema_every), seed=h.seed,
             ),
             Stage(
                 "lips", lips.steps, lips.rays, slow, weights["lips"], samplers=tuple(lips.samplers), patch=lips.patch,
-                refresh_every=h.refresh_every if refresh_lips else 0,
+                frames=lips.frames, rare=h.rare, refresh_every=h.refresh_every if refresh_lips else 0,
                 ema=Ema(h.ema_decay, lips.ema_every), seed=lips.seed,
             ),
             Stage(
@@ -353,6 +385,13 @@ class HashHead(BaseModel):
                 target="torso", refresh_every=h.refresh_every, ema=Ema(h.ema_decay, t.ema_every), seed=t.seed,
             ),
         )  # fmt: skip
+        return stages if speech.steps else stages[1:]
+
+    def speaking(self, weights: dict[str, dict]) -> dict[str, dict]:
+        """Weights by stage with that of `speech_term` in head and lips, where the config gives it any."""
+        size = self.config.train.head.lambda_speech
+        more = {"speech": size} if size else {}
+        return {name: terms | more if name in ("head", "lips") else terms for name, terms in weights.items()}
 
 
 def make_torso(config: Any, info: SubjectInfo, **system: Any) -> Torso:
@@ -371,11 +410,6 @@ def code_rows(config: Any, info: SubjectInfo) -> int:
 def lips_progress(s):
     """Progress over head and lips stage together while in the latter."""
     return LIPS_FROM + (1.0 - LIPS_FROM) * s
-
-
-def frame_keys(key: jax.Array, batch: Batch, use: int):
-    """One key per frame and use, from the frame's number: any split of frames over devices draws the same."""
-    return jax.vmap(lambda frame: jax.random.fold_in(jax.random.fold_in(key, use), frame))(batch.frame)
 
 
 def _code_row(batch: Batch, train: bool):

@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from tkjax import losses
 from tkjax.models.base import Rate, Stage
-from tkjax.models.hash_head import SH_DEGREE, HashHead, lips_progress, make_torso
+from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder
 from tkjax.render.image import picture
 from tkjax.types import Array, Batch, Clock, Render, SubjectInfo, Variables
@@ -90,12 +90,16 @@ class Model(HashHead):
     ) -> dict[str, jax.Array]:
         """The terms of dossier §5; each is a mean over the rays of a frame, then over frames. Sound should move nothing
         but the lower face: outside of it the ambient coordinates are held at 0."""
+        if clock.stage == SPEECH:
+            return {"speech": self.speech_term(variables, batch, key)}
         prediction = picture(render, batch.background)
         entropy = jnp.mean(losses.binary_entropy_bits(render.alpha[..., 0]))
         if clock.stage == "torso":
             return {"mse": jnp.mean(losses.mse(prediction, batch.target)), "entropy": entropy}
         outside = 1.0 - batch.in_lower_face.astype(jnp.float32)
         terms = {"entropy": entropy, "ambient": jnp.mean(render.aux["ambient"] * outside)}
+        if self.config.train.head.lambda_speech:
+            terms["speech"] = self.speech_term(variables, batch, None)
         if clock.stage != "lips":
             return terms | {"mse": jnp.mean(losses.mse(prediction, batch.target))}
         terms["mse"] = self.lips_mse(prediction, batch)
@@ -112,6 +116,7 @@ class Model(HashHead):
         rates = {
             "tables": rate(h.lr_tables, h.final_factor),
             "net": rate(h.lr_net, h.final_factor),
+            "audio": rate(h.lr_audio, h.final_factor),
             "audio_attention": rate(h.lr_audio_attention, h.final_factor),
         }
         if self.config.model.train_camera:
@@ -127,4 +132,4 @@ class Model(HashHead):
             },
             "torso": regular,
         }
-        return self.make_stages(rates, torso, weights, refresh_lips=False)
+        return self.make_stages(rates, torso, self.speaking(weights), refresh_lips=False)

@@ -3,6 +3,7 @@
 State: {"density": [side^3] float32, -1 where no training camera looks; "bits": [side^3 / 8] uint8}.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -36,8 +37,9 @@ def mark_unseen(
     height: int,
     width: int,
     keep: Float[np.ndarray, "6"] | None = None,
+    share: float = 0.0,
 ) -> dict:
-    """Densities of cells that no camera sees become -1, so they are never occupied again.
+    """Densities of cells that no camera sees, or fewer than `share` of them, become -1: never occupied again.
 
     A camera (OpenCV axes, looks along +z) sees a cell whose centre is in front of it and projects into the
     picture widened by two half cells, as in the originals. With `keep` (x0,y0,z0,x1,y1,z1) the cells
@@ -52,10 +54,11 @@ def mark_unseen(
         x, y, z = ((centres - pose[:3, 3]) @ pose[:3, :3]).T
         inside = (z > 0) & (x > -cx / fx * z - 2 * half) & (x < (width - cx) / fx * z + 2 * half)
         inside &= (y > -cy / fy * z - 2 * half) & (y < (height - cy) / fy * z + 2 * half)
-        return seen | inside, None
+        return seen + inside, None
 
     cameras = (jnp.asarray(cam_to_grid, jnp.float32), jnp.asarray(intrinsics, jnp.float32))
-    seen, _ = jax.jit(lambda c: jax.lax.scan(step, jnp.zeros(side**3, bool), c))(cameras)
+    seen, _ = jax.jit(lambda c: jax.lax.scan(step, jnp.zeros(side**3, jnp.int32), c))(cameras)
+    seen = seen >= max(1, math.ceil(share * len(cam_to_grid)))
     if keep is not None:
         low, high = np.asarray(keep[:3], np.float32) - half, np.asarray(keep[3:], np.float32) + half
         seen &= jnp.all((centres > low) & (centres < high), -1)
