@@ -68,9 +68,10 @@ def to_sdr(rgb: UInt16[np.ndarray, "H W 3"], transfer: int, primaries: int) -> U
     if matrix is not None:
         light = light @ matrix.T.astype(np.float32)
     light = np.maximum(light, 0)
-    top = light.max(-1, keepdims=True)
+    top = np.maximum(np.maximum(light[..., 0], light[..., 1]), light[..., 2])
     over = top > KNEE
     if over.any():
-        bent = KNEE + (1 - KNEE) * (1 - np.exp(-(top - KNEE) / (1 - KNEE)))
-        light = np.where(over, light * (bent / np.maximum(top, KNEE)), light)
-    return _bytes()[np.rint(np.sqrt(np.minimum(light, 1)) * 65535).astype(np.uint16)]
+        m = top[over]
+        bent = KNEE + (1 - KNEE) * (1 - np.exp(-(m - KNEE) / (1 - KNEE)))
+        light[over] *= (bent / m)[:, None]
+    return _bytes()[(np.sqrt(np.minimum(light, 1)) * 65535 + 0.5).astype(np.uint16)]
