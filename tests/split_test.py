@@ -1,5 +1,7 @@
 """Held-out frames in blocks: as many as at the end, spread over the clip, the same for training, avatar and report."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from tkjax import avatar, cli, drive, evaluate, split
+from tkjax import avatar, cli, drive, evaluate, options, split
 from tkjax.data import Clip
 from tkjax.errors import UserError
 from tkjax.models import base
@@ -68,3 +70,27 @@ def test_an_avatar_knows_which_frames_of_the_dataset_its_track_holds(clip, tmp_p
     assert np.array_equal(drive.plan(subject, poses="test").cam_to_world, clip.cam_to_world[clip.heldout_frames])
     some = drive.plan(subject, data_range=(10, 400)).track
     assert subject.numbers[some].tolist() == list(range(numbers[10], numbers[399] + 1))
+
+
+def test_the_flag_goes_into_the_config_and_a_run_keeps_its_split(tmp_path):
+    command = ["launch.py", "--mode=train", "--config=configs/er_nerf.py:smoke", f"--workdir={tmp_path}"]
+    assert cli.resolve(options.parse(command), tmp_path).data.split == "last"
+    assert cli.resolve(options.parse([*command, "--split=blocks"]), tmp_path).data.split == "blocks"
+    with pytest.raises(UserError, match=r"--split=middle.*blocks, last"):
+        options.parse([*command, "--split=middle"])
+
+
+def test_what_is_trained_around_blocks_is_scored_in_them_and_the_report_says_so(clip, tmp_path):
+    settings = tiny.config()
+    settings.data.split, settings.eval.max_frames = "blocks", 4
+    fitted = cli.train_and_save(settings, clip.dataset.root, tmp_path / "W", cli.consent_record("mine", True))
+    cli.score(tmp_path / "W", fitted, str(tmp_path))
+    report = json.loads((tmp_path / "W/report.json").read_text())
+    assert report["split"]["kind"] == "blocks" and report["split"]["train_frames"] == 800
+    assert report["split"]["heldout_runs"] == split.runs(clip.heldout_frames)
+    (a, b), _ = report["split"]["heldout_runs"]
+    assert f"--split=blocks: frames {a}–{b - 1}" in (tmp_path / "W/report.html").read_text()
+    assert set(report["response"]["reasons"]) >= {"lips.sd_ratio", "eyes.closures_closed"}
+    with pytest.raises(UserError, match=r"data\.split"):  # the same workdir with another split
+        settings.data.split = "last"
+        cli.train_and_save(settings, clip.dataset.root, tmp_path / "W", cli.consent_record("mine", True))
