@@ -94,6 +94,7 @@ def fetch(url: str, folder: Path) -> Path:
         headers={"Accept-Encoding": "identity"},
     )  # fmt: skip
     path = pooch.retrieve(url, f"sha256:{FACE_LANDMARKER_SHA256}", FACE_LANDMARKER, folder, downloader=downloader)
+    os.chmod(path, 0o644)  # pooch's temporary file is its maker's alone, and caches are shared
     say(f"{FACE_LANDMARKER}: kept in {path}")
     return Path(path)
 
