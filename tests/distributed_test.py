@@ -75,6 +75,7 @@ def score(*_, **__):
     (workdir / f"scored-{index}").touch()
 
 train.initialise_distributed, child.run, cli.score = launcher, run, score
+cli.stop_on_failures = lambda dataset, accept: None  # the manifest of this test is an empty file
 cli.train_and_save = lambda resolved, dataset, workdir, consent, stages: (workdir / f"trained-{index}").touch()
 opts = options.Options("fit", {"video": __file__ if "__file__" in globals() else sys.executable, "consent": "a test",
                                "workdir": str(workdir), "config": "configs/er_nerf.py:smoke"}, [])
