@@ -86,7 +86,7 @@ def measure(label: UInt8[np.ndarray, "H W"], landmarks_px: Float[np.ndarray, "47
     body = (small > 0) & ~head
     flank = (v > -0.9) & (v < label_repair.HIGHEST_BODY) & (beside > 2) & (beside < 3.5)
     sides = [_share(body, flank & (u * sign > 0)) for sign in (-1, 1)]
-    outline, closed, _ = label_repair.crown(head, u, v)
+    outline, closed = label_repair.crown(head, u, v)
     cells_u, cells_v = label_repair.grid_coordinates()
     grid = label_repair.to_head(label, landmarks_px)
     upper = (cells_v > label_repair.SHOULDERS) & (np.abs(cells_u) < label_repair.REACH_BESIDE)

@@ -113,34 +113,41 @@ def head_of(
     return person & (oval | skull | hanging(hair, v, half) | beard)
 
 
-def crown(head: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(radius [180], radius without bites [180], degree [H,W]) of the outline over the head, degree by degree from one
-    ear over the crown to the other; radii in half heights, 0.74 of u, around (0, 0.1)."""
+def _polar(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(degree int32, radius in half heights) around (0, 0.1); 0 lies to the right, 90 upwards."""
     x, y = 0.74 * u, v - 0.1
-    radius = np.hypot(x, y)
-    degree = np.clip(np.degrees(np.arctan2(y, x)), 0, 179.9).astype(np.int32)
-    mask = head & (y > 0)
+    return np.clip(np.degrees(np.arctan2(y, x)), 0, 179.9).astype(np.int32), np.hypot(x, y)
+
+
+def crown(head: Bool[np.ndarray, "H W"], u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(radius [180], radius without bites [180]) of the outline over the head, degree by degree from one ear over the
+    crown to the other, in half heights around (0, 0.1); 0 where there is no head."""
+    inner = cv2.erode(head.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    rows, columns = np.nonzero(head & (inner == 0) & (v > 0.1))
+    degree, radius = _polar(u[rows, columns], v[rows, columns])
     outline = np.zeros(180, np.float32)
-    np.maximum.at(outline, degree[mask], radius[mask])
+    np.maximum.at(outline, degree, radius.astype(np.float32))
     outline = cv2.dilate(outline[:, None], np.ones((5, 1), np.uint8))[:, 0]  # of small pictures a degree may be empty
     kernel = np.ones((2 * DIP_DEGREES + 1, 1), np.uint8)
     closed = cv2.morphologyEx(outline[:, None], cv2.MORPH_CLOSE, kernel, borderType=cv2.BORDER_REPLICATE)[:, 0]
-    edge = np.zeros_like(mask)
-    edge[0] = edge[:, 0] = edge[:, -1] = True  # what the picture cuts off is no bite
-    cut = np.unique(degree[mask & edge])
+    cut = degree[(rows == 0) | (columns == 0) | (columns == head.shape[1] - 1)]  # by the picture: that is no bite
     closed[cut] = outline[cut]
     closed[: CROWN.start], closed[CROWN.stop :] = outline[: CROWN.start], outline[CROWN.stop :]
-    return outline, closed, degree
+    return outline, closed
 
 
 def fill_crown(head: np.ndarray, likely: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """The head with bites in the outline of its crown filled where bool `likely` does not speak against hair."""
-    outline, closed, degree = crown(head, u, v)
-    if not (closed - outline > DIP).any():
+    outline, closed = crown(head, u, v)
+    bites = closed - outline > DIP
+    if not bites.any():
         return head
-    radius = np.hypot(0.74 * u, v - 0.1)
-    bite = (v > 0.1) & (radius < closed[degree]) & (closed - outline > DIP)[degree]
-    return head | (bite & likely)
+    rows, columns = np.nonzero(likely & ~head & (v > 0.1))
+    degree, radius = _polar(u[rows, columns], v[rows, columns])
+    inside = bites[degree] & (radius < closed[degree])
+    out = head.copy()
+    out[rows[inside], columns[inside]] = True
+    return out
 
 
 def lower(label: UInt8[np.ndarray, "H W"], v: np.ndarray) -> UInt8[np.ndarray, "H W"]:
