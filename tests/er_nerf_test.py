@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import er_nerf as er_nerf_config
-from tests import oracle
+from tests import fresh, oracle
 from tests.networks_oracle import audio_code, mlp
 from tkjax import losses
 from tkjax.cameras import pixel_rays
-from tkjax.models.base import load
+from tkjax.models.base import initialise, load
 from tkjax.models.er_nerf import EXTRAS, Model
 from tkjax.ops import GridSpec, field, march, sh_encode
 from tkjax.render.image import picture, render_image
@@ -89,7 +89,7 @@ def run(model):
 @pytest.fixture(scope="module")
 def variables(model):
     """Parameters away from their start, where tables are nearly zero and nothing is opaque."""
-    v = jax.jit(model.init)(jax.random.key(0))
+    v = initialise(model, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: p * (1e4 if path[0].key == "planes" else 5.0 if path[0].key == "density" else 1.0), v.params
     )
@@ -127,7 +127,8 @@ def test_a_long_clip_gets_a_code_per_frame():
 
 
 def test_initial_distributions():
-    params = jax.jit(Model(er_nerf_config.get_config("full"), info(80)).init)(jax.random.key(1)).params
+    model = Model(er_nerf_config.get_config("full"), info(80))
+    params = fresh.part_of(model, 1, "planes", "codes", "density", "audio_net")
     tables, codes = params["planes"]["tables"], params["codes"]["embedding"]
     assert np.abs(tables).max() <= 1e-4 and np.std(tables) == pytest.approx(1e-4 / 3**0.5, rel=0.01)
     assert np.std(codes) == pytest.approx(0.1, rel=0.02)
@@ -179,7 +180,7 @@ def test_the_system_is_found_by_name_and_unknown_variants_are_refused():
 @pytest.mark.parametrize("steps", [2, 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
-    params = jax.jit(model.init)(jax.random.key(2)).params
+    params = fresh.part_of(model, 2, "audio")
     audio = np.random.default_rng(0).normal(size=(1, W, steps, A)).astype(np.float32)
     got = model.params.apply({"params": params}, jnp.asarray(audio), method="audio_code")[0]
     np.testing.assert_allclose(got, audio_code(params, audio[0]), atol=1e-5)
@@ -366,7 +367,8 @@ def test_every_group_has_a_finite_gradient_that_is_not_zero(variables, run):
 
 def test_gradients_are_finite_where_the_field_is_zero(model, run):
     """Zero tables give v = 0 and a density of 1 everywhere."""
-    v = jax.tree.map(jnp.zeros_like, jax.jit(model.init)(jax.random.key(0)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    v = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     v = v.replace(state={"density": v.state["density"], "bits": v.state["bits"] + jnp.uint8(255)})
     (value, _), grads = run(v, batch(), KEY, CLOCK)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -478,7 +480,7 @@ def test_training_learns_a_disc():
 
     model = Model(tiny(), info())
     stage, run = model.stages()[0], total(model)
-    v = jax.jit(model.init)(jax.random.key(0))
+    v = initialise(model, jax.random.key(0))
     rates = {k: optax.adam(r.lr, b1=r.b1, b2=r.b2) for k, r in stage.rates.items()}
     frozen = {k: optax.set_to_zero() for k in ("torso", "torso_tables")}
     tx = optax.partition(rates | frozen, model.labels)

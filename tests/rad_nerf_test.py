@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from configs import rad_nerf as rad_nerf_config
-from tests import oracle
+from tests import fresh, oracle
 from tests import rad_nerf_oracle as literal
 from tests import tiny as tiny_subject
 from tests.ops.rays import occupancy as random_occupancy
 from tests.stubs.process import ROOT
 from tkjax import audio, cli, losses, options
 from tkjax.cameras import pixel_rays
-from tkjax.models.base import load
+from tkjax.models.base import initialise, load
 from tkjax.models.hash_head import frame_keys
 from tkjax.models.rad_nerf import OPEN_EYES, Model, head_program
 from tkjax.ops import GridSpec, field, grid_encode, march, sh_encode
@@ -122,7 +122,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return grown(jax.jit(model.init)(jax.random.key(0)))
+    return grown(initialise(model, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -305,10 +305,13 @@ def test_the_field_is_the_dossiers_formula(eye):
     full = rad_nerf_config.get_config("full")
     full.model.eye = eye
     model = Model(full, info(44))
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(3)).params)
     rng = np.random.default_rng(4)
+    params = jax.tree.map(  # somewhat larger than `init` makes them, which would be compiled at full size
+        lambda like: (rng.uniform(-1.5, 1.5, like.shape) / np.sqrt(like.shape[0])).astype(like.dtype),
+        jax.eval_shape(model.init, jax.random.key(3)).params,
+    )
     for name, spec in grids().items():
-        tables = params[name]["tables"] = np.array(params[name]["tables"])
+        tables = params[name]["tables"]
         for level in spec.table:  # finer levels hold less, as trained ones do
             part = tables[:, level.offset : level.offset + level.entries]
             part[:] = rng.normal(size=part.shape) * min(1.0, 24 / level.resolution)
@@ -372,7 +375,7 @@ def test_density_is_exp_with_a_bounded_derivative(h):
 @pytest.mark.parametrize("steps", [2, 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
-    params = jax.jit(model.init)(jax.random.key(2)).params
+    params = fresh.part_of(model, 2, "audio")
     audio = np.random.default_rng(0).normal(size=(1, W, steps, A)).astype(np.float32)
     got = model._apply(params, "audio_code", jnp.asarray(audio))[0]
     assert got.shape == (64,)
@@ -617,9 +620,9 @@ def test_the_ambient_term_holds_the_coordinates_at_zero_outside_the_lower_face(m
     assert not any(np.any(g) for g in jax.tree.leaves(slope(variables.params, True)))
 
 
-def test_cameras_are_trained_where_asked():
+def test_cameras_are_trained_where_asked(variables):
     model = Model(tiny(train_camera=True), info())
-    v = grown(jax.jit(model.init)(jax.random.key(0)))
+    v = fresh.adapted(variables, model)
     assert model.stages()[0].rates["cameras"].lr == 1e-5
     _, grads = total(model)(v, batch(), KEY, clock())
     for name in ("camera_rotation", "camera_translation"):
@@ -656,9 +659,9 @@ def test_eyes_without_landmarks_open_and_close_with_the_blink(model, variables, 
         np.testing.assert_allclose(draw(variables, without).rgb, same.rgb, atol=1e-6)
 
 
-def test_without_the_eyes_input_blinks_change_nothing():
+def test_without_the_eyes_input_blinks_change_nothing(variables):
     model = Model(tiny(eye=False), info())
-    v = grown(jax.jit(model.init)(jax.random.key(0)))
+    v = fresh.adapted(variables, model)
     assert v.params["sigma"]["kernel_0"].shape[0] == SPACE.channels + AMBIENT.channels
     pictures = [
         model.render(v, batch().replace(eye_area=jnp.full(1, 1.0 * a)), None, final_clock(), False) for a in (0.0, 1.0)
@@ -742,7 +745,7 @@ def test_noise_is_one_shift_of_the_lattice_per_ray(model, variables):
 def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
     import optax
 
-    v = jax.jit(model.init)(jax.random.key(0))
+    v = initialise(model, jax.random.key(0))
     refresh, errors = jax.jit(model.refresh), []
     for stage, steps in zip(model.stages(), (50, 8, 0)):
         rates = {name: dataclasses.replace(r, lr=4 * r.lr) for name, r in stage.rates.items()}

@@ -11,7 +11,7 @@ from tests.er_nerf_test import KEY, batch, info, tiny
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
 from tkjax.errors import UserError
-from tkjax.models.base import Stage
+from tkjax.models.base import Stage, initialise
 from tkjax.models.er_nerf import Model
 from tkjax.render.image import picture
 from tkjax.train import chosen, finished, plan, stage_key, train
@@ -100,7 +100,7 @@ def variables(model):
         size = {"tables": 1e4, "kernel_1": 3.0}.get(path[-1].key, 1.0)
         return p * size
 
-    v = jax.jit(model.init)(jax.random.key(0))
+    v = initialise(model, jax.random.key(0))
     return v.replace(params=jax.tree_util.tree_map_with_path(grow, v.params))
 
 

@@ -35,7 +35,7 @@ from tkjax.batches import global_frames, make_loader, name_number, prefetch, rep
 from tkjax.checkpoint import Checkpoints, load_variables
 from tkjax.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
 from tkjax.errors import UserError
-from tkjax.models.base import Model, Stage, load
+from tkjax.models.base import Model, Stage, initialise, load
 from tkjax.ops import dispatch
 from tkjax.optim import optimiser
 from tkjax.progress import check_finite, due, means, memory_estimate, open_board, preview, psnr, write_row
@@ -308,7 +308,7 @@ def show(run: Run, stage: Stage, state: TrainState, done: int, board: Any) -> No
 
 def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
     """Variables of a stage with none before it: from init, and from prepare where its training begins at step 0."""
-    variables = jax.jit(run.model.init)(jax.random.fold_in(run_key, name_number("init")))
+    variables = initialise(run.model, jax.random.fold_in(run_key, name_number("init")))
     if start > 0:
         return variables
     poses = np.asarray(run.clip.cam_to_world)[run.train_frames]

@@ -133,6 +133,12 @@ def frame_keys(key: jax.Array, batch: Batch, use: int) -> jax.Array:
     return jax.vmap(lambda frame: jax.random.fold_in(jax.random.fold_in(key, use), frame))(batch.frame)
 
 
+def initialise(model: Model, key: jax.Array) -> Variables:
+    """`model.init`, compiled. The optimiser of the compiler works at level 1: the same bits in half of the time (6.5 s
+    instead of 12.8 for a small RAD-NeRF), nearly all of which goes into code that draws random numbers once."""
+    return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 1})(key)
+
+
 def load(name: str, stored: bool = False) -> type[Model]:
     """The Model class of the module `tkjax.models.<name>`, or of a dotted module path (plug-ins, tests).
 
