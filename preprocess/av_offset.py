@@ -57,8 +57,13 @@ class Offset:
     elsewhere: float
 
     @property
+    def certainty(self) -> float:
+        """agree, or 0 where no shift stands out of the others."""
+        return self.agree if self.explained >= max(LEAST, STANDS_OUT * self.elsewhere) else 0.0
+
+    @property
     def certain(self) -> bool:
-        return self.agree >= SHARE and self.explained >= max(LEAST, STANDS_OUT * self.elsewhere)
+        return self.certainty >= SHARE
 
     @property
     def ms(self) -> float:

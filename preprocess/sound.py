@@ -33,44 +33,53 @@ def judge_level(wav: Path, seconds: float) -> list[checks.Check]:
     loud = power[power > level.QUIET]
     top = float(np.percentile(loud, 90)) if len(loud) else 0.0
     decibels = 10 * math.log10(top) if top else -math.inf
-    floor = float(np.percentile(power, 10))
-    speaks = power > max(level.QUIET, OUT_OF_NOISE * floor, level.WITHIN * top)
-    silent = seconds - (
-        float(np.flatnonzero(power > level.QUIET)[-1] + 1) / audio.LOGMEL["rate_hz"] if len(loud) else 0
-    )
     found = "silent" if not top else f"{'all but silent' if decibels < SILENT_DB else 'very soft'} ({decibels:.0f} dB)"
-    return [
+    out = [
         checks.judge(
             STAGE, "level in dB", decibels, warn=SOFT_DB, fail=SILENT_DB, more_is_worse=False,
             message=f"the sound track is {found}; record it louder, or choose a clip in which somebody speaks",
+        )
+    ]  # fmt: skip
+    if not top:
+        return out
+    steps_hz = audio.LOGMEL["rate_hz"]
+    floor = float(np.percentile(power, 10))
+    speaks = float((power > max(level.QUIET, OUT_OF_NOISE * floor, level.WITHIN * top)).sum()) / steps_hz
+    ends = min(float(np.flatnonzero(power > level.QUIET)[-1] + 1) / steps_hz, seconds)
+    return [
+        *out,
+        checks.judge(
+            STAGE, "seconds of speech", speaks, warn=SPEECH_S, fail=NO_SPEECH_S, more_is_worse=False,
+            message=f"only {speaks:.1f} s of the sound stand out of its noise; choose a clip in which somebody speaks",
         ),
         checks.judge(
-            STAGE, "seconds of speech", float(speaks.sum()) / audio.LOGMEL["rate_hz"], warn=SPEECH_S, fail=NO_SPEECH_S,
-            more_is_worse=False,
-            message="hardly anything in the sound stands out of its noise; choose a clip in which somebody "
-            "speaks",
-        ),
-        checks.judge(
-            STAGE, "silent seconds at the end", max(silent, 0.0), warn=END_S, fail=max(seconds / 2, END_S),
-            message=f"nothing is heard after {seconds - silent:.1f} s of {seconds:.1f} s; cut the clip there",
+            STAGE, "silent seconds at the end", seconds - ends, warn=END_S, fail=max(seconds / 2, END_S),
+            message=f"nothing is heard after {ends:.1f} s of {seconds:.1f} s; cut the clip there",
         ),
     ]  # fmt: skip
 
 
-def judge_offset(found: av_offset.Offset, removed_ms: float) -> checks.Check:
-    """What is left of the offset after `removed_ms` were taken out."""
-    measure = "sound after lips in ms"
+def judge_offset(found: av_offset.Offset, removed_ms: float) -> list[checks.Check]:
+    """How certain the offset is, what it is, and what is left of it after `removed_ms` were taken out."""
+    certainty = checks.judge(
+        STAGE, "certainty of the offset to the lips", found.certainty, warn=av_offset.SHARE, more_is_worse=False,
+        message="whether the sound is in step with the lips cannot be told (it explains too little of their motion); "
+        "if it is not, say by how much with --av_offset=MS",
+    )  # fmt: skip
     if not found.certain:
-        said = (
-            "whether the sound is in step with the lips cannot be told (it explains too little of their motion); if it "
-            "is not, say by how much with --av_offset=MS"
-        )
-        return checks.Check(STAGE, measure, None, WORTH_MS, checks.WARN, said)
+        return [certainty]
     left = found.ms - removed_ms
+    done = f"{removed_ms:.0f} taken out" if removed_ms else "left as it is"
     side = "after" if left > 0 else "before"
-    said = f"the sound comes {abs(left):.0f} ms {side} the lips; leave --av_offset at auto, or give {found.ms:.0f}"
-    verdict = checks.GOOD if abs(left) <= WORTH_MS else checks.WARN
-    return checks.Check(STAGE, measure, round(left, 1), WORTH_MS, verdict, "" if verdict == checks.GOOD else said)
+    return [
+        certainty,
+        checks.Check(STAGE, "sound after lips in the clip, ms", round(found.ms, 1), done, checks.GOOD),
+        checks.judge(
+            STAGE, "sound off the lips in the dataset, ms", abs(left), warn=WORTH_MS,
+            message=f"the sound comes {abs(left):.0f} ms {side} the lips; leave --av_offset at auto, or give "
+            f"{found.ms:.0f}",
+        ),
+    ]  # fmt: skip
 
 
 def measure_offset(folder: Path, n_frames: int, wav: Path) -> av_offset.Offset:
@@ -95,7 +104,7 @@ def sound(folder: Path, source: Path, wav: Path, landmarks: Path, n_frames: int,
     removed = 1000 * late / RATE
     facts = {"removed_ms": removed, "found_ms": found.ms, "certain": found.certain, **dataclasses.asdict(found)}
     write_atomic(folder / "offset.json", json.dumps(facts, indent=1))
-    checks.write(folder, [*judge_level(wav, n_frames / FPS), judge_offset(found, removed)])
+    checks.write(folder, [*judge_level(wav, n_frames / FPS), *judge_offset(found, removed)])
 
 
 def removed_ms(folder: Path) -> float:

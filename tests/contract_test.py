@@ -262,6 +262,7 @@ LIES = {
     "range_min": set_to("range_min", [0, 0, 0]),
     "range_max": set_to("range_max", ["1", 0, 0]),
     "source": set_to("source", []),
+    "source ": set_to("source", "av_offset_ms", "late"),
     "tools": set_to("tools", None),
     "licences": set_to("licences", "MIT"),
     "audio": set_to("audio", {}),

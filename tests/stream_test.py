@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import peak, tiny
+from tests.audio_test import encode
 from tkjax import audio, avatar, contract, drive, stream
 from tkjax.errors import UserError
 from tkjax.models import base
@@ -220,6 +221,19 @@ def test_windows_of_wide_features_take_no_memory_that_grows_with_the_sound(tmp_p
         finally:
             tracemalloc.stop()
     assert max(peaks) < 30e6 and abs(peaks[1] - peaks[0]) < 1e6
+
+
+@pytest.mark.parametrize("out", ["o.mp4", "pictures"])
+def test_sound_that_is_no_number_is_refused_before_a_frame_is_drawn(subject, tmp_path, out):
+    pcm = tiny.sound(1.0)
+    pcm[8000] = np.nan
+    encode(tmp_path / "s.wav", pcm, "pcm_f32le", audio.RATE)
+    drawn = []
+    with pytest.raises(UserError, match=r"s\.wav: the sample at 0\.500 s is not a number"):
+        stream.render(
+            subject, tmp_path / "s.wav", tmp_path / out, drive.plan(subject), on_frame=lambda i, _: drawn.append(i)
+        )
+    assert not drawn and not (tmp_path / out).exists()
 
 
 @pytest.mark.slow  # renders six minutes of sound

@@ -14,7 +14,8 @@ half open. `source.crop_px` is the dataset's picture in the source's pixels, `so
 not all of them. A dataset that was keyed says so by `source.background_trt` [r, g, b], the constant plate behind the
 person: then `alpha_bytes` and `full_alpha.mp4` (FFV1, grey, lossless) are the coverage of the whole person, and
 `full.mp4` holds the person's colour alone (straight, not premultiplied, continued where alpha is 0). Elsewhere
-`alpha_bytes` is the coverage of the head.
+`alpha_bytes` is the coverage of the head. `source.av_offset_ms` is by how much the source's sound was late against its
+pictures (negative: early); `audio.wav` and the features are in step.
 Every refusal is a `ContractError` of one sentence with file, member and expectation.
 
 Files: `spec` what version 1 fixes, `manifest` the manifest, `checks` what frames must be, `landmarks` points and

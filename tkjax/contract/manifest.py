@@ -153,12 +153,14 @@ def is_box(x: Any, size: Any) -> bool:
 
 
 def _check_source(source: dict[str, Any], where: Any) -> None:
-    """What the contract says of `source`: the crop, the whole picture, the colour behind a keyed person."""
-    size, box, colour = (source.get(k) for k in ("full_size", "crop_px", "background_trt"))
+    """What the contract says of `source`: the crop, the whole picture, the colour behind a keyed person, the
+    sound's offset."""
+    size, box, colour, late = (source.get(k) for k in ("full_size", "crop_px", "background_trt", "av_offset_ms"))
     for key, value, good, expected in (
         ("full_size", size, size is None or is_size(size), "[width, height] in pixels"),
         ("crop_px", box, box is None or is_box(box, size if is_size(size) else None), "[x0, y0, x1, y1] in full_size"),
         ("background_trt", colour, colour is None or is_colour(colour), "[r, g, b], whole numbers in 0..255"),
+        ("av_offset_ms", late, late is None or _is_number(late), "a finite number of milliseconds"),
     ):
         if not good:
             raise refuse(where, f"source.{key}", f"is {json.dumps(value)[:80]}", expected)
