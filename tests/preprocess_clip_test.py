@@ -155,7 +155,7 @@ def test_a_second_run_changes_nothing_and_a_new_setting_reruns_only_what_needs_i
     manifest = (finished / "dataset" / "manifest.json").read_bytes()
     assert main(command(clip, finished, models_dir)) == 0
     lines = capsys.readouterr().out
-    assert lines.count("unchanged") == 12 and "starts" not in lines
+    assert lines.count("unchanged") == 13 and "starts" not in lines
     assert (finished / "dataset" / "manifest.json").read_bytes() == manifest
 
 
