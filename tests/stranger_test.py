@@ -544,3 +544,95 @@ def images_video(path: Path, width: int, height: int):
     with video:
         video.write(np.zeros((height, width, 3), np.uint8))
     return io.BytesIO()
+
+
+def npz_of(arrays: dict) -> bytes:
+    out = io.BytesIO()
+    contract.write_npz(out, arrays)
+    return out.getvalue()
+
+
+def replaced(copy: Path, entry: dict, change) -> None:
+    """A file of the avatar with other arrays, and its hash."""
+    with np.load(copy / entry["name"]) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    change(arrays)
+    data = npz_of(arrays)
+    (copy / entry["name"]).write_bytes(data)
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+INCONSISTENT = {
+    "one row less": lambda c, m: replaced(
+        c, m["files"]["track"][0], lambda a: a.update(eye_closed=a["eye_closed"][1:])
+    ),
+    "text": lambda c, m: replaced(
+        c, m["files"]["track"][1], lambda a: a.update(expression=a["expression"].astype("U4"))
+    ),
+    "no column": lambda c, m: replaced(c, m["files"]["track"][1], lambda a: a.pop("confidence")),
+    "a kind in one file only": lambda c, m: replaced(c, m["files"]["track"][1], lambda a: a.pop("eye_area")),
+    "params as text": lambda c, m: replaced(
+        c, m["files"]["params"], lambda a: a.update({"params/grey": np.array("abc")})
+    ),
+    "params complex": lambda c, m: replaced(
+        c, m["files"]["params"], lambda a: a.update({"params/grey": np.ones(3, "c8")})
+    ),
+    "params not finite": lambda c, m: replaced(c, m["files"]["params"], lambda a: a["params/grey"].fill(np.nan)),
+    "height below 1": lambda c, m: m["info"].update(height=-1),
+    "height of a bomb": lambda c, m: m["info"].update(height=10**9),
+    "frames in halves": lambda c, m: m["info"].update(n_frames=1.5),
+    "two intrinsics": lambda c, m: m["info"].update(intrinsics=[90.0, 90.0]),
+    "endless focal length": lambda c, m: m["info"].update(intrinsics=[1e300, 90.0, 16.0, 12.0]),
+    "more training frames than frames": lambda c, m: m.update(n_train=71),
+    "held-out frames behind the clip": lambda c, m: m.update(heldout_first=69),
+    "a crop outside": lambda c, m: m["full"].update(box=[0, 0, 33, 24]),
+    "a size in letters": lambda c, m: m["full"].update(size=["b", "i", "g"]),
+    "another sound": lambda c, m: m["audio"].update(channels=79),
+    "a stage of another system": lambda c, m: m.update(stages=["head"]),
+    "a stage by another kind": lambda c, m: m.update(stages=[3]),
+}
+
+
+@pytest.mark.parametrize("what", INCONSISTENT)
+def test_what_does_not_agree_is_refused_although_the_digest_fits(copy, what):
+    meta = json.loads((copy / "avatar.json").read_text())
+    INCONSISTENT[what](copy, meta)
+    write(copy, meta)
+    with pytest.raises(UserError) as error:
+        avatar.load(copy)
+    assert str(copy) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (24, 32, 4), (32, 24, 3)])
+def test_a_background_is_an_rgb_picture_of_the_avatar_s_size(copy, shape):
+    meta = json.loads((copy / "avatar.json").read_text())
+    data = images.encode_png(np.zeros(shape, np.uint8))
+    entry = meta["files"]["background"]
+    (copy / entry["name"]).write_bytes(data)
+    entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    write(copy, meta)
+    with pytest.raises(UserError, match="png of 32x24 pixels and 3 channels"):
+        avatar.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("background_trt", "red"), ("background_trt", [1]), ("background_trt", [999, -5, 2]), ("crop_px", ["a", None]),
+     ("crop_px", [0, 0, 17, 12]), ("crop_px", [3, 0, 3, 12]), ("full_size", "big"), ("full_size", [0, 0])],
+)  # fmt: skip
+def test_what_the_contract_says_of_the_source_is_checked(place, tmp_path, key, value):
+    shutil.copytree(place / "dataset", tmp_path / "dataset")
+    tiny_dataset.redigest(tmp_path / "dataset", lambda m: m["source"].update({key: value}))
+    with pytest.raises(contract.ContractError, match=f"source.{key}"):
+        contract.validate(tmp_path / "dataset")
+
+
+def test_a_dataset_s_links_are_not_followed_but_its_folder_may_be_one(place, tmp_path):
+    (tmp_path / "door").symlink_to(place / "dataset")
+    assert Dataset(tmp_path / "door").n_frames == 66
+    shutil.copytree(place / "dataset", tmp_path / "dataset")
+    shutil.rmtree(tmp_path / "dataset" / "qa")
+    (tmp_path / "dataset" / "qa").symlink_to(place / "dataset" / "qa")
+    for verify in (True, False):
+        with pytest.raises(contract.ContractError, match="symbolic link"):
+            Dataset(tmp_path / "dataset", verify=verify)

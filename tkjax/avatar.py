@@ -417,6 +417,9 @@ def load(folder: Path) -> Avatar:
     avatar_meta.check_consent_file(folder, meta)
     info = SubjectInfo.from_json(meta["info"])
     settings = config.completed(config.from_stored(meta["config"], where), where)
+    chunk = settings.get("eval", {}).get("chunk_rays", 0)
+    if not (type(chunk) is int and 0 <= chunk < 2**31):
+        raise UserError(f"{where}: eval.chunk_rays is {chunk!r}, expected a number of pixels, 0 for all; {REMEDY}")
     finished = [stage.name for stage in _of_settings(_model(settings, info, where).stages, where)]
     meta.setdefault("stages", finished)  # format 1: saved when every stage was finished
     for name in set(meta["stages"]) - set(finished):

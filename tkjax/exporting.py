@@ -58,32 +58,44 @@ def run(opts: Options) -> None:
 
 def imported(workdir: Path, subject: avatar.Avatar) -> tuple[dict[str, Any], Source | None]:
     """(what the import wrote down, the file's own tensors if the avatar is still the imported one)."""
-    path = workdir / KEPT / RECORD
+    return read_kept(workdir / KEPT, subject.id, subject.config.system)
+
+
+def read_kept(folder: Path, name: str, system: str) -> tuple[dict[str, Any], Source | None]:
+    """The same from the folder itself, for the avatar with the id `name` of a system; UserError where the folder does
+    not hold what an import leaves."""
+    path = folder / RECORD
     if not path.is_file():
         return {}, None
     try:
         record = stored.read_json(path, REMEDY)
-        if wrong := _wrong(record, subject.config.system):
+        if wrong := _wrong(record):
             raise UserError(f"{path}: {wrong}")
-        if record["avatar"] != subject.id:
+        if record["avatar"] != name:
             return {}, None
-        kept, names = source.load(path.parent, Path(record["source"])), record["names"]
+        if record["system"] != system:
+            raise UserError(f"{path}: system is {record['system']}, the avatar's {system}")
+        kept, names = source.load(folder, Path(record["source"])), record["names"]
         if names and (kept.shadow is None or len(names) != len(kept.shadow) or not set(names) <= set(kept.model)):
             raise UserError(f"{path}: names are not those of the moving average")
         return record, kept
     except UserError as error:
-        raise UserError(f"{path.parent} is damaged (changed); {REMEDY}: {error}") from error
+        raise UserError(f"{folder} is damaged (changed); {REMEDY}: {error}") from error
 
 
-def _wrong(record: dict[str, Any], system: str) -> str:
+def _are_texts(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(n, str) for n in x)
+
+
+def _wrong(record: dict[str, Any]) -> str:
     """What of import.json is not as the import writes it, or ''."""
     names = record.get("names")
     good = {
         "avatar": isinstance(record.get("avatar"), str),
         "source": isinstance(record.get("source"), str) and Path(record["source"]).name == record["source"] != "",
-        "system": record.get("system") == system or record.get("avatar") is None,
+        "system": record.get("system") in list(layout.SYSTEMS),
         "weights": record.get("weights") in ("ema", "raw"),
-        "names": names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)),
+        "names": "names" in record and (names is None or _are_texts(names)),
         "eye": type(record.get("eye")) is bool,
         "torso": type(record.get("torso")) is bool,
     }

@@ -106,8 +106,7 @@ class HashHead(BaseModel):
             cameras=m.train_camera,
         )
         self.box = tuple(float(v) for v in m.box)
-        if m.samples % m.waves:
-            raise ValueError(f"model.samples {m.samples} is not a multiple of model.waves {m.waves}")
+        _check(m)
 
     def init(self, key: jax.Array) -> Variables:
         audio = jnp.zeros((1, self.info.audio_windows, self.info.audio_steps, self.info.audio_channels))
@@ -400,6 +399,22 @@ def make_torso(config: Any, info: SubjectInfo, **system: Any) -> Torso:
     spec = GridSpec(2, m.torso_levels, 2, 16, m.torso_finest, m.torso_log2_entries, "tiled")
     sizes = {"code_dim": m.torso_code_dim, "code_rows": code_rows(config, info), "shrink": m.torso_shrink}
     return Torso(**system, **sizes, spec=spec, height=info.height, width=info.width, chunk=m.chunk)
+
+
+def _check(m: Any) -> None:
+    """ValueError names a setting that no picture can be drawn with: settings may be an avatar's of somebody else."""
+    for name in ("samples", "waves", "chunk", "occupancy_side"):
+        if not 1 <= m[name] <= 2**20:
+            raise ValueError(f"model.{name} is {m[name]}, expected a whole number in 1..{2**20}")
+    for name, most in (("dt", 2.0), ("t_min", 100.0), ("picture_stop", 1.0)):
+        if not 0 <= m[name] <= most or (name == "dt" and not m.dt):
+            raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most {most}")
+    if m.samples % m.waves:
+        raise ValueError(f"model.samples {m.samples} is not a multiple of model.waves {m.waves}")
+    if m.picture_precision not in ("float32", "bfloat16"):
+        raise ValueError(f"model.picture_precision is {m.picture_precision!r}, expected float32 or bfloat16")
+    if len(m.box) != 6 or not all(-1 <= a < b <= 1 for a, b in zip(m.box[:3], m.box[3:])):
+        raise ValueError(f"model.box is {m.box}, expected three lower and three upper bounds within -1..1")
 
 
 def code_rows(config: Any, info: SubjectInfo) -> int:
