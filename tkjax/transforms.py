@@ -20,6 +20,7 @@ from tkjax.errors import UserError
 
 UNITS = 4.0  # contract units in a metre
 NUMBER_MOST = 1 << 31
+FARTHEST_M = 1e4  # metres between camera and head; larger numbers are damage, and float32 has no room for the largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ def to_contract(matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
 
 
 def is_pose(m: np.ndarray) -> bool:
-    """Whether [4,4] (or [3,4]) holds a rotation and a finite centre."""
-    if not np.isfinite(m).all():
+    """Whether [4,4] (or [3,4]) holds a rotation and a centre that is not absurdly far away."""
+    if not (np.abs(m) <= FARTHEST_M).all():  # NaN is not below either
         return False
     r = m[:3, :3]
     return bool(np.abs(r @ r.T - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(r) > 0)
