@@ -17,8 +17,23 @@ from tkjax.models import base
 STOPS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated (SIGTERM)")]
 
 
+def listen() -> None:
+    """The usual handlers: a shell's background jobs and nohup ignore SIGINT and SIGHUP."""
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture
+def usual_handlers():
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
-def test_the_first_signal_is_raised_and_later_ones_do_not_stop_the_clean_up(number):
+def test_the_first_signal_is_raised_and_later_ones_do_not_stop_the_clean_up(number, usual_handlers):
     before = [signal.getsignal(n) for n in interrupts.SIGNALS]
     cleaned = False
     with interrupts.caught():
@@ -53,6 +68,7 @@ def test_only_what_continues_is_said_to_continue():
 RENDER = """
 import sys, time, types
 import launch
+from tests import tiny  # its system counts as known once it is imported
 from tkjax import avatar, cli, drive, stream
 def look(i, picture):
     time.sleep(0.1)
@@ -80,11 +96,21 @@ sys.exit(exit_code(work, "preprocess"))
 """
 
 
-def stop(command, number, **environment):
+LISTEN = """
+import signal
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+
+def stop(code, arguments, number, **environment):
     """(exit code, error stream) of a process that gets a signal once it has said a line."""
     env = {**os.environ, **environment}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=config.ROOT, env=env, **pipes)
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTEN + code, *map(str, arguments)], cwd=config.ROOT, env=env, **how
+    )
     while "go" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
     process.send_signal(number)
@@ -95,10 +121,10 @@ def stop(command, number, **environment):
 @pytest.mark.heavy
 @pytest.mark.parametrize(("number", "code", "word"), STOPS)
 def test_preprocessing_that_is_stopped_leaves_no_half_file_and_says_that_it_continues(tmp_path, number, code, word):
-    found, said = stop(["-c", CHILD, tmp_path], number)
+    found, said = stop(CHILD, [tmp_path], number)
     assert found == code and f"{word}; the same command continues" in said and "Traceback" not in said
     assert not list(tmp_path.iterdir())
-    found, said = stop(["-c", CHILD, tmp_path], number, TKJAX_PARENT=str(os.getpid()))
+    found, said = stop(CHILD, [tmp_path], number, TKJAX_PARENT=str(os.getpid()))
     assert found == code and not said, "its parent says it"
 
 
@@ -116,8 +142,8 @@ def test_rendering_that_is_stopped_leaves_what_was_there_and_nothing_else(tmp_pa
     (tmp_path / "out" / "o.mp4").write_bytes(b"old")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = ["-c", RENDER, tmp_path / "avatar", tmp_path / "s.wav", tmp_path / "out" / out]
-    found, said = stop(command, number, TMPDIR=str(temporary))
+    arguments = [tmp_path / "avatar", tmp_path / "s.wav", tmp_path / "out" / out]
+    found, said = stop(RENDER, arguments, number, TMPDIR=str(temporary))
     assert found == code and f"{word}; nothing half-made is left" in said and "Traceback" not in said, said
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["o.mp4"] and not list(temporary.iterdir())
     assert (tmp_path / "out" / "o.mp4").read_bytes() == b"old"
