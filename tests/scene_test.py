@@ -151,7 +151,7 @@ def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
     for seconds in (5, 60):
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
-            "import sys; sys.path.insert(0, '.'); from tkjax import avatar, drive, stream; "
+            "import sys; sys.path.insert(0, '.'); import tests.tiny_layers; from tkjax import avatar, drive, stream; "
             f"s = avatar.load({str(made['keyed'].folder)!r}); plan = drive.plan(s, background='red'); "
             f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, plan, maps=('depth',))"
         )

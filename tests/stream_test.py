@@ -243,7 +243,7 @@ def test_resident_memory_does_not_grow_with_the_length_of_the_sound(subject, tmp
     for seconds in (30, 330):
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
-            "import sys; sys.path.insert(0, '.'); from tkjax import avatar, drive, stream; "
+            "import sys; sys.path.insert(0, '.'); import tests.tiny; from tkjax import avatar, drive, stream; "
             f"s = avatar.load({str(subject.folder)!r}); "
             f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, drive.plan(s))"
         )
