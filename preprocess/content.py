@@ -20,7 +20,7 @@ from preprocess.checks import Check, judge, write
 from preprocess.survey import FPS, face_height, timestamps
 from tkjax.audio import RATE, read_audio
 from tkjax.contract import default_split
-from tkjax.images import write_atomic
+from tkjax.files import write_atomic
 
 CONTENT = "content.json"
 SMALL = 64  # side of the grey pictures
