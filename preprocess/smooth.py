@@ -19,7 +19,9 @@ from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 CUTOFF_HZ = 4.0  # of the strongest smoothing: calm heads hardly move faster
 LEVELS = 6  # each a quarter of the one before; the last loses 0.03 % of a motion of 3 Hz
 WINDOW_S = 1.0  # standard deviation of the window over which predictions are judged
-TIE = 1.3  # a smoother level that predicts nearly as well counts: a detector's noise is alike in neighbouring frames
+# A smoother level counts unless it predicts this much worse: a detector's noise is alike in neighbouring frames, so
+# prediction alone takes a part of it for motion. A motion of 3 Hz loses at most a hundredth of its amplitude by it.
+TIE = 1.8
 DRIFT, ACROSS = 1e-3, 1e-6  # information on first differences: bridges frames without data, and (barely) cuts
 
 
