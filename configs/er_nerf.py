@@ -71,7 +71,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         t.lambda_alpha = 1e-3
     if variant == "demo":
         c.train.speech.steps = 500
-        h.steps = 4000
+        h.steps = 5000
         lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32

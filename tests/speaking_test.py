@@ -1,6 +1,7 @@
 """What makes an avatar speak: many frames in one call, a stage that only listens, rare frames, named randomness."""
 
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from configs import er_nerf, rad_nerf
 from tests.er_nerf_test import SIZE, A, T, W, batch, info, tiny
 from tkjax import sampling
-from tkjax.batches import MOST_REPEATS, frames_of_step, name_number, repeated
+from tkjax.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
 from tkjax.fields.audio import Conv
 from tkjax.models import er_nerf as system
 from tkjax.models.hash_head import SPEECH
@@ -112,14 +113,22 @@ def test_what_a_stage_draws_at_random_hangs_on_its_name_alone():
 @given(st.integers(1, 60), st.integers(0, 60), st.floats(0.0, 0.9))
 def test_rare_frames_are_repeated_until_they_are_the_share_asked_for_and_no_frame_is_lost(n, closed, share):
     closed = min(n, closed)
-    eyes = np.zeros(n + 5, np.float32)
-    eyes[5 : 5 + closed] = 1.0
-    out = repeated(np.arange(5, n + 5), eyes, share)
+    rare = np.zeros(n + 5, bool)
+    rare[5 : 5 + closed] = True
+    out = repeated(np.arange(5, n + 5), rare, share)
     count = np.bincount(out, minlength=n + 5)[5:]
     assert set(out) == set(range(5, n + 5)) and np.all(count[closed:] == 1)
     assert closed == 0 or count[:closed].min() == count[:closed].max() <= MOST_REPEATS
     if 0 < closed < n and share <= 0.3 and count[0] < MOST_REPEATS:
         assert count[:closed].sum() / len(out) > share - 0.1 - closed / n
+
+
+def test_blinks_and_wide_mouths_are_both_shown_more_and_nothing_where_no_share_is_asked_for():
+    clip = types.SimpleNamespace(eye_closed=np.zeros(100), lip_shape=np.zeros((100, 6)))
+    clip.eye_closed[3], clip.lip_shape[7, 0] = 1.0, 2.0
+    count = np.bincount(shown_more(np.arange(100), clip, 0.05), minlength=100)
+    assert count[3] > 3 and count[7] > 3 and count.sum() - count[3] - count[7] == 98
+    assert np.array_equal(shown_more(np.arange(100), clip, 0.0), np.arange(100))
 
 
 @given(st.floats(0.2, 5.0), st.floats(-50, 50), st.floats(-3.1, 3.1))

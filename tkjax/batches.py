@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 
 from tkjax.errors import UserError
 from tkjax.models.base import Stage
@@ -51,15 +51,27 @@ def frames_of_step(
     return train_frames[[orders[e][p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]]
 
 
-def repeated(frames: Int[np.ndarray, " n"], eye_closed: Float[np.ndarray, " N"], share: float) -> Int[np.ndarray, " m"]:
-    """The frames with those whose eyes are at least half closed (rare: a blink is 0.2 s of 4 s) repeated until they
-    are `share` of all, at most MOST_REPEATS times."""
-    closed = np.asarray(eye_closed)[frames] >= 0.5
-    n, rare = len(frames), int(closed.sum())
+def repeated(frames: Int[np.ndarray, " n"], is_rare: Bool[np.ndarray, " N"], share: float) -> Int[np.ndarray, " m"]:
+    """The frames, which may repeat already, with those that are rare repeated until they are `share` of all, at most
+    MOST_REPEATS times."""
+    picked = np.asarray(is_rare)[frames]
+    n, rare = len(frames), int(picked.sum())
     if not rare or share <= rare / n:
         return frames
     times = min(MOST_REPEATS, round(share * (n - rare) / ((1.0 - share) * rare)))
-    return np.sort(np.concatenate([frames, np.repeat(frames[closed], max(times - 1, 0))]))
+    return np.sort(np.concatenate([frames, np.repeat(frames[picked], max(times - 1, 0))]))
+
+
+def shown_more(frames: Int[np.ndarray, " n"], clip: Any, share: float) -> Int[np.ndarray, " m"]:
+    """The frames with blinks (0.2 s of 4 s) and wide open mouths repeated, so that each kind is at least `share`.
+
+    Closed is from half closed on; wide an inner gap of the lips 1.5 standard deviations above the mean.
+    """
+    if not share:
+        return frames
+    for rare in (np.asarray(clip.eye_closed) >= 0.5, np.asarray(clip.lip_shape)[:, 0] >= 1.5):
+        frames = repeated(frames, rare, share)
+    return frames
 
 
 @functools.lru_cache(maxsize=8)

@@ -31,7 +31,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from tkjax import checkpoint, split
-from tkjax.batches import global_frames, make_loader, name_number, prefetch, repeated, sampler_of
+from tkjax.batches import global_frames, make_loader, name_number, prefetch, sampler_of, shown_more
 from tkjax.checkpoint import Checkpoints, load_variables
 from tkjax.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
 from tkjax.errors import UserError
@@ -184,7 +184,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 
     # -- batches; loss terms against weights; the metrics that will be summed
     seed = config.seed + SEED_STRIDE * stage.seed
-    frames = repeated(run.train_frames, run.clip.eye_closed, stage.rare) if stage.rare else run.train_frames
+    frames = shown_more(run.train_frames, run.clip, stage.rare)
     load_batch = make_loader(run.clip, frames, stage, seed, n_frames, run.sharded)
     first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)

@@ -55,8 +55,8 @@ class Stage:
       without a weight is an error. background: what stands behind the model, `torso` (true torso over plate) or
       `plate`. target: what it is compared with, the whole `frame`, or the `torso` (the true torso over the plate).
     frames: in the global batch of a step, at least (the next multiple of the devices), 0 for `train.frames`.
-    rare: frames with closed eyes are repeated until they are at least this share of what a step sees
-      (`batches.repeated`), 0 for as often as they come.
+    rare: frames with closed eyes, and those with wide open mouths, are repeated until each are at least this share of
+      what a step sees (`batches.shown_more`), 0 for as often as they come.
     optional: later stages can be trained without it.
     refresh_every: steps between calls of Model.refresh, 0 for never. seed: another one gives the stage other random
       numbers, so that it can be repeated from one saved stage before it.
