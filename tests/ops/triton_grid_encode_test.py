@@ -72,6 +72,7 @@ def in_triton(name, points, tables, g, out_dtype="float32", deterministic=False)
 
 def in_public(name, points, tables, g):
     """Through the public op: value jitted, gradient of a jitted function, and what ran."""
+    dispatch._ran.pop("grid_encode", None)  # the process serves several tests, and some run the reference
     op = jax.jit(lambda x, t: grid_encode(x, t, SPECS[name], backend="triton"))
     out = gradients(op, points, tables, g)
     assert dispatch.ran()["grid_encode"] == {"triton"}
