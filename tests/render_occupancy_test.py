@@ -112,3 +112,19 @@ def test_a_box_keeps_only_the_cells_that_touch_it():
     box = np.array([-1, -0.5, -1, 1, 0.5, 1.0])
     state = occupancy.mark_unseen(occupancy.init(SIDE), poses, intrinsics, 100, 100, box)
     assert (raster(state["density"]) == 0).any((0, 2)).tolist() == [False, False] + [True] * 4 + [False] * 2
+
+
+def test_a_share_keeps_the_cells_that_so_many_cameras_see():
+    poses = np.stack([look((0.3, 3.0, 0.1), (0.3, 0, 0.1)), look((2.5, 1.0, 0.0), (0.2, 0, 0))])
+    intrinsics = np.tile(np.array([60.0, 50.0, 8.0, 12.0], np.float32), (2, 1))
+
+    def seen(which, share):
+        state = occupancy.mark_unseen(
+            occupancy.init(SIDE), poses[which], intrinsics[which], height=24, width=16, share=share
+        )
+        return np.asarray(state["density"]) == 0
+
+    one, other = seen([0], 0.0), seen([1], 0.0)
+    assert (one & other).any() and (one ^ other).any()
+    for share, want in ((0.0, one | other), (0.5, one | other), (0.6, one & other), (1.0, one & other)):
+        np.testing.assert_array_equal(seen([0, 1], share), want)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import er_nerf, rad_nerf
-from tests.er_nerf_test import SIZE, A, T, W, batch, info, tiny
+from tests.er_nerf_test import A, batch, info, tiny
 from tkjax import sampling
 from tkjax.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
 from tkjax.fields.audio import Conv
@@ -20,7 +20,7 @@ from tkjax.models import er_nerf as system
 from tkjax.models.hash_head import SPEECH
 from tkjax.stages import chosen
 from tkjax.step import make_loss
-from tkjax.types import Clock, Variables
+from tkjax.types import Clock
 
 KEY = jax.random.key(3)
 
@@ -164,8 +164,3 @@ def test_the_convolution_is_that_of_the_library(length, stride, features):
     ours, theirs = Conv(features, A, stride), nn.Conv(features, (3,), (stride,), padding=((1, 1),))
     params = ours.init(jax.random.key(0), x)
     np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
-
-
-def test_sizes_of_the_stand_in_batch_are_those_of_the_model(model):
-    assert batch((3,)).audio.shape == (1, W, T, A) and model.info.height == SIZE
-    assert isinstance(model.init(jax.random.key(1)), Variables)
