@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from tkjax import contract, synthetic
 from tkjax.errors import UserError
@@ -175,8 +176,41 @@ def test_true_opening_in_given_poses_is_what_the_performance_shows():
     p = synthetic.perform(tracks, seed=4, subject_seed=1, size=SIZE)
     shown, _ = synthetic.measure_opening(p)
     again = synthetic.true_opening(tracks, p.cam_to_world, subject_seed=1, size=SIZE, seed=4)
-    assert np.abs(again.opening - shown).max() < 0.02
+    assert np.abs(again.sharp - shown).max() < 0.02
+    assert again.opening.mean() == pytest.approx(again.sharp.mean(), abs=1e-6)
     assert np.array_equal(again.boxes, p.boxes()["lips_box_px"])
+
+
+def test_blur_moves_the_count_of_dark_pixels_but_not_the_linear_opening():
+    _, tracks = synthetic.speech(6, 2.0)
+    p = synthetic.perform({k: v[::2] for k, v in tracks.items()}, seed=6, size=256)
+    truth = synthetic.true_opening({k: v[::2] for k, v in tracks.items()}, p.cam_to_world, seed=6, size=256)
+    around = truth.boxes + np.array([-8, -8, 8, 8])
+    pictures = [Image.fromarray(f["rgb"]) for f in p.frames(around)]
+    boxes = [(8, 8, 8 + b[2] - b[0], 8 + b[3] - b[1]) for b in truth.boxes]
+
+    def means(change):
+        changed = [np.asarray(change(picture)) for picture in pictures]
+        linear = [truth.measure(c, box) for c, box in zip(changed, boxes)]
+        return np.mean(linear), np.mean([synthetic.mouth_opening(c, box) for c, box in zip(changed, boxes)]), linear
+
+    sharp, counted, curve = means(lambda picture: picture)
+    assert np.corrcoef(curve, truth.sharp)[0, 1] > 0.95
+    for sigma in (0.5, 0.7, 1.0):
+        linear, few, blurred = means(lambda picture, sigma=sigma: picture.filter(ImageFilter.GaussianBlur(sigma)))
+        assert linear / sharp == pytest.approx(1, abs=0.02)
+        assert np.corrcoef(curve, blurred)[0, 1] > 0.99
+        assert few / counted < 1 - 0.13 * sigma
+    cast = np.array([3, -3, 2])  # on skin and mouth alike
+    assert means(lambda picture: np.clip(np.asarray(picture) + cast, 0, 255).astype(np.uint8))[
+        0
+    ] / sharp == pytest.approx(1, abs=0.05)
+    half = {k: 0.5 * v[::2] if k == "jawOpen" else v[::2] for k, v in tracks.items()}
+    shut = [f["rgb"] for f in synthetic.perform(half, seed=6, size=256, cam_to_world=p.cam_to_world).frames(around)]
+    linear, counted_shut = (
+        np.mean([f(c, b) for c, b in zip(shut, boxes)]) for f in (truth.measure, synthetic.mouth_opening)
+    )
+    assert linear / sharp == pytest.approx(counted_shut / counted, abs=0.1) and linear / sharp < 0.75
 
 
 def test_a_box_of_a_frame_is_the_same_pixels_as_the_whole(clip):

@@ -11,7 +11,7 @@ from tkjax import contract
 from tkjax.cameras import project_world
 from tkjax.synthetic import controls, motion
 from tkjax.synthetic.landmarks import landmarks_head
-from tkjax.synthetic.mouth import mouth_opening
+from tkjax.synthetic.mouth import LinearOpening, fit_opening, mouth_opening, widened
 from tkjax.synthetic.plate import plate
 from tkjax.synthetic.render import Camera, Pose, Scene, portrait_camera
 from tkjax.synthetic.speech import speech
@@ -151,11 +151,14 @@ def measure_opening(
 
 @dataclasses.dataclass(frozen=True)
 class TrueOpening:
-    """`opening` [n] (see `mouth.mouth_opening`), the lips `boxes` [n,4] it was measured in, and `jaw_correlation`:
-    how well the measure follows the lip aperture (jawOpen - mouthClose) that drove the same true frames."""
+    """`opening` [n] by `measure`, the linear one that was fitted to these true frames; `sharp` [n], the same by
+    `mouth.mouth_opening`; the lips `boxes` [n,4] they were measured in; and `jaw_correlation`: how well `opening`
+    follows the lip aperture (jawOpen - mouthClose) that drove the same true frames."""
 
     opening: Float[np.ndarray, " n"]
+    sharp: Float[np.ndarray, " n"]
     boxes: Int[np.ndarray, "n 4"]
+    measure: LinearOpening
     jaw_correlation: float
 
 
@@ -181,9 +184,15 @@ def true_opening(
     because `boxes` are in its pixels: measure the other pictures in the same boxes.
     """
     p = perform(tracks, seed=seed, subject_seed=subject_seed, size=size, cam_to_world=cam_to_world)
-    opening, boxes = measure_opening(p)
+    boxes = p.boxes()["lips_box_px"]
+    around = np.clip([widened(box) for box in boxes], 0, [p.camera.width, p.camera.height] * 2)
+    lips = [frame["rgb"] for frame in p.frames(around)]
+    inside = boxes - np.tile(around[:, :2], 2)  # the lips' boxes in the pictures of `lips`
+    measure = fit_opening(lips, inside)
+    opening = np.asarray([measure(picture, box) for picture, box in zip(lips, inside)])
+    sharp = np.asarray([mouth_opening(picture, box) for picture, box in zip(lips, inside)])
     aperture = (tracks["jawOpen"] - tracks["mouthClose"])[: p.n_frames]
-    return TrueOpening(opening, boxes, correlation(opening, aperture))
+    return TrueOpening(opening, sharp, boxes, measure, correlation(opening, aperture))
 
 
 def speak(seed: int, seconds: float | int, **options) -> tuple[Float[np.ndarray, " S"], Performance]:
