@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tkjax import report
+from tkjax.checkpoint import truncate_metrics
 
 SCORES = {"psnr": 31.5, "psnr_face": math.nan, "psnr_mouth": 25.0, "ssim": 0.91, "lmd_px": None, "lmd_norm": None}
 REPORT = {
@@ -65,6 +66,20 @@ def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
     assert "me &amp; &lt;myself&gt;" in page and "some <one>" not in page
     assert page.count("<svg") == 2 and "no model" in page and "nearest frame" in page
     assert not re.search(r"https?://(?!www\.w3\.org|purl\.org|matplotlib|creativecommons)", page.replace("data:", ""))
+
+
+def test_an_evaluation_is_logged_beside_the_training_rows_and_leaves_their_curves_alone(tmp_path):
+    rows = [{"stage": "head", "step": s, "loss": 1 / s} for s in range(1, 9)]
+    write(tmp_path, rows)
+    path = tmp_path / "metrics.jsonl"
+    before = report.curves(rows)
+    for ratio in (0.9, float("nan")):
+        report.log(path, {"stage": "head", "step": 8, "response": {"lips": {"sd_ratio": ratio}}})
+    logged = report.read_metrics(path)
+    assert logged[:8] == rows and [r["response"]["lips"]["sd_ratio"] for r in logged[8:]] == [0.9, None]
+    assert report.curves(logged) == before and "torn" not in path.read_text()
+    truncate_metrics(path, ["head"], "head", 7)  # a resume drops what came after its checkpoint
+    assert report.read_metrics(path) == rows[:7]
 
 
 def test_every_row_is_in_the_table_with_its_seams_and_parameters(tmp_path):

@@ -225,6 +225,8 @@ def score(
     result |= {"config": config.to_dict(subject.config), **extra}
     shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(result['comparison'])}")]
     report.write(workdir, result, worst, shown)
+    facts = {"metrics": result["metrics"], "response": result["response"]}
+    report.log(workdir / "metrics.jsonl", {"stage": stages[-1], "step": subject.meta["step"], **facts})
     print_scores(result)
     print(f"report: {workdir / 'report.html'}", flush=True)
     return result

@@ -101,15 +101,21 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
+def log(path: Path, row: Mapping[str, Any]) -> None:
+    """One row of an evaluation (it has `response`) after the training rows of a metrics.jsonl, which stay."""
+    before = path.read_text() if path.is_file() else ""
+    whole_lines = before[: before.rfind("\n") + 1]  # a kill may have cut the last one in two
+    write_atomic(path, whole_lines + json.dumps(finite(row), allow_nan=False) + "\n")
+
+
 def curves(rows: Sequence[Mapping]) -> dict[str, list[tuple[str, list[int], list[float]]]]:
     """{name: [(stage, steps counted over all stages, values)]}, thinned to CURVE_POINTS per stage."""
     out: dict[str, list] = {}
     offset = 0
-    stages = list(dict.fromkeys(r.get("stage", "") for r in rows if "step" in r))
+    rows = [r for r in rows if "step" in r and "response" not in r]
+    stages = list(dict.fromkeys(r.get("stage", "") for r in rows))
     for stage in stages:
-        mine = {
-            r["step"]: r for r in rows if r.get("stage", "") == stage and "step" in r
-        }  # a resumed run repeats steps
+        mine = {r["step"]: r for r in rows if r.get("stage", "") == stage}  # a resumed run repeats steps
         for name in CURVES:
             points = [(s, mine[s][name]) for s in sorted(mine) if isinstance(mine[s].get(name), int | float)]
             points = points[:: max(1, len(points) // CURVE_POINTS)]
