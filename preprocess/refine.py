@@ -5,7 +5,9 @@ of rotation trades against a millimetre of translation: the face stays in place,
 Corners of the picture that are followed by optical flow over many frames know nothing of faces and see the whole head.
 
 Per window of frames: corners inside the head's label, outside eyes and mouth, are followed with the pyramidal
-Lucas-Kanade method, forwards and backwards. Then Gauss-Newton, points eliminated by the Schur complement, minimises
+Lucas-Kanade method, forwards and backwards; then every corner is looked for once more in frames far from its track,
+because a chain of tracks drifts (0.4 degrees within 13 s, which move hair by 1.4 pixels of 256). Then Gauss-Newton,
+points eliminated by the Schur complement, minimises
     sum_o rho(|proj(R_f X_p + t_f) - x_o| / SIGMA_PX) + sum_p |X_p - X_p0|^2 / POINT_SIGMA_CM^2
     + sum_f |log(R_f R_f0^T)|^2 / ROTATION_SIGMA^2 + |(t_f - t_f0) / TRANSLATION_SIGMA_CM|^2
     + sum_fk |proj(R_f A_k + t_f) - proj(R_f0 A_k + t_f0)|^2 / ANCHOR_SIGMA_PX^2,
@@ -34,6 +36,8 @@ from tkjax.images import decode_png
 WINDOW, OVERLAP = 400, 80  # frames
 MAX_AGE, MIN_AGE = 100, 8  # frames of one track
 CORNERS, RENEW_EVERY = 300, 6
+KEY_EVERY = 15  # frames; in these corners are looked for again
+ALIKE = 0.85  # least correlation of a corner's surroundings with where it was found again
 BACK_PX = 0.4  # forward and backward flow agree to this, pixels of a 512 picture
 SIGMA_PX = 0.5  # of a 512 picture
 POINT_SIGMA_CM = 2.0
@@ -49,16 +53,27 @@ SLACK = 0.01  # of the face's height: what tracks all over the head may say agai
 
 @dataclasses.dataclass
 class Tracks:
-    """Observations sorted by track: first [T] and length [T] in frames of the window, xy_px [O,2]."""
+    """Observations sorted by track: length [T], and of each observation its frame [O] in the window and xy_px [O,2].
+    The frames of a track ascend."""
 
-    first: np.ndarray
     length: np.ndarray
+    frame: np.ndarray
     xy_px: np.ndarray
 
+    @classmethod
+    def runs(cls, first: np.ndarray, length: np.ndarray, xy_px: np.ndarray) -> "Tracks":
+        """Tracks of consecutive frames from `first` [T] on."""
+        offset = np.arange(len(xy_px)) - np.repeat(np.cumsum(length) - length, length)
+        return cls(length, np.repeat(first, length) + offset, xy_px)
+
     @property
-    def frame(self) -> np.ndarray:
-        offset = np.arange(len(self.xy_px)) - np.repeat(np.cumsum(self.length) - self.length, self.length)
-        return np.repeat(self.first, self.length) + offset
+    def start(self) -> np.ndarray:
+        """Number [T] of each track's first observation."""
+        return np.cumsum(self.length) - self.length
+
+    @property
+    def first(self) -> np.ndarray:
+        return self.frame[self.start]
 
 
 def _carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -68,6 +83,63 @@ def _carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
     turn = np.vdot(a - centre, b - b.mean()) / np.vdot(a - centre, a - centre)
     out = b.mean() + turn * (xy @ [1, 1j] - centre)
     return np.ascontiguousarray(np.stack([out.real, out.imag], -1), np.float32)
+
+
+def _flow(a, b, xy: np.ndarray, guess: np.ndarray | None, back, scale: float, options: dict):
+    """Corners xy [m,2] of picture a in picture b: (where [m,2], whether the flow comes back to them). guess: where the
+    search starts; back: the same for the way back, as a function of what was found."""
+    old = np.asarray(xy, np.float32).reshape(-1, 1, 2)
+    new, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, old, None if guess is None else guess.reshape(-1, 1, 2), **options)
+    back_guess = None if guess is None else back(new[:, 0]).reshape(-1, 1, 2)
+    again, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, new, back_guess, **options)
+    error = np.linalg.norm(again - old, axis=-1)[:, 0]
+    return new[:, 0], (ok[:, 0] & ok_back[:, 0] > 0) & (error < BACK_PX * scale)
+
+
+def _inside(where: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """bool [m]: points (x, y) whose pixel is in `where`."""
+    h, w = where.shape
+    column, row = np.clip(xy.round().astype(int), 0, [w - 1, h - 1]).T
+    return where[row, column]
+
+
+def _likeness(a: np.ndarray, xy: np.ndarray, b: np.ndarray, other: np.ndarray, side: int) -> np.ndarray:
+    """[m] correlation of the squares about points of two pictures."""
+    out = np.zeros(len(xy))
+    for k, (p, q) in enumerate(zip(xy, other, strict=True)):
+        u, v = (cv2.getRectSubPix(g, (side, side), (float(r[0]), float(r[1]))) for g, r in ((a, p), (b, q)))
+        u, v = u.astype(np.float64) - u.mean(), v.astype(np.float64) - v.mean()
+        out[k] = (u * v).sum() / max(np.sqrt((u * u).sum() * (v * v).sum()), 1e-9)
+    return out
+
+
+def _found_again(tracks: list, keys: dict, shot: np.ndarray, face_px: np.ndarray, scale: float, options: dict) -> list:
+    """[(frame, xy) ...] of each track (first frame, [xy, ...]): the frames of `keys` (frame -> (grey, where)) outside
+    it, in its own shot, in which the corner of its middle key frame is found again. It starts where the face says."""
+    again: list[list] = [[] for _ in tracks]
+    mine: dict[int, list[int]] = {}
+    for number, (first, points) in enumerate(tracks):
+        inside = [k for k in keys if first <= k < first + len(points)]
+        if inside:
+            mine.setdefault(inside[len(inside) // 2], []).append(number)
+    side = 2 * round(7 * scale) + 1
+    for key, numbers in mine.items():
+        grey, _ = keys[key]
+        for other, (picture, where) in keys.items():
+            outside = [n for n in numbers if not tracks[n][0] <= other < tracks[n][0] + len(tracks[n][1])]
+            if shot[key] != shot[other] or not outside:
+                continue
+            xy = np.array([tracks[n][1][key - tracks[n][0]] for n in outside], np.float32)
+            guess = _carried(xy, face_px[key], face_px[other])
+            new, good = _flow(
+                grey, picture, xy, guess, lambda v, a=other, b=key: _carried(v, face_px[a], face_px[b]), scale, options
+            )
+            good &= _inside(where, new)
+            good[good] &= _likeness(grey, xy[good], picture, new[good], side) > ALIKE
+            for n, at, fine in zip(outside, new, good, strict=True):
+                if fine:
+                    again[n].append((other, at))
+    return again
 
 
 def follow(
@@ -81,29 +153,32 @@ def follow(
     scale: longer side of the pictures over 512. A track ends where the flow fails its backward check, leaves `where`
     or is MAX_AGE frames old, and where a shot does (cuts: the frames that begin one, counted from the first here);
     tracks shorter than MIN_AGE are dropped. face_px [n,v,2]: landmarks of the frames, with which the search for every
-    corner starts where the face says, so that fast heads are followed as well.
+    corner starts where the face says, so that fast heads are followed as well; with them corners are also looked for
+    again in frames of their shot that lie outside their tracks.
     """
     options = {"winSize": (21, 21), "maxLevel": 3, "criteria": (3, 20, 0.01)}
     options |= {} if face_px is None else {"flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
     live, done, before = [], [], None  # each track: (first frame, [xy, ...])
+    keys, n = {}, 0
     for index, (grey, where) in enumerate(frames):
-        h, w = grey.shape
+        n = index + 1
         if index in cuts:
             live, done = [], done + live
+        if face_px is not None and index % KEY_EVERY == 0:
+            keys[index] = grey, where
         if live:
-            old = np.array([points[-1] for _, points in live], np.float32)[:, None]
-            guess = back_guess = None
+            old = np.array([points[-1] for _, points in live], np.float32)
+            guess, back = None, None
             if face_px is not None:
-                guess = _carried(old[:, 0], face_px[index - 1], face_px[index]).reshape(-1, 1, 2)
-            new, ok, _ = cv2.calcOpticalFlowPyrLK(before, grey, old, guess, **options)
-            if face_px is not None:
-                back_guess = _carried(new[:, 0], face_px[index], face_px[index - 1]).reshape(-1, 1, 2)
-            back, ok_back, _ = cv2.calcOpticalFlowPyrLK(grey, before, new, back_guess, **options)
-            error = np.linalg.norm(back - old, axis=-1)[:, 0]
-            column, row = np.clip(new[:, 0].round().astype(int), 0, [w - 1, h - 1]).T
-            good = (ok[:, 0] & ok_back[:, 0] > 0) & (error < BACK_PX * scale) & where[row, column]
+                guess = _carried(old, face_px[index - 1], face_px[index])
+
+                def back(xy, index=index):
+                    return _carried(xy, face_px[index], face_px[index - 1])
+
+            new, good = _flow(before, grey, old, guess, back, scale, options)
+            good &= _inside(where, new)
             kept = []
-            for track, xy, fine in zip(live, new[:, 0], good, strict=True):
+            for track, xy, fine in zip(live, new, good, strict=True):
                 if fine:
                     track[1].append(xy)
                 (kept if fine and len(track[1]) < MAX_AGE else done).append(track)
@@ -116,10 +191,16 @@ def follow(
             live += [(index, [xy]) for xy in (corners[:, 0] if corners is not None else [])]
         before = grey
     tracks = [t for t in done + live if len(t[1]) >= MIN_AGE]
+    shot = np.searchsorted(sorted(cuts), np.arange(n), side="right")
+    again = _found_again(tracks, keys, shot, face_px, scale, options) if keys else [[] for _ in tracks]
+    seen = [
+        sorted([(first + k, tuple(xy)) for k, xy in enumerate(points)] + [(k, tuple(xy)) for k, xy in more])
+        for (first, points), more in zip(tracks, again, strict=True)
+    ]
     return Tracks(
-        np.array([t[0] for t in tracks], np.int64),
-        np.array([len(t[1]) for t in tracks], np.int64),
-        np.concatenate([np.array(t[1], np.float64) for t in tracks] or [np.zeros((0, 2))]) + 0.5,
+        np.array([len(track) for track in seen], np.int64),
+        np.array([frame for track in seen for frame, _ in track], np.int64),
+        np.array([xy for track in seen for _, xy in track], np.float64).reshape(-1, 2) + 0.5,
     )
 
 
@@ -155,8 +236,9 @@ def adjust(tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: flo
     if not len(length):
         return rotation, translation, float("nan"), float("nan")
     track = np.repeat(np.arange(len(length)), length)
-    starts = np.cumsum(length) - length
+    starts = tracks.start
     middle = starts + length // 2
+    unknowns = 6 * frame[:, None] + np.arange(6)
     r0, t0 = rotation.copy(), translation.copy()
     rays = np.concatenate([(tracks.xy_px[middle] - centre) / f, np.ones((len(middle), 1))], 1)
     turn = np.swapaxes(rotation[frame[middle]], 1, 2)
@@ -220,10 +302,10 @@ def adjust(tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: flo
             system = np.zeros((6 * n, 6 * n))
             for k in range(n):
                 system[6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = poses[k] * (1 + damping * np.eye(6))
-            for a, m, begin in zip(tracks.first, length, starts, strict=True):
-                part = slice(6 * a, 6 * (a + m))
+            for m, begin in zip(length, starts, strict=True):
                 rows = slice(begin, begin + m)
-                system[part, part] -= eliminated[rows].reshape(-1, 3) @ cross[rows].reshape(-1, 3).T
+                part = unknowns[rows].ravel()
+                system[np.ix_(part, part)] -= eliminated[rows].reshape(-1, 3) @ cross[rows].reshape(-1, 3).T
             rhs = gradient.copy()
             np.add.at(rhs, frame, -np.einsum("oij,oj->oi", eliminated, inner_gradient[track]))
             step = -cho_solve(cho_factor(system, overwrite_a=True, check_finite=False), rhs.reshape(-1)).reshape(n, 6)

@@ -302,7 +302,7 @@ def test_bits_depend_on_neither_repeats_nor_threads_and_eight_devices_equal_one(
     """NPROC is what XLA sizes its thread pool by."""
     one, three = digest(NPROC="1"), digest(NPROC="3")
     assert len(one) == 64 and one == three
-    eight = digest(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    eight = digest(XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8")
     assert eight == f"{one} sharded"
 
 

@@ -288,7 +288,9 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path):
 @pytest.mark.heavy
 def test_eight_devices_equal_one(tmp_path):
     one = child(tmp_path, "one")
-    eight = child(tmp_path, "eight", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    eight = child(
+        tmp_path, "eight", XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
     assert (one["devices"], eight["devices"]) == (1, 8)
     for key in ("arr_0", "arr_1"):
         np.testing.assert_array_equal(one[key], eight[key])
