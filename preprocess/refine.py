@@ -238,7 +238,6 @@ def adjust(tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: flo
     track = np.repeat(np.arange(len(length)), length)
     starts = tracks.start
     middle = starts + length // 2
-    unknowns = 6 * frame[:, None] + np.arange(6)
     r0, t0 = rotation.copy(), translation.copy()
     rays = np.concatenate([(tracks.xy_px[middle] - centre) / f, np.ones((len(middle), 1))], 1)
     turn = np.swapaxes(rotation[frame[middle]], 1, 2)
@@ -302,10 +301,10 @@ def adjust(tracks: Tracks, rotation: np.ndarray, translation: np.ndarray, f: flo
             system = np.zeros((6 * n, 6 * n))
             for k in range(n):
                 system[6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = poses[k] * (1 + damping * np.eye(6))
-            for m, begin in zip(length, starts, strict=True):
-                rows = slice(begin, begin + m)
-                part = unknowns[rows].ravel()
-                system[np.ix_(part, part)] -= eliminated[rows].reshape(-1, 3) @ cross[rows].reshape(-1, 3).T
+            tall = np.zeros((n, 6, len(length), 3))  # cross times a root of the inverse: its square is eliminated
+            tall[frame, :, track] = cross @ np.linalg.cholesky(inverse)[track]
+            tall = tall.reshape(6 * n, -1)
+            system -= tall @ tall.T
             rhs = gradient.copy()
             np.add.at(rhs, frame, -np.einsum("oij,oj->oi", eliminated, inner_gradient[track]))
             step = -cho_solve(cho_factor(system, overwrite_a=True, check_finite=False), rhs.reshape(-1)).reshape(n, 6)
