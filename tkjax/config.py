@@ -165,7 +165,10 @@ def _check_against_source(config: ConfigDict, path: Path) -> None:
     for key in have.keys() - want.keys():
         raise UserError(f"{path}: {key!r} is no key of {source.name}; {near(key, want)}")
     for key in want.keys() - have.keys():
-        raise UserError(f"{path}: the key {key!r} of {source.name} is missing")
+        raise UserError(
+            f"{path}: the key {key!r} of {source.name} is missing, so another version of this program wrote it; what "
+            "was trained still renders, but to train on, name a config with --config and another --workdir"
+        )
     for key, value in have.items():
         _check_type(key, value, want[key], path)
 
