@@ -46,7 +46,7 @@ test-lowering: $(STAMP)
 
 bench: $(STAMP)
 	mkdir -p runs
-	$(PY) -m tkjax.ops.bench --json runs/bench.json
+	$(PY) -m benchmarks.ops --json runs/bench.json
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

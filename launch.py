@@ -8,8 +8,9 @@ import sys
 
 from absl import app, flags, logging
 
-from tkjax import environment, interrupts, options
+from tkjax.app import environment, options
 from tkjax.errors import UserError, of_files
+from tkjax.host import interrupts
 
 
 def refuse(message: object) -> None:
@@ -38,7 +39,7 @@ def main(opts: options.Options) -> None:
     environment.show_facts()
     with interrupts.caught():
         try:
-            from tkjax import cli  # only now: it brings jax
+            from tkjax.app import cli  # only now: it brings jax
 
             cli.run(opts)
         except UserError as error:

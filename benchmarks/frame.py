@@ -23,12 +23,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.head import interleaved
-from tkjax import avatar, cli, environment, options
+from tkjax.app import cli, environment, options
+from tkjax.app.workdir import dataset_of
+from tkjax.avatar import bundle
 from tkjax.errors import UserError
+from tkjax.media.paste_back import Paster
 from tkjax.ops import dispatch
-from tkjax.paste_back import Paster
 from tkjax.render.image import final_clock, picture, render_image
-from tkjax.workdir import dataset_of
 
 FRAME_HW = (720, 1280)
 
@@ -39,7 +40,7 @@ def finished(image, behind):
     return jnp.rint(255 * picture(image, behind)).astype(jnp.uint8), image.front[..., 0]
 
 
-def resized(subject: avatar.Avatar, size: int) -> avatar.Avatar:
+def resized(subject: bundle.Avatar, size: int) -> bundle.Avatar:
     """The avatar with pictures of `size` pixels on the longer side."""
     info = subject.info
     scale = size / max(info.height, info.width)
@@ -52,7 +53,7 @@ def resized(subject: avatar.Avatar, size: int) -> avatar.Avatar:
 
 def runs(workdir: Path, size: int) -> dict:
     """name -> call that draws one frame."""
-    subject = resized(avatar.load(workdir / "avatar"), size)
+    subject = resized(bundle.load(workdir / "avatar"), size)
     opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
     clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
     if "torso" not in subject.stages:

@@ -21,15 +21,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tkjax import avatar, cli, environment, options
-from tkjax.batches import make_loader
-from tkjax.devices import AXIS, replicate, shard
+from tkjax.app import cli, environment, options
+from tkjax.app.workdir import dataset_of
+from tkjax.avatar import bundle
+from tkjax.data.batches import make_loader
 from tkjax.errors import UserError
 from tkjax.ops import composite_packed, dispatch, field, march_packed
-from tkjax.optim import optimiser
 from tkjax.render.image import final_clock, picture, pixel_grid, render_image
-from tkjax.step import TrainState, check_terms, make_step
-from tkjax.workdir import dataset_of
+from tkjax.train.devices import AXIS, replicate, shard
+from tkjax.train.optim import optimiser
+from tkjax.train.step import TrainState, check_terms, make_step
 
 # Per sample of a picture: 23,184 and 28,352 multiply-adds (er-nerf dossier §10, rad-nerf dossier §10)
 FRAME_FLOP = {"er_nerf": 46_368, "rad_nerf": 56_704}
@@ -108,7 +109,7 @@ def step_run(subject, clip):
 
 
 def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
-    subject = avatar.load(workdir / "avatar")
+    subject = bundle.load(workdir / "avatar")
     opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
     clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
     first, last = clip.train_range

@@ -1,4 +1,4 @@
-"""The ops in plain PyTorch, as its users would write them: what `python -m tkjax.ops.bench` compares with.
+"""The ops in plain PyTorch, as its users would write them: what `python -m benchmarks.ops` compares with.
 
 Each function below is the whole op on tensors; `peers` gives it eager and compiled. Loaded by path, because nothing
 under tkjax imports torch.

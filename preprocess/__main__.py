@@ -11,7 +11,7 @@ os.environ["GLOG_minloglevel"] = os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from preprocess import pipeline
 from preprocess.checks import STAGES
 from preprocess.command import exit_code
-from tkjax.models_dir import is_offline
+from tkjax.host.model_files import is_offline
 
 
 def parser() -> argparse.ArgumentParser:

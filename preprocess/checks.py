@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
+from tkjax.host.files import write_atomic
 
 CHECKS = "checks.json"
 GOOD, WARN, FAIL = "good", "warn", "fail"
-STAGES = ("content", "sound", "poses", "labels", "background")  # tkjax/options.py offers the same for --accept
+STAGES = ("content", "sound", "poses", "labels", "background")  # tkjax/app/options.py offers the same for --accept
 
 
 class Failed(UserError):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tkjax.files import write_atomic
-from tkjax.images import decode_rgb
+from tkjax.host.files import write_atomic
+from tkjax.media.images import decode_rgb
 
 CHUNK_FRAMES = 64
 

@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from tkjax import interrupts
 from tkjax.errors import UserError, of_files, refuse
+from tkjax.host import interrupts
 
 
 def exit_code(work: Callable[[], object], mode: str = "") -> int:

@@ -17,14 +17,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from preprocess.landmarker import detect
+from preprocess.faces.landmarker import detect
 from preprocess.pipeline import need_model
-from preprocess.stages import progress
+from preprocess.resumable import progress
 from preprocess.workers import native, ordered, pool
-from tkjax import video
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
-from tkjax.images import decode_rgb
+from tkjax.host.files import write_atomic
+from tkjax.media import video
+from tkjax.media.images import decode_rgb
 
 BATCH = 16  # frames that travel to a worker at once
 HEAD = struct.Struct("<II")  # height and width before a raw frame

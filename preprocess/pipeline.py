@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import tkjax
 from preprocess import checks
-from preprocess.stages import Done, Stages, say, sha256_file
+from preprocess.resumable import Done, Stages, say, sha256_file
 from preprocess.workers import native, pool
-from tkjax import hdr, video
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
-from tkjax.models_dir import FACE_LANDMARKER, find_model
+from tkjax.host.files import write_atomic
+from tkjax.host.model_files import FACE_LANDMARKER, find_model
+from tkjax.media import hdr, video
 
 if TYPE_CHECKING:
-    from preprocess.backdrop import Reference
-    from preprocess.head_box import BodyPoints
-    from preprocess.labels import Method
-    from preprocess.survey import Framing
+    from preprocess.framing.head_box import BodyPoints
+    from preprocess.framing.survey import Framing
+    from preprocess.keying.backdrop import Reference
+    from preprocess.regions.labels import Method
 
 FPS = 25.0
 MIN_SECONDS = 2.0
@@ -136,7 +136,7 @@ def need_model(models_dir: str | None) -> Path:
 
 def checked_model(model: Path) -> Path:
     """The path without links; UserError where the file is none of the face landmarker."""
-    from preprocess.face_model import load_canonical
+    from preprocess.faces.face_model import load_canonical
 
     load_canonical(model)
     return model.resolve()
@@ -161,8 +161,8 @@ def run(options: Options) -> Path:
     and `preprocess/checks.json` says what failed; the dataset is neither written nor replaced. What is read off sound
     and poses is judged before the labels are begun, the rest at the end, when the contact sheet is there.
     """
-    from preprocess.audio_features import parse_kinds
-    from preprocess.av_offset import parse
+    from preprocess.audio.av_offset import parse
+    from preprocess.audio.extract import parse_kinds
 
     offset = parse(options.av_offset)
     accept = checks.parse_accept(options.accept)
@@ -173,8 +173,10 @@ def run(options: Options) -> Path:
     info = check_clip(path)
     with native("OpenCV (cv2)"):
         import cv2  # noqa: F401  (its system libraries are the ones that are missing most often)
-    from preprocess import backdrop, fetch, head_box
-    from preprocess.labels import parse_method
+    from preprocess.faces import fetch
+    from preprocess.framing import head_box
+    from preprocess.keying import backdrop
+    from preprocess.regions.labels import parse_method
 
     method = parse_method(options.labels)
     reference = backdrop.parse_reference(options.background_ref) if options.background_ref else None
@@ -197,7 +199,9 @@ def run(options: Options) -> Path:
 
 def _full(job: Job, screen: Done | None) -> Done:
     """The stage of the whole frames."""
-    from preprocess import backdrop, chunks, full_frame, matting
+    from preprocess import chunks
+    from preprocess.framing import full_frame
+    from preprocess.keying import backdrop, matting
 
     return job.stages.run(
         "full",
@@ -210,22 +214,12 @@ def _full(job: Job, screen: Done | None) -> Done:
 
 def _framed(job: Job) -> Framed:
     """Where the head is, and the frames that are cut out there; of a keyed clip the whole frames first."""
-    from preprocess import (
-        backdrop,
-        chunks,
-        head_box,
-        label_repair,
-        labels,
-        landmarker,
-        looks,
-        matting,
-        normalise,
-        plate,
-        screen,
-        segment,
-        survey,
-    )
-    from tkjax import audio, images, intake
+    from preprocess import chunks
+    from preprocess.faces import landmarker
+    from preprocess.framing import head_box, looks, normalise, survey
+    from preprocess.keying import backdrop, matting, screen
+    from preprocess.regions import label_repair, labels, plate, segment
+    from tkjax.media import audio, images, intake
 
     options, path, info, stages = job.options, job.path, job.info, job.stages
     key = None
@@ -269,32 +263,16 @@ def _framed(job: Job) -> Framed:
 
 def _stages(job: Job, clip: Framed) -> Path:
     """What is learnt from the frames, and the dataset of all of it."""
-    from preprocess import (
-        audio_features,
-        av_offset,
-        backdrop,
-        chunks,
-        content,
-        face_model,
-        label_checks,
-        label_repair,
-        labels,
-        landmarker,
-        landmarks,
-        normalise,
-        plate,
-        pose,
-        pose_checks,
-        qa,
-        refine,
-        segment,
-        smooth,
-        sound,
-        survey,
-        torso,
-        track,
-    )
-    from tkjax import audio, contract, intake, level
+    from preprocess import chunks
+    from preprocess.audio import av_offset, extract, sound
+    from preprocess.faces import face_model, landmarker
+    from preprocess.framing import normalise, survey
+    from preprocess.keying import backdrop
+    from preprocess.output import qa
+    from preprocess.regions import label_checks, label_repair, labels, plate, segment, torso
+    from preprocess.tracking import content, landmarks, pose, pose_checks, refine, smooth, track
+    from tkjax import contract
+    from tkjax.media import audio, intake, level
 
     stages, method, key, executor = job.stages, job.method, clip.screen, job.executor
     frames, n, h, w = clip.frames, clip.n, clip.framing.height, clip.framing.width
@@ -332,10 +310,10 @@ def _stages(job: Job, clip: Framed) -> Path:
     job.judged()
     features = stages.run(
         "audio",
-        lambda out: audio_features.audio_stage(out, wav, job.kinds),
+        lambda out: extract.audio_stage(out, wav, job.kinds),
         {"kinds": job.kinds},
         {"wav": sha256_file(wav)},
-        [audio_features, audio, level],
+        [extract, audio, level],
     )
     labelled = stages.run(
         "labels",
@@ -390,7 +368,7 @@ def _stages(job: Job, clip: Framed) -> Path:
 def _source(job: Job, framing: "Framing", av_offset_ms: float) -> dict:
     """What the manifest says of the clip. Its name would make the bytes depend on what the file is called; the digest
     says what it is."""
-    from preprocess import backdrop
+    from preprocess.keying import backdrop
 
     out = {"sha256": job.source_sha, "start_s": 0.0, "crop_px": list(framing.crop_px), "scale": framing.scale,
            "full_size": [job.info.width, job.info.height], "av_offset_ms": av_offset_ms}  # fmt: skip
@@ -402,7 +380,8 @@ def _source(job: Job, framing: "Framing", av_offset_ms: float) -> dict:
 def _dataset(job: Job, clip: Framed, folders: dict[str, Path]) -> Path:
     """Write the dataset unless the one that is there was made of the same stage outputs, model_data.json, and show
     the table of checks."""
-    from preprocess import model_data, shards, sound
+    from preprocess.audio import sound
+    from preprocess.output import model_data, shards
     from tkjax.contract import ContractError, validate
 
     options, stages, framing = job.options, job.stages, clip.framing

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from tkjax import audio, video
 from tkjax.errors import UserError
+from tkjax.media import audio, video
 
 
 def cutout(i: int, h: int, w: int) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tkjax import audio
 from tkjax.errors import UserError
+from tkjax.media import audio
 
 CLICKS_S = (0.11, 1.0, 1.9)
 

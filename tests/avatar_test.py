@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny, tiny_full
-from tkjax import avatar, avatar_track, config, contract, images
-from tkjax.data import Clip, over
+from tkjax import config, contract
+from tkjax.avatar import bundle
+from tkjax.avatar.track import face
+from tkjax.data.clip import Clip, over
 from tkjax.errors import UserError
-from tkjax.models import base
+from tkjax.media import images
+from tkjax.models import load_system
 
 CONSENT = {"statement": "mine", "asked": True}
 
@@ -30,11 +33,11 @@ def saved(tmp_path_factory):
 
 def save(folder, clip, seed):
     resolved = tiny.config()
-    model = base.load(resolved.system)(resolved, clip.info)
+    model = load_system(resolved.system)(resolved, clip.info)
     variables = model.init(jax.random.key(0))
     variables = jax.tree.map(lambda x: x + seed + 0.125, variables)
-    spec = avatar.audio_spec(clip.dataset.audio_features("logmel"))
-    return avatar.save(folder, resolved, variables, 4, clip, spec, CONSENT), variables
+    spec = bundle.audio_spec(clip.dataset.audio_features("logmel"))
+    return bundle.save(folder, resolved, variables, 4, clip, spec, CONSENT), variables
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def copy(saved, tmp_path):
 
 def test_everything_comes_back_without_the_dataset(saved, copy):
     _, clip, (name, variables) = saved
-    subject = avatar.load(copy)
+    subject = bundle.load(copy)
     assert subject.id == name and subject.info == clip.info and (subject.n_train, subject.n_track) == (70, 77)
     loaded = subject.variables(subject.model())
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
@@ -73,7 +76,7 @@ def test_the_same_content_has_the_same_id_and_other_content_another(saved, tmp_p
 
 def test_a_second_save_replaces_the_first_and_leaves_no_litter(saved, copy):
     name, _ = save(copy, saved[1], 5)
-    subject = avatar.load(copy)
+    subject = bundle.load(copy)
     assert subject.id == name
     entries = subject.meta["files"]
     named = {entries[k]["name"] for k in ("params", "background", "full")} | {t["name"] for t in entries["track"]}
@@ -81,7 +84,7 @@ def test_a_second_save_replaces_the_first_and_leaves_no_litter(saved, copy):
 
 
 def test_a_save_that_is_cut_short_leaves_the_old_avatar(saved, copy, monkeypatch):
-    old, write = avatar.load(copy).id, avatar.write_atomic
+    old, write = bundle.load(copy).id, bundle.write_atomic
     for allowed in range(6):  # params, background, two track files, consent.json, avatar.json
         left = [allowed]
 
@@ -91,10 +94,10 @@ def test_a_save_that_is_cut_short_leaves_the_old_avatar(saved, copy, monkeypatch
             left[0] -= 1
             write(path, data)
 
-        monkeypatch.setattr(avatar, "write_atomic", dies)
+        monkeypatch.setattr(bundle, "write_atomic", dies)
         with pytest.raises(KeyboardInterrupt):
             save(copy, saved[1], 7)
-        assert avatar.load(copy).id == old
+        assert bundle.load(copy).id == old
 
 
 @given(data=st.data())
@@ -108,14 +111,14 @@ def test_any_changed_byte_is_noticed(saved, data):
     path.write_bytes(bytes(bad))
     try:
         with pytest.raises(UserError) as error:
-            avatar.load(folder)
+            bundle.load(folder)
         assert "\n" not in str(error.value) and path.name in str(error.value)
     finally:
         path.write_bytes(good)
 
 
 def test_the_dataset_s_own_frames_are_the_whole_ones_where_it_was_not_cropped(saved, copy):
-    subject, clip = avatar.load(copy), saved[1]
+    subject, clip = bundle.load(copy), saved[1]
     assert subject.has_full and not subject.cropped
     assert subject.full_hw == (24, 32) and subject.box == (0, 0, 32, 24) and subject.full_matte(3) is None
     for i in (76, 75, 0, 1, 64):
@@ -130,7 +133,7 @@ def test_whole_frames_of_a_crop_are_taken_over(tmp_path, keyed):
     save(tmp_path / "avatar", clip, 0)
     shutil.copytree(tmp_path / "avatar", tmp_path / "copy")
     shutil.rmtree(tmp_path / "dataset")
-    subject = avatar.load(tmp_path / "copy")
+    subject = bundle.load(tmp_path / "copy")
     assert subject.cropped and subject.box == tiny_full.BOX and subject.full_hw == tiny_full.FULL_HW
     for i in (0, 32, 31, 8):
         grey, matte = 60 + 2 * i, tiny_full.matte(i)
@@ -151,7 +154,7 @@ def test_a_keyed_clip_that_was_not_cropped_keeps_its_matte(tmp_path):
     more = {"alpha_bytes": [images.encode_png(m) for m in mattes]}
     tiny.make_dataset(tmp_path / "dataset", more=more, source={"background_trt": [40, 0, 120]})
     save(tmp_path / "avatar", Clip(tmp_path / "dataset", tmp_path / "cache"), 0)
-    subject = avatar.load(tmp_path / "avatar")
+    subject = bundle.load(tmp_path / "avatar")
     assert not subject.cropped and not subject.meta["full"]["straight"]
     for i in (32, 0, 7):
         np.testing.assert_array_equal(subject.full_matte(i), mattes[i])
@@ -168,7 +171,7 @@ def test_parsing_classes_decide_what_the_face_is(tmp_path):
         frame_bytes=lambda member, i: images.encode_png(classes),
         where=lambda member, i: f"{member} {i}",
     )
-    np.testing.assert_array_equal(avatar_track.face(clip, 0, clip.label(0)), classes == 1)
+    np.testing.assert_array_equal(face(clip, 0, clip.label(0)), classes == 1)
 
 
 def test_a_stand_in_without_a_dataset_is_enough(saved, tmp_path):
@@ -176,11 +179,11 @@ def test_a_stand_in_without_a_dataset_is_enough(saved, tmp_path):
     names = ("info", "fps", "plate", "cam_to_world", "eye_closed", "expression", "confidence", "boxes", "torso_rgba")
     stand_in = types.SimpleNamespace(**{n: getattr(clip, n) for n in names}, train_range=(0, 5))
     resolved = tiny.config()
-    variables = base.load(resolved.system)(resolved, clip.info).init(jax.random.key(0))
-    avatar.save(tmp_path, resolved, variables, 4, stand_in, {"kind": "logmel"}, CONSENT, stages=["all"])
-    subject = avatar.load(tmp_path)
+    variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
+    bundle.save(tmp_path, resolved, variables, 4, stand_in, {"kind": "logmel"}, CONSENT, stages=["all"])
+    subject = bundle.load(tmp_path)
     assert (subject.n_train, subject.n_track, subject.eye_area, subject.has_full) == (5, 5, None, False)
-    np.testing.assert_array_equal(subject.torso(4), avatar.load(saved[0] / "avatar").torso(4))
+    np.testing.assert_array_equal(subject.torso(4), bundle.load(saved[0] / "avatar").torso(4))
     with pytest.raises(UserError, match=r"no label pictures.*--mode=train"):
         subject.label(0)
     with pytest.raises(UserError, match=r"no whole frames.*--paste_back=none"):
@@ -192,16 +195,16 @@ def test_an_avatar_of_format_1_is_still_read(copy):
     for entry in meta["files"]["track"]:
         data = dict(np.load(copy / entry["name"], allow_pickle=False))
         lacking = ("label_", "face_png", "face_offsets", "eye_area")
-        raw = avatar._npz({k: v for k, v in data.items() if not k.startswith(lacking)})
+        raw = bundle._npz({k: v for k, v in data.items() if not k.startswith(lacking)})
         (copy / entry["name"]).write_bytes(raw)
         entry["sha256"] = hashlib.sha256(raw).hexdigest()
     meta["format"] = 1
     for name in ("stages", "n_train", "heldout_first", "full", "background_trt"):
         del meta[name]
     del meta["files"]["full"]
-    meta["digest"] = avatar._json_digest(meta)
-    (copy / "avatar.json").write_bytes(avatar._dump(meta))
-    subject = avatar.load(copy)
+    meta["digest"] = bundle._json_digest(meta)
+    (copy / "avatar.json").write_bytes(bundle._dump(meta))
+    subject = bundle.load(copy)
     assert subject.stages == ("all",) and subject.n_train == subject.n_track and not subject.has_full
     assert subject.torso(3).shape == (24, 32, 4)
     with pytest.raises(UserError, match="no face pictures"):
@@ -212,19 +215,19 @@ def test_missing_parts_are_named(copy):
     track = sorted(copy.glob("track-*"))[1]
     track.unlink()
     with pytest.raises(UserError, match=track.name):
-        avatar.load(copy)
+        bundle.load(copy)
     (copy / "avatar.json").unlink()
     with pytest.raises(UserError, match=r"holds no avatar.*--mode"):
-        avatar.load(copy)
+        bundle.load(copy)
 
 
 def test_unflatten_names_what_does_not_fit():
     tree = {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 2))}}
-    flat = avatar.flatten(tree)
+    flat = bundle.flatten(tree)
     assert set(flat) == {"a", "b/c"}
     for wrong, name in (({**flat, "x": flat["a"]}, "x"), ({"a": flat["a"]}, "b/c"), ({**flat, "a": np.zeros(4)}, "a")):
         with pytest.raises(UserError, match=name):
-            avatar.unflatten(tree, wrong, "file")
+            bundle.unflatten(tree, wrong, "file")
 
 
 def test_an_avatar_of_an_earlier_config_gets_what_the_settings_have_gained():

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
-from tkjax import checkpoint
-from tkjax.checkpoint import Checkpoints, check_run, flatten, latest_step, truncate_metrics, unflatten
 from tkjax.errors import UserError
-from tkjax.models.base import load
-from tkjax.train import load_variables, train
+from tkjax.models import load_system
+from tkjax.train import checkpoint
+from tkjax.train.checkpoint import Checkpoints, check_run, flatten, latest_step, truncate_metrics, unflatten
+from tkjax.train.loop import load_variables, train
 
 names = st.text("abc_0", min_size=1, max_size=4)
 trees = st.recursive(
@@ -160,7 +160,7 @@ def test_rows_after_the_checkpoint_and_a_row_cut_in_two_go(tmp_path_factory, row
 
 
 def test_loading_from_an_empty_workdir_and_an_unknown_stage_say_so(tmp_path):
-    model = load("tests.stubs.constant")(stub_config("constant"), FakeClip().info)
+    model = load_system("tests.stubs.constant")(stub_config("constant"), FakeClip().info)
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
         load_variables(tmp_path, model)
     with pytest.raises(UserError, match="stage 'lips' is unknown; this system has all"):

@@ -8,26 +8,26 @@ import time
 
 import pytest
 
-from tkjax import child
 from tkjax.errors import UserError
+from tkjax.host import torch_side
 
 MODULE = "tests.obedient"
 
 
 def test_a_refusal_becomes_a_user_error_with_its_sentence(capfd):
     with pytest.raises(UserError, match=r"^the file is not there$"):
-        child.ask(MODULE, ["refuse"])
+        torch_side.ask(MODULE, ["refuse"])
     with pytest.raises(UserError, match=r"^the file is not there$"):
-        child.run(MODULE, ["refuse"])
+        torch_side.run(MODULE, ["refuse"])
     out, err = capfd.readouterr()
     assert "working" in out and err == ""  # who called says it, once
     with pytest.raises(UserError, match="obedient refused; the lines above say why"):
-        child.run(MODULE, ["usage"])
+        torch_side.run(MODULE, ["usage"])
     assert "usage" in capfd.readouterr().err
 
 
 def test_a_bug_stays_a_bug_and_success_is_silent(capfd):
-    for call in (child.ask, child.run):
+    for call in (torch_side.ask, torch_side.run):
         with pytest.raises(RuntimeError, match=r"obedient.* exit code 1"):
             call(MODULE, ["fail"])
         call(MODULE, ["end"])
@@ -35,17 +35,17 @@ def test_a_bug_stays_a_bug_and_success_is_silent(capfd):
 
 
 def test_what_is_fed_arrives_and_a_refusal_in_the_middle_is_said_at_the_end(tmp_path):
-    with child.Feed(MODULE, ["count", str(tmp_path / "n")]) as feed:
+    with torch_side.Feed(MODULE, ["count", str(tmp_path / "n")]) as feed:
         for _ in range(300):
             feed.write(b"x" * 1000, b"y" * 24)
         feed.close()
     assert (tmp_path / "n").read_text() == "307200"
-    with child.Feed(MODULE, ["refuse"]) as feed:
+    with torch_side.Feed(MODULE, ["refuse"]) as feed:
         for _ in range(3000):  # far more than a pipe holds: nobody reads
             feed.write(b"x" * 1000)
         with pytest.raises(UserError, match=r"^the file is not there$"):
             feed.close()
-    with child.Feed(MODULE, ["count", str(tmp_path / "m")]) as feed:
+    with torch_side.Feed(MODULE, ["count", str(tmp_path / "m")]) as feed:
         feed.write(b"x")
     assert not (tmp_path / "m").exists() and feed._child.returncode  # left early, so it was ended
 
@@ -60,8 +60,8 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a child is bound to its parent by Linux's prctl")
 def test_a_child_dies_with_a_killed_parent(tmp_path):
-    code = f"from tkjax import child; child.run({MODULE!r}, ['wait', {str(tmp_path / 'pid')!r}])"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=child.ROOT)
+    code = f"from tkjax.host import torch_side; torch_side.run({MODULE!r}, ['wait', {str(tmp_path / 'pid')!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=torch_side.ROOT)
     for _ in range(200):
         if (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text():
             break

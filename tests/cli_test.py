@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tkjax import config, environment, options
+from tkjax import config
+from tkjax.app import environment, options
 from tkjax.errors import UserError
 
 
@@ -124,7 +125,7 @@ MISTAKES = [
 def test_mistakes_that_only_the_modes_can_see_are_one_sentence_and_write_nothing(
     tmp_path, monkeypatch, arguments, expected
 ):
-    from tkjax import cli
+    from tkjax.app import cli
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "E").mkdir()
@@ -141,7 +142,7 @@ def test_such_a_mistake_exits_with_two_and_one_line(tmp_path):
 
 
 def test_the_sound_to_speak_is_not_overwritten(tmp_path):
-    from tkjax import cli
+    from tkjax.app import cli
 
     (tmp_path / "a.mp4").write_bytes(b"sound")
     with pytest.raises(UserError, match="is the sound to speak"):
@@ -151,7 +152,7 @@ def test_the_sound_to_speak_is_not_overwritten(tmp_path):
 
 
 def test_a_damaged_run_file_is_a_user_error(tmp_path):
-    from tkjax import workdir
+    from tkjax.app import workdir
 
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json"):
@@ -182,7 +183,7 @@ def test_doctor_names_devices_versions_back_ends_and_models(tmp_path):
 
 
 def test_json_of_a_run_merges_facts(tmp_path):
-    from tkjax import workdir
+    from tkjax.app import workdir
 
     workdir.update_run(tmp_path, a=1)
     workdir.update_run(tmp_path, b=2)
@@ -191,14 +192,16 @@ def test_json_of_a_run_merges_facts(tmp_path):
 
 def test_the_choices_of_flags_are_those_of_the_modules_behind_them():
     """`options` imports none of them, so that --help stays quick."""
-    from tkjax import maps, paste_back, scene
+    from tkjax.drive import scene
+    from tkjax.media import paste_back
+    from tkjax.render import map_pictures
 
-    assert options.SCHEMES == paste_back.SCHEMES and options.MAPS == maps.MAPS
+    assert options.SCHEMES == paste_back.SCHEMES and options.MAPS == map_pictures.MAPS
     assert options.FLAGS["torso"].choices == scene.TORSOS
 
 
 def test_a_clip_that_training_reduces_is_said_in_a_line():
-    from tkjax import cli
+    from tkjax.app import cli
 
     assert cli.reduced((512, 480), (512, 480)) == ""
     said = cli.reduced((512, 480), (128, 120))

@@ -16,10 +16,14 @@ from hypothesis import strategies as st
 
 from tests.contract_test import rewrite_shard
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract, data, files, frame_cache, images, sampling
+from tkjax import contract
 from tkjax.contract import AudioFeatures, ContractError
-from tkjax.data import Clip
+from tkjax.data import clip as clips
+from tkjax.data import frame_cache, sampling
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
+from tkjax.host import files
+from tkjax.media import images
 
 H, W, N = 20, 30, 70
 
@@ -94,7 +98,7 @@ def test_squares_stay_square_when_boxes_shrink():
 def test_disk_host_and_device_give_the_same_numbers(root, small):
     jax = pytest.importorskip("jax")
     others = [Clip(root, root.parent / "cache", size=15, preload=p) for p in ("host", "device")]
-    for sampler in data.SAMPLERS:
+    for sampler in clips.SAMPLERS:
         batches = [c.batch(np.array([3, 66]), generators(1, 2), sampler, 64, 4, "torso") for c in (small, *others)]
         for b in batches[1:]:
             jax.tree.map(np.testing.assert_array_equal, batches[0], b)
@@ -102,13 +106,13 @@ def test_disk_host_and_device_give_the_same_numbers(root, small):
 
 
 def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeypatch, caplog):
-    monkeypatch.setattr(data, "_free_memory", lambda: N * 150 * 4)
+    monkeypatch.setattr(clips, "_free_memory", lambda: N * 150 * 4)
     clip = Clip(root, root.parent / "cache", size=15, preload="device")
     assert "target" in clip._device and "background" not in clip._device
     assert "background needs" in caplog.text
     a, b = (c.batch(np.array([5]), generators(1), "rays", 50) for c in (clip, small))
     np.testing.assert_array_equal(np.asarray(a.background), b.background)
-    monkeypatch.setattr(data, "_free_memory", lambda: 10)
+    monkeypatch.setattr(clips, "_free_memory", lambda: 10)
     assert isinstance(
         Clip(root, root.parent / "cache", size=15, preload="host")._cache["target"], frame_cache.CachedArray
     )
@@ -120,8 +124,8 @@ def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeyp
 @given(
     seed=st.integers(0, 2**16),
     chosen=st.lists(st.integers(0, N - 1), min_size=1, max_size=4),
-    sampler=st.sampled_from(data.SAMPLERS),
-    background=st.sampled_from(data.BACKGROUNDS),
+    sampler=st.sampled_from(clips.SAMPLERS),
+    background=st.sampled_from(clips.BACKGROUNDS),
     patch=st.integers(1, 8),
 )
 def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, background, patch):
@@ -169,7 +173,7 @@ def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
         assert 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
 
 
-@pytest.mark.parametrize("sampler", data.SAMPLERS)
+@pytest.mark.parametrize("sampler", clips.SAMPLERS)
 def test_a_frame_of_a_batch_depends_on_its_own_generator_alone(clip, sampler):
     together = clip.batch(np.array([4, 9, 4]), generators(1, 2, 3), sampler, 64, 4)
     for k, (i, seed) in enumerate(((4, 1), (9, 2), (4, 3))):
@@ -254,7 +258,7 @@ def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
 def test_neighbouring_windows_are_the_windows_of_the_neighbours(n, window, hop, left, chosen, neighbours):
     f = np.random.default_rng(n).standard_normal((n, 2)).astype(np.float32)
     a = AudioFeatures("any", f, 50.0, 0.0, "test", window, hop, left, left)
-    got = data.audio_windows(a, np.array(chosen), neighbours)
+    got = clips.audio_windows(a, np.array(chosen), neighbours)
     assert got.shape == (len(chosen), neighbours, window, 2) and got.dtype == np.float32
     for k, i in enumerate(chosen):
         for w in range(neighbours):
@@ -335,7 +339,7 @@ def test_the_cache_holds_one_size_says_how_much_and_touches_nothing_else(tmp_pat
     (cache / "my photos").mkdir(parents=True)
     (cache / "notes.txt").write_text("mine")
     (cache / "0123456789abcdef-9x9-v1.part").mkdir()  # of an earlier version, cut short
-    caplog.set_level("INFO", "tkjax.frame_cache")
+    caplog.set_level("INFO", "tkjax.data.frame_cache")
     large = Clip(tmp_path / "d", cache)
     before = [large.target(i) for i in range(2)]
     (old,) = (p for p in cache.iterdir() if p.name.endswith(f"-{large.height}x{large.width}-v{frame_cache._VERSION}"))
@@ -416,7 +420,7 @@ def test_a_disk_that_is_too_small_is_reported_before_work_begins(tmp_path, monke
 def test_a_build_killed_at_random_moments_ends_true(tmp_path):
     write_tiny(tmp_path / "d", n=400, height=24, width=24)
     wanted = Clip(tmp_path / "d", tmp_path / "whole")
-    code = "import sys; from tkjax.data import Clip; print('go', flush=True); Clip(*sys.argv[1:])"
+    code = "import sys; from tkjax.data.clip import Clip; print('go', flush=True); Clip(*sys.argv[1:])"
     for wait in (0.0, 0.05, 0.15):
         command = [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "cache")]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -438,7 +442,7 @@ def test_memory_stays_flat_while_a_clip_is_cached_and_sampled(tmp_path):
     code = """
 import json, re, sys
 import numpy as np
-from tkjax.data import Clip
+from tkjax.data.clip import Clip
 import tkjax.types
 def memory(key):
     return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -471,4 +475,4 @@ def test_every_alpha_over_every_colour_is_rounded_to_nearest():
     for under in (0, 1, 100, 255):
         plate = np.full((256, 256, 3), under, np.uint8)
         exact = (alpha[..., None] / 255.0) * rgba[..., :3] + (1 - alpha[..., None] / 255.0) * plate
-        np.testing.assert_array_equal(data.over(rgba, plate), np.rint(exact))
+        np.testing.assert_array_equal(clips.over(rgba, plate), np.rint(exact))

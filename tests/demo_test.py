@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tkjax import cli, contract, demo, options
+from tkjax import contract
+from tkjax.app import cli, demo, options
 
 NAMES = ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight")
 

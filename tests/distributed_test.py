@@ -55,8 +55,11 @@ def test_two_processes_equal_one_and_continue_together(one_device, tmp_path):
 FIT = """
 import os, sys, jax
 from pathlib import Path
-from tkjax import child, cli, contract, options, train
+from tkjax import contract
+from tkjax.app import cli, options
 from tkjax.errors import UserError
+from tkjax.host import torch_side
+from tkjax.train import loop
 workdir, address, index, refusal = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
 def launcher(*flags):  # what SLURM, MPI or Kubernetes say: no flag names the number of processes
@@ -74,7 +77,7 @@ def run(module, arguments):
 def score(*_, **__):
     (workdir / f"scored-{index}").touch()
 
-train.initialise_distributed, child.run, cli.score = launcher, run, score
+loop.initialise_distributed, torch_side.run, cli.score = launcher, run, score
 cli.stop_on_failures = lambda dataset, accept: None  # the manifest of this test is an empty file
 cli.train_and_save = lambda resolved, dataset, workdir, consent, stages: (workdir / f"trained-{index}").touch()
 opts = options.Options("fit", {"video": __file__ if "__file__" in globals() else sys.executable, "consent": "a test",

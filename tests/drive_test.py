@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from tkjax import drive
-from tkjax.avatar import Avatar
+from tkjax.avatar.bundle import Avatar
+from tkjax.drive import motion
 from tkjax.errors import UserError
 from tkjax.types import SubjectInfo
 
@@ -49,12 +49,12 @@ def subject():
 @given(st.integers(1, 9), st.integers(0, 60))
 def test_ping_pong_goes_forth_and_back_and_repeats_the_ends(n, i):
     forth = list(range(n))
-    assert drive.ping_pong(i, n) == (forth + forth[::-1])[i % (2 * n)]
+    assert motion.ping_pong(i, n) == (forth + forth[::-1])[i % (2 * n)]
 
 
 def test_output_frames_are_paired_with_source_frames_as_in_the_original(subject):
     def paired(n, start, end):
-        plan = drive.plan(subject, data_range=(start, end))
+        plan = motion.plan(subject, data_range=(start, end))
         return [plan.track_frame(k) for k in range(n)]
 
     assert paired(9, 4, 7) == [4, 5, 6, 6, 5, 4, 4, 5, 6]
@@ -68,54 +68,54 @@ def test_output_frames_are_paired_with_source_frames_as_in_the_original(subject)
 def test_smoothed_eyes_are_means_of_three(values):
     v = np.array(values, np.float32)
     expected = [np.mean(v[max(0, i - 1) : i + 2]) for i in range(len(v))]
-    np.testing.assert_allclose(drive.smooth_eyes(v), expected, atol=1e-6)
+    np.testing.assert_allclose(motion.smooth_eyes(v), expected, atol=1e-6)
 
 
 def test_held_out_frames_are_played_when_asked_for(subject):
-    plan = drive.plan(subject, poses="test")
+    plan = motion.plan(subject, poses="test")
     assert [plan.track_frame(i) for i in range(4)] == [9, 10, 11, 11]
     np.testing.assert_array_equal(plan.pose(0), subject.cam_to_world[9])
     assert plan.area(1) == subject.eye_area[10]
-    assert [drive.plan(subject, poses="test", data_range=(1, 2)).track_frame(i) for i in range(2)] == [10, 10]
+    assert [motion.plan(subject, poses="test", data_range=(1, 2)).track_frame(i) for i in range(2)] == [10, 10]
     with pytest.raises(UserError, match="3 held-out frames"):
-        drive.plan(subject, poses="test", data_range=(0, 4))
+        motion.plan(subject, poses="test", data_range=(0, 4))
     subject.meta["n_train"] = 12
     with pytest.raises(UserError, match=r"--poses=test.*no held-out frames"):
-        drive.plan(subject, poses="test")
+        motion.plan(subject, poses="test")
 
 
 def test_eye_areas_follow_the_track_or_the_blinks(subject, tmp_path):
-    plan = drive.plan(subject)
+    plan = motion.plan(subject)
     np.testing.assert_array_equal([plan.area(i) for i in range(9)], subject.eye_area[:9])
-    smooth = drive.plan(subject, smooth_eye=True)
+    smooth = motion.plan(subject, smooth_eye=True)
     assert smooth.area(0) == pytest.approx(subject.eye_area[:2].mean())
     assert smooth.eye(3) == pytest.approx(subject.eye_closed[2:5].mean())
     opened, closed = np.percentile(subject.eye_area[:9], (95, 5))
     for blink, area in ((0.0, opened), (1.0, closed), (0.5, (opened + closed) / 2)):
-        assert drive.plan(subject, fix_eye=blink).area(7) == pytest.approx(area)
+        assert motion.plan(subject, fix_eye=blink).area(7) == pytest.approx(area)
     np.save(tmp_path / "e.npy", np.array([0, 1.0]))
-    plan = drive.plan(subject, eye=tmp_path / "e.npy")
+    plan = motion.plan(subject, eye=tmp_path / "e.npy")
     np.testing.assert_allclose([plan.area(i) for i in range(4)], [opened, closed, closed, opened], rtol=1e-6)
     subject.eye_area = None
-    assert drive.plan(subject, fix_eye=0.5, smooth_eye=True).area(0) is None
+    assert motion.plan(subject, fix_eye=0.5, smooth_eye=True).area(0) is None
 
 
 def test_smoothing_equals_scipy_mean_rotation_and_leaves_a_still_head_alone():
     path = poses(15)
-    smooth = drive.smooth_path(path, 7)
+    smooth = motion.smooth_path(path, 7)
     for i in (0, 2, 7, 14):
         part = path[max(0, i - 3) : i + 4]
         mean = Rotation.from_matrix(part[:, :3, :3]).mean().as_matrix()
         np.testing.assert_allclose(smooth[i, :3, :3], mean, atol=1e-5)
         np.testing.assert_allclose(smooth[i, :3, 3], part[:, :3, 3].mean(0), atol=1e-6)
     still = np.repeat(path[:1], 9, 0)
-    np.testing.assert_allclose(drive.smooth_path(still, 7), still, atol=1e-6)
+    np.testing.assert_allclose(motion.smooth_path(still, 7), still, atol=1e-6)
 
 
 def test_the_nearest_pose_of_a_path_to_itself_is_itself():
     path, k = poses(9), np.array([90.0, 90, W / 2, H / 2])
-    assert drive.nearest_pose(path, k, path, k).tolist() == list(range(9))
-    assert drive.nearest_pose(path[[4, 2]], k, path, k).tolist() == [4, 2]
+    assert motion.nearest_pose(path, k, path, k).tolist() == list(range(9))
+    assert motion.nearest_pose(path[[4, 2]], k, path, k).tolist() == [4, 2]
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.npz", "other.npz"])
@@ -125,7 +125,7 @@ def test_pose_files_are_played_as_they_are(tmp_path, subject, name):
         np.save(tmp_path / name, path)
     else:
         np.savez(tmp_path / name, **{"cam_to_world" if name == "p.npz" else "anything": path})
-    plan = drive.plan(subject, pose=tmp_path / name)
+    plan = motion.plan(subject, pose=tmp_path / name)
     np.testing.assert_array_equal(np.stack([plan.pose(i) for i in range(10)]), np.concatenate([path, path[::-1]]))
 
 
@@ -134,16 +134,16 @@ def test_adnerf_json_keeps_its_focal_length_relative_to_the_width(tmp_path, subj
     matrix[:3, 3] /= 4
     data = {"focal_len": 1100, "cx": 225, "cy": 225, "frames": [{"transform_matrix": matrix.tolist()}]}
     (tmp_path / "t.json").write_text(json.dumps(data))
-    plan = drive.plan(subject, pose=tmp_path / "t.json")
+    plan = motion.plan(subject, pose=tmp_path / "t.json")
     np.testing.assert_allclose(plan.pose(3), poses(1)[0], atol=1e-6)
     np.testing.assert_allclose(plan.intrinsics, [1100 * W / 450, 1100 * W / 450, W / 2, H / 2], rtol=1e-6)
 
 
 def test_a_real_transforms_file_gives_500_poses_in_front_of_the_head(data_dir, subject):
-    plan = drive.plan(subject, pose=data_dir / "pose/adnerf_obama_poses_7272_7771.json")
+    plan = motion.plan(subject, pose=data_dir / "pose/adnerf_obama_poses_7272_7771.json")
     assert len(plan.cam_to_world) == 500
     assert (plan.cam_to_world[:, 2, 3] > 2).all() and (plan.cam_to_world[:, 2, 2] > 0.9).all()
-    corners = drive.corners_px(plan.cam_to_world, plan.intrinsics)
+    corners = motion.corners_px(plan.cam_to_world, plan.intrinsics)
     middle = corners.mean(1) / [W, W]
     assert (np.abs(middle[:, 0] - 0.5) < 0.15).all() and np.ptp(corners[..., 0], 1).mean() > 0.2 * W
 
@@ -160,14 +160,14 @@ def transforms_of(path, numbers, frames, **head):
 def test_poses_of_a_json_are_played_by_number_and_gaps_are_filled_and_said(tmp_path, subject, capsys):
     path = poses(6, seed=4)
     order = [5, 0, 3, 1]
-    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [10 + k for k in order], path[order]))
+    plan = motion.plan(subject, pose=transforms_of(tmp_path / "t.json", [10 + k for k in order], path[order]))
     assert len(plan.cam_to_world) == 6 and "no pose for img_id 12, 14: between" in capsys.readouterr().out
     for k in order:
         np.testing.assert_allclose(plan.pose(k), path[k], atol=1e-6)
     mean = Rotation.from_matrix(path[[1, 3], :3, :3]).mean().as_matrix()
     np.testing.assert_allclose(plan.pose(2)[:3, :3], mean, atol=1e-5)
     np.testing.assert_allclose(plan.pose(2)[:3, 3], path[[1, 3], :3, 3].mean(0), atol=1e-6)
-    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [0, 50, 900], path[:3]))
+    plan = motion.plan(subject, pose=transforms_of(tmp_path / "t.json", [0, 50, 900], path[:3]))
     assert len(plan.cam_to_world) == 3 and "one after the other" in capsys.readouterr().out
 
 
@@ -180,14 +180,14 @@ def test_poses_of_a_json_are_played_by_number_and_gaps_are_filled_and_said(tmp_p
     ],
 )
 def test_a_json_may_write_its_camera_in_every_way_that_import_reads(tmp_path, subject, head, focal, middle):
-    plan = drive.plan(subject, pose=transforms_of(tmp_path / "t.json", [0], poses(1), **head))
+    plan = motion.plan(subject, pose=transforms_of(tmp_path / "t.json", [0], poses(1), **head))
     np.testing.assert_allclose(plan.intrinsics, [focal, focal, *middle], rtol=1e-6)
 
 
 def test_poses_that_leave_the_head_out_of_view_are_said(tmp_path, subject, capsys):
     def said(path):
         np.save(tmp_path / "p.npy", path)
-        drive.plan(subject, pose=tmp_path / "p.npy")
+        motion.plan(subject, pose=tmp_path / "p.npy")
         return capsys.readouterr().out
 
     own = poses(5, seed=2)
@@ -235,7 +235,7 @@ def test_a_malformed_pose_file_is_one_sentence_with_its_name(tmp_path, subject, 
     elif value is not None:
         write_npy(path, value)
     with pytest.raises(UserError) as error:
-        drive.plan(subject, pose=path)
+        motion.plan(subject, pose=path)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
@@ -244,12 +244,12 @@ def test_blinks_come_from_numbers_openface_or_a_constant(tmp_path, subject, data
     (tmp_path / "e.csv").write_text("eye\n0\n0.5\n1\n")
     (tmp_path / "f.csv").write_text("0\n0.5\n1\n")
     for name in ("e.npy", "e.csv", "f.csv"):
-        assert drive.read_blinks(tmp_path / name).tolist() == [0, 0.5, 1]
-    blink = drive.read_blinks(data_dir / "au/openface_au_excerpt.csv")
+        assert motion.read_blinks(tmp_path / name).tolist() == [0, 0.5, 1]
+    blink = motion.read_blinks(data_dir / "au/openface_au_excerpt.csv")
     assert len(blink) == 30 and 0.8 < blink.max() <= 1 and blink.min() >= 0
-    plan = drive.plan(subject, fix_eye=0.25)
+    plan = motion.plan(subject, fix_eye=0.25)
     assert {plan.eye(i) for i in range(40)} == {0.25}
-    plan = drive.plan(subject, eye=tmp_path / "e.npy")
+    plan = motion.plan(subject, eye=tmp_path / "e.npy")
     assert [plan.eye(i) for i in range(7)] == [0, 0.5, 1, 1, 0.5, 0, 0]
 
 
@@ -257,20 +257,20 @@ def test_blinks_come_from_numbers_openface_or_a_constant(tmp_path, subject, data
 def test_a_malformed_blink_file_is_one_sentence(tmp_path, text):
     (tmp_path / "e.csv").write_text(text)
     with pytest.raises(UserError, match=r"--eye.*e\.csv"):
-        drive.read_blinks(tmp_path / "e.csv")
+        motion.read_blinks(tmp_path / "e.csv")
 
 
 def test_backgrounds_are_colours_or_pictures_cut_around_their_centre(tmp_path):
-    assert (drive.read_background("white", (H, W)) == 255).all()
-    assert (drive.read_background("#102030", (H, W)) == [16, 32, 48]).all()
+    assert (motion.read_background("white", (H, W)) == 255).all()
+    assert (motion.read_background("#102030", (H, W)) == [16, 32, 48]).all()
     tall = np.zeros((400, 60, 3), np.uint8)
     tall[180:220] = 200
     Image.fromarray(tall).save(tmp_path / "b.png")
-    assert (drive.read_background(str(tmp_path / "b.png"), (H, W)) == 200).all()
+    assert (motion.read_background(str(tmp_path / "b.png"), (H, W)) == 200).all()
     (tmp_path / "no.png").write_text("no picture")
     for wrong in (str(tmp_path / "no.png"), "nocolour", str(tmp_path / "absent.png")):
         with pytest.raises(UserError, match="--background"):
-            drive.read_background(wrong, (H, W))
+            motion.read_background(wrong, (H, W))
 
 
 @pytest.mark.parametrize(
@@ -279,30 +279,30 @@ def test_backgrounds_are_colours_or_pictures_cut_around_their_centre(tmp_path):
 )
 def test_colours_that_are_none_are_one_sentence(text):
     with pytest.raises(UserError, match="--background"):
-        drive.read_background(text, (H, W))
+        motion.read_background(text, (H, W))
 
 
 def test_a_transparent_background_is_white_and_says_so(tmp_path, capsys):
     rgba = np.zeros((H, W, 4), np.uint8)
     rgba[..., 0], rgba[: H // 2, :, 3] = 250, 255
     Image.fromarray(rgba).save(tmp_path / "b.png")
-    shown = drive.read_background(str(tmp_path / "b.png"), (H, W))
+    shown = motion.read_background(str(tmp_path / "b.png"), (H, W))
     assert (shown[0] == [250, 0, 0]).all() and (shown[-1] == 255).all()
     assert "transparent in parts" in capsys.readouterr().out
 
 
 def test_data_range_limits_the_loop_and_its_torso(subject):
-    plan = drive.plan(subject, data_range=(3, 5))
+    plan = motion.plan(subject, data_range=(3, 5))
     assert [plan.track_frame(i) for i in range(5)] == [3, 4, 4, 3, 3]
     np.testing.assert_array_equal(plan.pose(1), subject.cam_to_world[4])
     for wrong in ((5, 5), (-1, 3), (0, 99)):
         with pytest.raises(UserError, match="data_range"):
-            drive.plan(subject, data_range=wrong)
+            motion.plan(subject, data_range=wrong)
 
 
 def test_contradictions_are_refused(subject, tmp_path):
     np.save(tmp_path / "e.npy", np.zeros(3))
     with pytest.raises(UserError, match="exclude"):
-        drive.plan(subject, fix_eye=0.0, eye=tmp_path / "e.npy")
+        motion.plan(subject, fix_eye=0.0, eye=tmp_path / "e.npy")
     with pytest.raises(UserError, match="odd"):
-        drive.plan(subject, smooth_window=4)
+        motion.plan(subject, smooth_window=4)

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tkjax import audio, contract, images
+from tkjax import contract
+from tkjax.media import audio, images
 
 COLOURS_BGR = np.array([[255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)  # er-nerf.md §2
 CLASS_OF_LABEL = np.array([0, 1, 14, 16], np.uint8)
@@ -56,7 +57,7 @@ def write_csv(folder: Path, eye_closed: np.ndarray, name: str = " AU45_r") -> No
 
 
 def export(root: Path, folder: Path, features: dict[str, np.ndarray] | None = None, system: str = "er_nerf") -> Path:
-    """Write the dataset at `root` into `folder` as `system` (a key of preprocess.import_layout.SYSTEMS) lays it out.
+    """Write the dataset at `root` into `folder` as `system` (a key of `folder_layout.SYSTEMS`) lays it out.
 
     features: {"aud_ds.npy": windows [N,16,29], …}. Pictures of the target are jpegs of quality 98.
     """

@@ -10,7 +10,8 @@ from tests import fresh, oracle
 from tests.networks_oracle import audio_code, mlp
 from tkjax import losses
 from tkjax.cameras import pixel_rays
-from tkjax.models.base import initialise, load
+from tkjax.interface import initialise
+from tkjax.models import load_system
 from tkjax.models.er_nerf import EXTRAS, Model
 from tkjax.ops import GridSpec, field, march, sh_encode
 from tkjax.render.image import picture, render_image
@@ -167,7 +168,7 @@ def test_labels_name_a_rate_for_every_parameter(model, variables):
 
 
 def test_the_system_is_found_by_name_and_unknown_variants_are_refused():
-    assert load("er_nerf") is Model
+    assert load_system("er_nerf") is Model
     with pytest.raises(ValueError, match="has no variant"):
         er_nerf_config.get_config("gpu")
     with pytest.raises(ValueError, match="not a multiple of"):

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tkjax import avatar, cli, config, contract, evaluate, metrics, perceptual, report, scores
-from tkjax.data import Clip
-from tkjax.drawn import PasteBack, combinations
+from tkjax import config, contract, perceptual
+from tkjax.app import cli
+from tkjax.avatar import bundle
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
-from tkjax.models import base
-from tkjax.models.base import Rate, Stage
+from tkjax.interface import Rate, Stage
+from tkjax.measure import evaluate, formulas, report, scores
+from tkjax.measure.layers import PasteBack, combinations
+from tkjax.models import load_system
 from tkjax.render.image import final_clock
 from tkjax.types import Render, Variables
 
@@ -54,7 +57,7 @@ def clip(tmp_path_factory):
 
 def run(clip, folder, background="torso", model=None, **kwargs):
     resolved = tiny.config(background)
-    model = (model or base.load(resolved.system))(resolved, clip.info)
+    model = (model or load_system(resolved.system))(resolved, clip.info)
     variables = model.init(jax.random.key(0))
     return evaluate.evaluate(clip, model, variables, 4, folder, system="tests.tiny", **kwargs)
 
@@ -84,19 +87,19 @@ def test_the_report_has_the_promised_keys(result):
 
 def test_the_mean_frame_scores_what_a_direct_computation_says(clip, result):
     average = np.rint(np.mean([clip.target(i).astype(float) for i in range(30)], 0)).astype(np.uint8)
-    expected = np.mean([metrics.psnr(average, clip.target(i)) for i in (30, 31, 32)])
+    expected = np.mean([formulas.psnr(average, clip.target(i)) for i in (30, 31, 32)])
     assert result[0]["baselines"]["mean_frame"]["psnr"] == pytest.approx(expected)
     boxes = [clip.boxes["lips_box_px"][i] for i in (30, 31, 32)]
-    crops = [(metrics.crop(average, b), metrics.crop(clip.target(i), b)) for i, b in zip((30, 31, 32), boxes)]
+    crops = [(formulas.crop(average, b), formulas.crop(clip.target(i), b)) for i, b in zip((30, 31, 32), boxes)]
     assert result[0]["baselines"]["mean_frame"]["psnr_mouth"] == pytest.approx(
-        np.mean([metrics.psnr(*c) for c in crops])
+        np.mean([formulas.psnr(*c) for c in crops])
     )
 
 
 def test_nearest_frame_is_the_training_frame_with_the_most_similar_pose(clip, result):
     x = clip.cam_to_world[:, 0, 3]  # the camera moves along x alone
     near = [int(np.argmin(np.abs(x[:30] - x[i]))) for i in (30, 31, 32)]
-    expected = np.mean([metrics.psnr(clip.target(n), clip.target(i)) for n, i in zip(near, (30, 31, 32))])
+    expected = np.mean([formulas.psnr(clip.target(n), clip.target(i)) for n, i in zip(near, (30, 31, 32))])
     assert result[0]["baselines"]["nearest_frame"]["psnr"] == pytest.approx(expected)
 
 
@@ -109,7 +112,7 @@ def test_lip_measures_without_the_tracker_are_null_with_a_reason(result):
 def test_a_model_that_draws_the_torso_is_given_the_background_alone(clip, tmp_path):
     r, _ = run(clip, tmp_path, background="plate", models=str(tmp_path))
     assert r["ground_truth_layers"] == ["background"]
-    target = np.mean([metrics.psnr(clip.plate, clip.target(i)) for i in (30, 31, 32)])
+    target = np.mean([formulas.psnr(clip.plate, clip.target(i)) for i in (30, 31, 32)])
     assert abs(r["metrics"]["psnr"] - target) < 6  # the plate with a disc, not the torso
 
 
@@ -120,7 +123,7 @@ def test_the_comparison_shows_model_and_truth_with_the_sound_of_the_held_out_fra
         assert len(container.streams.audio) == 1
     assert len(frames) == 3 and frames[0].shape == (24, 64, 3)
     for k, i in enumerate((30, 31, 32)):
-        assert metrics.psnr(frames[k][:, 32:], clip.target(i)) > 25
+        assert formulas.psnr(frames[k][:, 32:], clip.target(i)) > 25
 
 
 def test_the_worst_frames_are_the_worst(result):
@@ -153,9 +156,9 @@ def test_each_combination_of_true_and_modelled_layers_is_a_row(clip, layered):
     for key in ("metrics", "more_metrics", "ground_truth_layers", "baselines", "seam", "params"):
         assert r[key] == r["rows"][0][key]
     for row, torso in zip(r["rows"], (False, True)):
-        expected = np.mean([metrics.psnr(picture_of(clip, i, torso), clip.target(i)) for i in (30, 31, 32)])
+        expected = np.mean([formulas.psnr(picture_of(clip, i, torso), clip.target(i)) for i in (30, 31, 32)])
         assert row["metrics"]["psnr"] == pytest.approx(expected, abs=0.02)
-        seams = [metrics.seam_error(picture_of(clip, i, torso), clip.target(i), clip.label(i)) for i in (30, 31, 32)]
+        seams = [formulas.seam_error(picture_of(clip, i, torso), clip.target(i), clip.label(i)) for i in (30, 31, 32)]
         assert row["seam"] == pytest.approx(np.mean(seams), abs=0.02)
         assert row["baselines"] == r["baselines"] and row["params"] == {"head": 4, "torso": 3, "total": 7}
         assert row["box_edge"] is None and "pasted back" in row["reasons"]["box_edge"]
@@ -170,7 +173,7 @@ def test_the_comparison_shows_every_combination_and_the_truth(clip, layered):
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert frame.shape == (24, 96, 3) and worst[0][1].shape == (24, 96, 3)
     for k, picture in enumerate((picture_of(clip, 30, False), picture_of(clip, 30, True), clip.target(30))):
-        assert metrics.psnr(frame[:, 32 * k : 32 * k + 32], picture) > 25
+        assert formulas.psnr(frame[:, 32 * k : 32 * k + 32], picture) > 25
 
 
 def test_only_finished_stages_are_drawn(clip):
@@ -196,7 +199,7 @@ def test_the_picture_pasted_back_is_a_row_of_its_own(clip, tmp_path, scheme):
     r, _ = run(clip, tmp_path, model=Layered, models=str(tmp_path), paste=paste)
     row = r["rows"][-1]
     assert row["ground_truth_layers"] == ["full_frame"] and row["paste_back"] == scheme and len(r["rows"]) == 3
-    assert row["psnr_outside_mask"] == metrics.MAX_PSNR_DB == r["psnr_outside_mask"]
+    assert row["psnr_outside_mask"] == formulas.MAX_PSNR_DB == r["psnr_outside_mask"]
     assert r["box_edge"] == row["box_edge"] and np.isfinite(row["box_edge"])
     assert set(row["metrics"]) == set(evaluate.KEYS) and row["params"] == r["params"] and "baselines" not in row
     modelled = r["rows"][1]
@@ -283,7 +286,7 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
     assert set(data["speed"]) == {"train_steps_per_s", "render_fps", "train_seconds", "preprocess_seconds"}
     assert data["speed"]["train_steps_per_s"] > 0 and data["speed"]["preprocess_seconds"] is None
     assert data["consent"]["statement"] == "mine" and "mine" in (workdir / "report.html").read_text()
-    assert data["avatar"] == avatar.load(workdir / "avatar").id
+    assert data["avatar"] == bundle.load(workdir / "avatar").id
     first, pasted = data["rows"]
     assert pasted["ground_truth_layers"] == ["full_frame"] and pasted["paste_back"] == "blend"
     assert data["psnr_outside_mask"] > 50 and data["box_edge"] is None and data["reasons"]["box_edge"]
@@ -301,7 +304,7 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
 @pytest.mark.heavy
 def test_lips_of_a_picture_equal_themselves(models_dir, data_dir, tmp_path):
     """The tracker's path end to end: a portrait against itself has no lip distance, and none is kept on the disk."""
-    from tkjax.images import read_rgb, resize_area
+    from tkjax.media.images import read_rgb, resize_area
 
     portrait = resize_area(read_rgb(data_dir / "images/albert.jpg"), (433, 325))
     with scores.Faces(tmp_path, str(models_dir)) as faces:
@@ -313,7 +316,7 @@ def test_lips_of_a_picture_equal_themselves(models_dir, data_dir, tmp_path):
     assert np.array_equal(*points["target"]) and np.isnan(points["model"][1]).all()
     a, b = points["model"][:1], points["target"][:1]
     assert a.shape == (1, 68, 2) and np.isfinite(a).all()
-    assert metrics.lip_distance_px(a[0], b[0]) == 0 and metrics.eye_distance_px(a[0]) > 20
+    assert formulas.lip_distance_px(a[0], b[0]) == 0 and formulas.eye_distance_px(a[0]) > 20
 
 
 def test_training_speed_sums_the_stages_last_rows():

@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax import audio, avatar, contract, drive, feature_arrays, stream
+from tkjax import contract
+from tkjax.avatar import bundle
+from tkjax.drive import motion, stream
 from tkjax.errors import UserError
-from tkjax.feature_arrays import disagreement, from_windows, load_features, to_windows
+from tkjax.formats import feature_arrays
+from tkjax.formats.feature_arrays import disagreement, from_windows, load_features, to_windows
+from tkjax.media import audio
 from tkjax.types import SubjectInfo
 
 
@@ -108,7 +112,7 @@ DEEPSPEECH = {"kind": "deepspeech", "rate_hz": 50.0, "extractor": "array-deepspe
 
 
 def chunks(path, wanted, seconds, sound="s.wav"):
-    subject = object.__new__(avatar.Avatar)  # only what it hears
+    subject = object.__new__(bundle.Avatar)  # only what it hears
     subject.meta = {"audio": wanted}
     return list(stream.feature_chunks(sound, seconds, subject, path, None, Path("out")))
 
@@ -148,9 +152,9 @@ def test_rendering_asks_an_array_how_many_frames_it_hears(tmp_path, monkeypatch)
     monkeypatch.setattr(stream, "feature_chunks", lambda *_: [])
     monkeypatch.setattr(stream, "frames", lambda scene, spec, *_: seen.append(spec) or [])
     monkeypatch.setattr(stream, "write_pngs", lambda *_: None)
-    subject = object.__new__(avatar.Avatar)
+    subject = object.__new__(bundle.Avatar)
     subject.meta, subject._videos = {"fps": 25.0, "audio": DEEPSPEECH}, {}
-    plan = object.__new__(drive.Drive)
+    plan = object.__new__(motion.Drive)
     subject.info = SubjectInfo(9, 8, 8, "deepspeech", 29, 16, 8, 0, (1.0, 1.0, 4.0, 4.0))
     stream.render(subject, "a.wav", tmp_path / "out", plan, features=tmp_path / "aud_ds.npy")
     stream.render(subject, "a.wav", tmp_path / "out", plan)

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from preprocess import __main__ as main
-from preprocess import fetch
-from tkjax import models_dir, options
+from preprocess.faces import fetch
+from tkjax.app import options
 from tkjax.errors import UserError
+from tkjax.host import model_files
 
 CONTENT = bytes(range(256)) * 900
-NAME = models_dir.FACE_LANDMARKER
+NAME = model_files.FACE_LANDMARKER
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -109,7 +110,11 @@ def test_what_goes_wrong_is_one_sentence_and_leaves_nothing(server, home, folder
     with pytest.raises(UserError) as error:
         fetch.face_landmarker(None, at(server, folder))
     assert time.monotonic() - began < 5
-    known = (models_dir.FACE_LANDMARKER_URL, models_dir.FACE_LANDMARKER_SHA256, str(models_dir.FACE_LANDMARKER_BYTES))
+    known = (
+        model_files.FACE_LANDMARKER_URL,
+        model_files.FACE_LANDMARKER_SHA256,
+        str(model_files.FACE_LANDMARKER_BYTES),
+    )
     for said in (words, at(server, folder), *known, str(home), "--models_dir"):
         assert said in str(error.value)
     assert "\n" not in str(error.value)
@@ -160,7 +165,7 @@ def test_the_flags_reach_the_child(monkeypatch):
     opts = options.parse(
         ["x", "--mode=preprocess", "--video=v.mp4", "--workdir=w", "--offline", "--models_mirror=http://m"]
     )
-    from tkjax.cli import preprocess_arguments
+    from tkjax.app.cli import preprocess_arguments
 
     runs = []
     monkeypatch.setattr(main.pipeline, "run", runs.append)
@@ -173,5 +178,5 @@ def test_the_flags_reach_the_child(monkeypatch):
 
 def test_the_known_file_is_the_one_of_the_development_data(data_dir):
     data = (data_dir / "models" / NAME).read_bytes()
-    assert hashlib.sha256(data).hexdigest() == models_dir.FACE_LANDMARKER_SHA256
-    assert len(data) == models_dir.FACE_LANDMARKER_BYTES
+    assert hashlib.sha256(data).hexdigest() == model_files.FACE_LANDMARKER_SHA256
+    assert len(data) == model_files.FACE_LANDMARKER_BYTES

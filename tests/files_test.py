@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from tkjax import files
 from tkjax.errors import UserError
+from tkjax.host import files
 
 
 def test_a_write_replaces_and_leaves_no_part(tmp_path):

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tkjax import frame_folder
 from tkjax.errors import UserError
+from tkjax.media import frame_folder
 
 PICTURE = np.full((4, 6, 3), 7, np.uint8)
 

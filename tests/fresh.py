@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tkjax.models.base import Model
+from tkjax.interface import Model
 from tkjax.types import PyTree, Variables
 
 

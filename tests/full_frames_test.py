@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tkjax import files, full_frames
-from tkjax.drive import ping_pong
+from tkjax.drive.motion import ping_pong
 from tkjax.errors import UserError
-from tkjax.full_frames import FullFrames, write_video
+from tkjax.host import files
+from tkjax.media import full_frames
+from tkjax.media.full_frames import FullFrames, write_video
 
 N, HW = 60, (49, 66)
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from tkjax import video
+from tkjax.media import video
 
 GREEN, BLUE = (62, 170, 84), (40, 80, 190)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from preprocess import backdrop, checks, looks, matting, screen, survey
-from tkjax import hdr, video
+from preprocess import checks
+from preprocess.framing import looks, survey
+from preprocess.keying import backdrop, matting, screen
 from tkjax.errors import UserError
+from tkjax.media import hdr, video
 
 H, W = 48, 64
 TO_2020 = np.array([[0.627404, 0.329283, 0.043313], [0.069097, 0.919540, 0.011362], [0.016391, 0.088013, 0.895595]])

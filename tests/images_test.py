@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tkjax import images
 from tkjax.errors import UserError
+from tkjax.media import images
 
 
 def noise(seed, *shape):

@@ -13,16 +13,22 @@ import pytest
 from tests import original_checkpoints as originals
 from tests import tiny, tiny_dataset
 from tests.originals_oracle import Original, loader_pose
-from tkjax import audio, avatar, child, cli, config, contract, data, exporting, feature_arrays, importing, options
+from tkjax import config, contract
+from tkjax.app import cli, exporting, importing, options
+from tkjax.app.workdir import dataset_of
+from tkjax.avatar import bundle
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
-from tkjax.models import base
+from tkjax.formats import feature_arrays
+from tkjax.host import torch_side
+from tkjax.media import audio
+from tkjax.models import load_system
 from tkjax.originals import layout, source, stand_in, weights
 from tkjax.render.image import final_clock
 from tkjax.types import Batch, Render
-from tkjax.workdir import dataset_of
 
 torch = pytest.importorskip("torch")
-from preprocess import checkpoint_file  # noqa: E402
+from preprocess.weights import checkpoint_file  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,7 @@ def files_without_a_child(monkeypatch):
             if checkpoint_file.main(arguments):
                 raise UserError(err.getvalue().strip().removeprefix("error: "))
 
-    monkeypatch.setattr(child, "ask", ask)
+    monkeypatch.setattr(torch_side, "ask", ask)
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
@@ -119,7 +125,7 @@ def view(info, rays: int, seed: int = 0) -> tuple[Batch, np.ndarray, np.ndarray,
 def test_an_imported_avatar_draws_what_the_formulas_say(imported):
     """Sound, field, march, compositing and torso in float64 from the state dict: every pixel agrees to 1e-4."""
     case, file, workdir, _ = imported
-    subject = avatar.load(workdir / "avatar")
+    subject = bundle.load(workdir / "avatar")
     model = subject.model()
     variables = subject.variables(model)
     truth, info = Original(case.system, case.drawn(file)), subject.info
@@ -154,7 +160,7 @@ def test_a_torso_that_hardly_shows_is_as_exact_as_the_rest(imported):
     case, file, workdir, _ = imported
     if not case.torso:
         pytest.skip("a file without a torso")
-    subject = avatar.load(workdir / "avatar")
+    subject = bundle.load(workdir / "avatar")
     model = subject.model()
     variables, info = subject.variables(model), subject.info
     through = np.geomspace(1e-6, 1, 120).astype(np.float32)
@@ -183,8 +189,8 @@ def test_the_import_says_what_it_recognised_took_and_left(imported):
     assert case.counts in said
     if case.kind == "rolling":
         assert "optimizer" in said and "epoch 28, global_step 203616" in said
-    subject = avatar.load(workdir / "avatar")
-    params = avatar.flatten(subject.variables(subject.model()).params)
+    subject = bundle.load(workdir / "avatar")
+    params = bundle.flatten(subject.variables(subject.model()).params)
     ours = sum(v.size for k, v in params.items() if not k.startswith("torso/"))
     theirs = sum(int(np.prod(s)) for k, s in originals.shapes(
         case.system, case.audio, case.torso, case.camera, 10000, case.eye
@@ -225,8 +231,8 @@ def test_the_export_imports_to_the_same_avatar(imported, exported, tmp_path):
     case, _, workdir, _ = imported
     flags = {"weights": case.take} if case.take else {}
     run("import", source=exported, workdir=tmp_path / "W", **flags)
-    first, second = (avatar.load(w / "avatar") for w in (workdir, tmp_path / "W"))
-    a, b = (avatar.flatten(s.variables(s.model())) for s in (first, second))
+    first, second = (bundle.load(w / "avatar") for w in (workdir, tmp_path / "W"))
+    a, b = (bundle.flatten(s.variables(s.model())) for s in (first, second))
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
@@ -237,12 +243,12 @@ def test_an_exported_avatar_carries_its_own_numbers(tmp_path):
     case = CASES["rad-best"]
     originals.save(tmp_path / "x.pth", originals.whole(case.state(), "best"))
     run("import", source=tmp_path / "x.pth", workdir=tmp_path / "W")
-    subject = avatar.load(tmp_path / "W" / "avatar")
+    subject = bundle.load(tmp_path / "W" / "avatar")
     variables = subject.variables(subject.model())
     moved = variables.replace(params=jax.tree.map(lambda x: x + 0.5, variables.params))
     spec = stand_in.sound(29, False)
     clip = stand_in.StandIn(spec)
-    avatar.save(tmp_path / "W" / "avatar", subject.config, moved, 1, clip, spec, {"statement": None}, stages=["head"])
+    bundle.save(tmp_path / "W" / "avatar", subject.config, moved, 1, clip, spec, {"statement": None}, stages=["head"])
     run("export", workdir=tmp_path / "W", out=tmp_path / "y.pth")
     back = torch.load(tmp_path / "y.pth", weights_only=True)
     for key, value in case.state().items():
@@ -374,7 +380,7 @@ def test_the_two_sets_of_weights(small, tmp_path):
     originals.save(tmp_path / "x.pth", file)
     for take, want in ((None, originals.averaged(file)), ("ema", originals.averaged(file)), ("raw", file["model"])):
         run("import", source=tmp_path / "x.pth", workdir=tmp_path / "W", **({"weights": take} if take else {}))
-        subject = avatar.load(tmp_path / "W" / "avatar")
+        subject = bundle.load(tmp_path / "W" / "avatar")
         params = subject.variables(subject.model()).params
         np.testing.assert_array_equal(params["density"]["kernel_1"], want["sigma_net.net.1.weight"].T)
         np.testing.assert_array_equal(params["planes"]["tables"][2], want["encoder_xz.embeddings"])
@@ -490,7 +496,7 @@ def test_a_dataset_gives_cameras_plate_and_torso(small, tmp_path):
     originals.save(tmp_path / "x.pth", originals.whole(small, "best"))
     said = run("import", source=tmp_path / "x.pth", workdir=tmp_path / "W", dataset=root)
     assert f"dataset: {root}, 11 frames" in said
-    subject = avatar.load(tmp_path / "W" / "avatar")
+    subject = bundle.load(tmp_path / "W" / "avatar")
     truth = contract.Dataset(root)
     assert (subject.info.height, subject.info.width, subject.n_train) == (24, 32, 10)
     np.testing.assert_array_equal(subject.cam_to_world[:10], truth.column("cam_to_world")[:10])
@@ -514,17 +520,17 @@ def test_training_goes_on_under_an_imported_head(small, tmp_path):
     workdir, root = tmp_path / "W", dataset(tmp_path / "dataset", 29)
     run("import", source=tmp_path / "x.pth", workdir=workdir, dataset=root)
     run("import", source=tmp_path / "x.pth", workdir=workdir)  # again, with the dataset that the workdir knows
-    before = avatar.load(workdir / "avatar")
+    before = bundle.load(workdir / "avatar")
     assert before.stages == ("head", "lips")  # 203616 steps are more than the head's
-    a = avatar.flatten(before.variables(before.model()).params)
+    a = bundle.flatten(before.variables(before.model()).params)
     few = {"train.torso.steps": "2", "train.torso.rays": "32", "train.torso.ema_every": "1", "train.preview_every": "0"}
     few = [*few.items(), ("model.chunk", "64")]
     opts = options.Options("train", {"workdir": str(workdir), "stages": ("torso",), "consent": "a test"}, few)
     with contextlib.redirect_stdout(io.StringIO()):
         cli.run(opts)
-    after = avatar.load(workdir / "avatar")
+    after = bundle.load(workdir / "avatar")
     assert after.stages == ("head", "lips", "torso")
-    b = avatar.flatten(after.variables(after.model()).params)
+    b = bundle.flatten(after.variables(after.model()).params)
     same = {k for k in a if np.array_equal(a[k], b[k])}
     assert {k for k in a if not k.startswith("torso/")} <= same and "torso/colour/kernel_0" not in same
     np.testing.assert_array_equal(b["density/kernel_1"], originals.averaged(file)["sigma_net.net.1.weight"].T)
@@ -597,8 +603,8 @@ def test_only_avatars_with_the_originals_shapes_are_exported(tmp_path):
         assert ("the torso is left out: its grid has" in said) != whole
         said = run("import", source=tmp_path / "y.pth", workdir=tmp_path / "again")
         assert ("head and torso" in said) == whole
-        first, second = (avatar.load(tmp_path / w / "avatar") for w in ("W", "again"))
-        a, b = (avatar.flatten(s.variables(s.model()).params) for s in (first, second))
+        first, second = (bundle.load(tmp_path / w / "avatar") for w in ("W", "again"))
+        a, b = (bundle.flatten(s.variables(s.model()).params) for s in (first, second))
         for key in a:
             if whole or not key.startswith("torso/"):
                 np.testing.assert_array_equal(a[key], b[key], err_msg=key)
@@ -608,19 +614,19 @@ def test_only_avatars_with_the_originals_shapes_are_exported(tmp_path):
 
 def save_fresh(workdir: Path, resolved, clip, spec) -> None:
     """An avatar with random numbers, all stages finished."""
-    model = base.load(resolved.system)(resolved, clip.info)
+    model = load_system(resolved.system)(resolved, clip.info)
     template = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: jnp.asarray(rng.integers(0, 2, x.shape), x.dtype), template)
-    avatar.save(workdir / "avatar", resolved, variables, 1, clip, spec, {"statement": None})
+    bundle.save(workdir / "avatar", resolved, variables, 1, clip, spec, {"statement": None})
 
 
 def test_avatars_of_other_systems_are_not_exported(tmp_path):
-    clip = data.Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
+    clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
     resolved = tiny.config()
-    model = base.load(resolved.system)(resolved, clip.info)
-    spec = avatar.audio_spec(clip.audio)
-    avatar.save(tmp_path / "W" / "avatar", resolved, model.init(jax.random.key(0)), 4, clip, spec, {})
+    model = load_system(resolved.system)(resolved, clip.info)
+    spec = bundle.audio_spec(clip.audio)
+    bundle.save(tmp_path / "W" / "avatar", resolved, model.init(jax.random.key(0)), 4, clip, spec, {})
     with pytest.raises(UserError, match=r"avatar of tests\.tiny"):
         run("export", workdir=tmp_path / "W", out=tmp_path / "y.pth")
 

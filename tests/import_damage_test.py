@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import original_checkpoints as originals
-from tkjax import avatar, checkpoint, child, config, files, importing, options
+from tkjax import config
+from tkjax.app import importing, options
+from tkjax.avatar import bundle
 from tkjax.errors import UserError
+from tkjax.host import files, torch_side
 from tkjax.originals import source
+from tkjax.train import checkpoint
 
 torch = pytest.importorskip("torch")
-from preprocess import checkpoint_file  # noqa: E402
+from preprocess.weights import checkpoint_file  # noqa: E402
 
 
 def read(path: Path, out: Path) -> str:
@@ -268,7 +272,7 @@ def without_a_child(monkeypatch):
             if checkpoint_file.main(arguments):
                 raise UserError(err.getvalue())
 
-    monkeypatch.setattr(child, "ask", ask)
+    monkeypatch.setattr(torch_side, "ask", ask)
 
 
 def test_an_import_that_fails_at_any_place_leaves_what_was_there(tmp_path, without_a_child, monkeypatch):
@@ -291,7 +295,7 @@ def test_an_import_that_fails_at_any_place_leaves_what_was_there(tmp_path, witho
 
     places = [
         (importing.source, "read", full),
-        (avatar, "save", full),
+        (bundle, "save", full),
         (config, "write", full),
         (importing, "write_atomic", full),
         (importing, "update_run", full),

@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocess import import_columns, import_dataset, import_full, import_layout, import_pictures
-from preprocess.import_layout import Notes
+from preprocess.importers import dataset, folder_layout, frame_pictures, track_columns, whole_frames
+from preprocess.importers.folder_layout import Notes
 from tests import er_layout
-from tkjax import audio, cameras, contract, feature_arrays, images, transforms
-from tkjax.data import Clip, audio_windows
+from tkjax import cameras, contract
+from tkjax.data.clip import Clip, audio_windows
 from tkjax.errors import UserError
-from tkjax.tables import ranges
-from tkjax.video import VideoWriter, read_frames
+from tkjax.formats import feature_arrays, transforms
+from tkjax.formats.tables import ranges
+from tkjax.media import audio, images
+from tkjax.media.video import VideoWriter, read_frames
 
 N = 14
 SEQUENCE = np.random.default_rng(5).standard_normal((2 * N, 29)).astype(np.float32)
@@ -40,7 +42,7 @@ def whole(native, tmp_path_factory):
     """An ER-NeRF folder without holes, and its import."""
     root = tmp_path_factory.mktemp("er")
     folder = er_layout.export(native, root / "Obama", {"aud_ds.npy": windows()})
-    return folder, contract.Dataset(import_dataset.run(folder, root / "w" / "dataset"))
+    return folder, contract.Dataset(dataset.run(folder, root / "w" / "dataset"))
 
 
 def copy(whole, tmp_path):
@@ -49,7 +51,7 @@ def copy(whole, tmp_path):
 
 def imported(folder, tmp_path, capsys=None, **options):
     """(dataset, what was printed) of a folder."""
-    d = contract.Dataset(import_dataset.run(folder, tmp_path / "w" / "dataset", **options))
+    d = contract.Dataset(dataset.run(folder, tmp_path / "w" / "dataset", **options))
     return d, capsys.readouterr().out if capsys else ""
 
 
@@ -91,10 +93,10 @@ def test_points_project_as_the_trackers_arithmetic_says(euler, trans, focal, cen
     pose = transforms.to_contract(matrix).astype(np.float32)  # as it is stored
     np.testing.assert_allclose(pose, cameras.from_adnerf_json(matrix), atol=1e-6)
     for half in (0.0, 0.5):
-        k = import_layout.intrinsics(head, (450, 450), half, Notes())
+        k = folder_layout.intrinsics(head, (450, 450), half, Notes())
         ours = cameras.project_world(pose, np.array([k["fx"], k["fy"], k["cx"], k["cy"]]), x / 10 * 4)
         np.testing.assert_allclose(ours, original + half, atol=1e-3)
-    np.testing.assert_allclose(import_columns.tracker_poses([euler], [trans])[0], pose, atol=1e-5)
+    np.testing.assert_allclose(track_columns.tracker_poses([euler], [trans])[0], pose, atol=1e-5)
 
 
 @given(
@@ -108,23 +110,23 @@ def test_rays_of_both_conventions_go_through_the_pixel(euler, trans, i, j):
     loader = np.array([[*(p[row, :3] * [1, -1, -1]), 4 * p[row, 3]] for row in (1, 2, 0)])
     d = loader[:, :3] @ [(i + 0.5 - cx) / f, (j + 0.5 - cy) / f, 1]
     point = (loader[:, 3] + 3.1 * d)[[2, 0, 1]]
-    k = import_layout.intrinsics({"focal_len": f, "cx": cx, "cy": cy}, (450, 450), 0.0, Notes())
+    k = folder_layout.intrinsics({"focal_len": f, "cx": cx, "cy": cy}, (450, 450), 0.0, Notes())
     ours = cameras.project_world(pose, np.array(list(k.values())), point[None])[0]
     np.testing.assert_allclose(ours, [i + 0.5, j + 0.5], atol=1e-6)
     # AD-NeRF: ray through i, metres (ad-nerf.md §2.7); the contract's centre of pixel i is i + 0.5
     point = (p[:3, 3] + 0.7 * (p[:3, :3] @ [(i - cx) / f, -(j - cy) / f, -1])) * 4
-    k = import_layout.intrinsics({"focal_len": f, "cx": cx, "cy": cy}, (450, 450), 0.5, Notes())
+    k = folder_layout.intrinsics({"focal_len": f, "cx": cx, "cy": cy}, (450, 450), 0.5, Notes())
     ours = cameras.project_world(pose, np.array(list(k.values())), point[None])[0]
     np.testing.assert_allclose(ours, [i + 0.5, j + 0.5], atol=1e-6)
 
 
 def test_the_dossiers_numbers():
-    pose = import_columns.tracker_poses([[0.1, 0.2, 0.3]], [[0.05, -0.1, -7.5]])[0]  # ad-nerf.md §11.2
+    pose = track_columns.tracker_poses([[0.1, 0.2, 0.3]], [[0.05, -0.1, -7.5]])[0]  # ad-nerf.md §11.2
     np.testing.assert_allclose(pose[:3, 3] / 4, [-0.1711954, 0.0358339, 0.7294060], atol=1e-7)
-    pose = import_columns.tracker_poses(np.zeros((1, 3)), np.array([[0, 0, -8.0]]))[0]  # rad-nerf.md §11.13
+    pose = track_columns.tracker_poses(np.zeros((1, 3)), np.array([[0, 0, -8.0]]))[0]  # rad-nerf.md §11.13
     uv = cameras.project_world(pose, np.array([1200.0, 1200, 256, 256]), np.array([[0.1, 0.2, 0.3]]) / 10 * 4)
     np.testing.assert_allclose(uv[0], [271.584, 224.831], atol=1e-3)
-    pose = import_columns.tracker_poses([[-0.0249975, 0.0804689, -0.1314287]], [[-0.191734, -0.161036, -7.646222]])[0]
+    pose = track_columns.tracker_poses([[-0.0249975, 0.0804689, -0.1314287]], [[-0.191734, -0.161036, -7.646222]])[0]
     rows = [[0.9881677, 0.1290179, -0.0829395, -0.0423932], [-0.1306266, 0.9913292, -0.0142485, 0.0025647],
             [0.0803820, 0.0249140, 0.9964527, 0.7638523]]  # fmt: skip  # ad-nerf.md §11.4
     np.testing.assert_allclose(pose[:3] / [1, 1, 1, 4], rows, atol=2e-6)
@@ -133,11 +135,11 @@ def test_the_dossiers_numbers():
 def test_the_real_poses_are_read(data_dir, tmp_path):
     shutil.copy(data_dir / "pose" / "adnerf_obama_poses_7272_7771.json", tmp_path / "transforms_val.json")
     notes = Notes()
-    t = import_layout.read_transforms(tmp_path, notes)
+    t = folder_layout.read_transforms(tmp_path, notes)
     assert t.ids == list(range(7272, 7772)) and len(t.poses) == 500 and not notes.holes
     np.testing.assert_allclose(t.poses[7272][:3, 3] / 4, [-0.0423932, 0.0025647, 0.7638523], atol=1e-6)
     (tmp_path / "com_imgs").mkdir()
-    assert import_layout.recognise(tmp_path)[0] == "ad_nerf"  # only AD-NeRF writes face_rect
+    assert folder_layout.recognise(tmp_path)[0] == "ad_nerf"  # only AD-NeRF writes face_rect
 
 
 @pytest.mark.parametrize(
@@ -154,14 +156,14 @@ def test_the_real_poses_are_read(data_dir, tmp_path):
     ],
 )
 def test_every_way_to_write_intrinsics(head, expected):
-    k = import_layout.intrinsics(head, (47, 41), 0.0, Notes())
+    k = folder_layout.intrinsics(head, (47, 41), 0.0, Notes())
     np.testing.assert_allclose(list(k.values()), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("head", [{}, {"focal_len": -1.0}, {"focal_len": "x"}, {"cx": 3.0}, {"fl_x": float("nan")}])
 def test_no_focal_length_is_one_sentence(head):
     with pytest.raises(UserError, match="transforms json"):
-        import_layout.intrinsics(head, (47, 41), 0.0, Notes())
+        folder_layout.intrinsics(head, (47, 41), 0.0, Notes())
 
 
 # ---------------------------------------------------------------- whole folders
@@ -191,19 +193,19 @@ def test_the_loader_makes_the_targets_of_the_folder(whole, tmp_path):
     clip = Clip(d.root, tmp_path / "cache")
     for i in range(N):
         given = images.read_rgb(folder / f"gt_imgs/{i}.jpg")
-        assert import_pictures.psnr(clip.target(i), given) > 38
+        assert frame_pictures.psnr(clip.target(i), given) > 38
 
 
 def test_the_second_import_changes_nothing_and_other_data_is_safe(whole, native, tmp_path, capsys):
     folder, d = whole
     before = (d.root / "manifest.json").read_bytes()
-    import_dataset.run(folder, d.root)
+    dataset.run(folder, d.root)
     assert "unchanged" in capsys.readouterr().out and (d.root / "manifest.json").read_bytes() == before
     other = er_layout.export(er_layout.portrait(tmp_path / "n2", 12, seed=9), tmp_path / "other")
     with pytest.raises(UserError, match="of another source"):
-        import_dataset.run(other, d.root)
+        dataset.run(other, d.root)
     with pytest.raises(UserError, match="of another source"):
-        import_dataset.run(folder, shutil.copytree(native, tmp_path / "preprocessed"))
+        dataset.run(folder, shutil.copytree(native, tmp_path / "preprocessed"))
     assert (d.root / "manifest.json").read_bytes() == before
 
 
@@ -236,14 +238,14 @@ def test_odd_sizes_keep_every_pixel(size, tmp_path):
 # ---------------------------------------------------------------- recognition
 
 
-@pytest.mark.parametrize("system", list(import_layout.SYSTEMS))
+@pytest.mark.parametrize("system", list(folder_layout.SYSTEMS))
 def test_each_project_is_known_by_its_files(system, native, tmp_path, capsys):
     name = {"avatar_ernerf": "audio_feat.npy", "er_nerf": "aud_ds.npy"}.get(system, "aud.npy")
     folder = er_layout.export(native, tmp_path / "f", {name: windows()}, system)
-    assert import_layout.recognise(folder)[0] == system
+    assert folder_layout.recognise(folder)[0] == system
     d, text = imported(folder, tmp_path, capsys)
     a = contract.Dataset(native)
-    assert f"recognised: {import_layout.SYSTEMS[system]} dataset, because of transforms_train.json" in text
+    assert f"recognised: {folder_layout.SYSTEMS[system]} dataset, because of transforms_train.json" in text
     np.testing.assert_allclose(d.landmarks68(), a.landmarks68(), atol=3e-6)  # AD-NeRF's half pixel is undone
     np.testing.assert_allclose(d.intrinsics, a.intrinsics)
     assert ("moved by +0.5" in text) == (system == "ad_nerf")
@@ -256,12 +258,12 @@ def test_each_project_is_known_by_its_files(system, native, tmp_path, capsys):
 def test_what_is_no_folder_of_theirs_is_one_sentence(tmp_path, capsys):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     for path in (tmp_path, tmp_path / "none", tmp_path / "holiday.jpg"):
-        assert import_dataset.main(["--source", str(path), "--workdir", str(tmp_path / "w")]) == 2
+        assert dataset.main(["--source", str(path), "--workdir", str(tmp_path / "w")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(UserError, match=r"transforms_train\.json.*found holiday\.jpg"):
-        import_layout.recognise(tmp_path)
+        folder_layout.recognise(tmp_path)
     with pytest.raises(UserError, match="choose one of ad_nerf"):
-        import_layout.recognise(tmp_path, "nerf")
+        folder_layout.recognise(tmp_path, "nerf")
     assert not (tmp_path / "w").exists()
 
 
@@ -321,7 +323,7 @@ def test_landmarks_of_other_frames_never_move(tmp_path_factory, lost):
     for i in set(range(N)) - lost:
         np.savetxt(folder / f"{i}.lms", points[i], "%f")
     notes = Notes()
-    out, found = import_columns.landmarks(import_layout.numbered(folder, (".lms",)), np.arange(N), 0.0, notes)
+    out, found = track_columns.landmarks(folder_layout.numbered(folder, (".lms",)), np.arange(N), 0.0, notes)
     kept = sorted(set(range(N)) - lost)
     np.testing.assert_allclose(out[kept], points[kept], atol=1e-5)
     assert sorted(np.flatnonzero(~found)) == sorted(lost) and sum(map(len, notes.holes.values())) == len(lost)
@@ -479,9 +481,9 @@ def test_colour_maps_in_the_other_order_and_size_are_read(whole, tmp_path, capsy
 
 def test_points_on_the_clothes_alone_do_not_swap_the_colours(whole):
     rgb = images.read_rgb(whole[0] / "parsing/0.png")
-    below = np.argwhere(import_pictures.labels_of_colours(rgb) == contract.LABEL_TORSO)[:68, ::-1].astype(float)
-    assert len(below) == 68 and not import_pictures.is_swapped([(rgb, below)])
-    assert not import_pictures.is_swapped([])
+    below = np.argwhere(frame_pictures.labels_of_colours(rgb) == contract.LABEL_TORSO)[:68, ::-1].astype(float)
+    assert len(below) == 68 and not frame_pictures.is_swapped([(rgb, below)])
+    assert not frame_pictures.is_swapped([])
 
 
 def test_other_targets_than_frame_parsing_and_plate_are_named(whole, tmp_path, capsys):
@@ -505,7 +507,7 @@ def test_frames_that_are_no_baseline_jpeg_are_encoded_again(whole, tmp_path):
         data = d.frame_bytes("image_bytes", i)
         assert data != whole[1].frame_bytes("image_bytes", i)
         before = images.decode_rgb(whole[1].frame_bytes("image_bytes", i))
-        assert import_pictures.psnr(images.decode_rgb(data), before) > 34
+        assert frame_pictures.psnr(images.decode_rgb(data), before) > 34
     assert_same_frames(d, whole[1], [0, *range(3, N)])
 
 
@@ -520,7 +522,7 @@ def test_frames_of_16_bits_and_turned_ones_are_what_they_show(whole, tmp_path):
     Image.fromarray(np.rot90(shown[2])).save(folder / "ori_imgs/2.jpg", quality=97, subsampling=0, exif=exif)
     d, _ = imported(folder, tmp_path)
     for i, expected in ((1, np.repeat(shown[1][..., :1], 3, -1)), (2, shown[2])):
-        assert import_pictures.psnr(images.decode_rgb(d.frame_bytes("image_bytes", i)), expected) > 34
+        assert frame_pictures.psnr(images.decode_rgb(d.frame_bytes("image_bytes", i)), expected) > 34
     assert_same_frames(d, whole[1], [0, *range(3, N)])
 
 
@@ -534,14 +536,14 @@ def test_without_torso_pictures_and_plate_both_are_made(whole, tmp_path, capsys)
     label = images.decode_png(d.frame_bytes("label_bytes", 0))
     assert (rgba[label == contract.LABEL_TORSO][:, 3] == 255).all()
     plate, true = (images.decode_png(x.path("background.png").read_bytes()) for x in (d, whole[1]))
-    assert import_pictures.psnr(plate[:10], true[:10]) > 30
+    assert frame_pictures.psnr(plate[:10], true[:10]) > 30
 
 
 def test_no_parsing_at_all_is_refused(whole, tmp_path):
     folder = copy(whole, tmp_path)
     shutil.rmtree(folder / "parsing")
     with pytest.raises(UserError, match="parsing step"):
-        import_dataset.run(folder, tmp_path / "w" / "dataset")
+        dataset.run(folder, tmp_path / "w" / "dataset")
     assert not (tmp_path / "w").exists()
 
 
@@ -549,9 +551,9 @@ def test_no_parsing_at_all_is_refused(whole, tmp_path):
 def test_every_colour_of_the_map_has_its_label(swapped):
     bgr = er_layout.COLOURS_BGR[None]
     rgb = bgr if swapped else bgr[..., ::-1]
-    np.testing.assert_array_equal(import_pictures.labels_of_colours(np.ascontiguousarray(rgb), swapped), [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(frame_pictures.labels_of_colours(np.ascontiguousarray(rgb), swapped), [[0, 1, 2, 3]])
     near = np.clip(rgb.astype(int) + np.random.default_rng(0).integers(-60, 60, rgb.shape), 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(import_pictures.labels_of_colours(near, swapped), [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(frame_pictures.labels_of_colours(near, swapped), [[0, 1, 2, 3]])
 
 
 # ---------------------------------------------------------------- blinks
@@ -560,12 +562,12 @@ def test_every_colour_of_the_map_has_its_label(swapped):
 @pytest.mark.parametrize("name", [" AU45_r", "AU45_r"])
 def test_blinks_with_and_without_the_blank(name, tmp_path):
     er_layout.write_csv(tmp_path, np.array([0.0, 0.65, 1.5, 0.4]), name)
-    rows = import_columns.read_blinks(tmp_path / "au.csv", 4, Notes())
+    rows = track_columns.read_blinks(tmp_path / "au.csv", 4, Notes())
     np.testing.assert_allclose([rows[i] for i in range(4)], [0, 0.65, 1, 0.4])  # clip(AU, 0, 2) / 2
 
 
 def test_the_real_table_counts_rows(data_dir):
-    rows = import_columns.read_blinks(data_dir / "au" / "openface_au_excerpt.csv", 30, Notes())
+    rows = track_columns.read_blinks(data_dir / "au" / "openface_au_excerpt.csv", 30, Notes())
     assert (
         sorted(rows) == list(range(30)) and rows[3] == pytest.approx(0.07 / 2) and rows[23] == pytest.approx(1.73 / 2)
     )
@@ -584,18 +586,18 @@ def test_the_real_table_counts_rows(data_dir):
 )
 def test_rows_go_to_the_frame_they_name(frames, n, expected, tmp_path):
     (tmp_path / "au.csv").write_text("frame, AU45_r\n" + "".join(f"{f}, 0.5\n" for f in frames))
-    assert sorted(import_columns.read_blinks(tmp_path / "au.csv", n, Notes())) == expected
+    assert sorted(track_columns.read_blinks(tmp_path / "au.csv", n, Notes())) == expected
 
 
 def test_a_bad_number_and_a_bad_table(tmp_path):
     notes = Notes()
     (tmp_path / "au.csv").write_text("frame, AU45_r\n1, 0.5\n2, nan\n3,\n4, x\n5, 1.0\n")
-    assert sorted(import_columns.read_blinks(tmp_path / "au.csv", 5, notes)) == [0, 4]
+    assert sorted(track_columns.read_blinks(tmp_path / "au.csv", 5, notes)) == [0, 4]
     assert notes.holes == {"au.csv: AU45_r is no number": [1, 2, 3]}
     for text in ("", "frame, AU06_r\n1, 2\n"):
         (tmp_path / "au.csv").write_text(text)
         with pytest.raises(UserError, match="AU45_r"):
-            import_columns.read_blinks(tmp_path / "au.csv", 5, Notes())
+            track_columns.read_blinks(tmp_path / "au.csv", 5, Notes())
 
 
 def test_closed_eyes_are_seen_in_the_landmarks():
@@ -604,7 +606,7 @@ def test_closed_eyes_are_seen_in_the_landmarks():
         points[:, a + 3, 0] = 10
         points[:, [a + 1, a + 2], 1] = 2.0
         points[3, [a + 1, a + 2], 1] = 0.3
-    closed = import_columns.blink_from_landmarks(points, np.ones(10, bool))
+    closed = track_columns.blink_from_landmarks(points, np.ones(10, bool))
     assert closed[3] == 1 and np.delete(closed, 3).max() == 0
 
 
@@ -660,8 +662,8 @@ def avatar_folder(native, tmp_path_factory):
 
 
 def test_the_import_needs_neither_torch_nor_jax(whole, tmp_path):
-    code = "import sys\nsys.modules.update(torch=None, jax=None)\nfrom preprocess import import_dataset\n"
-    code += "sys.exit(import_dataset.main(sys.argv[1:]))"
+    code = "import sys\nsys.modules.update(torch=None, jax=None)\nfrom preprocess.importers import dataset\n"
+    code += "sys.exit(dataset.main(sys.argv[1:]))"
     arguments = ["--source", whole[0], "--workdir", tmp_path / "w"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -679,12 +681,12 @@ def test_whole_frames_classes_and_facts_of_avatar_ernerf(avatar_folder, tmp_path
         label = images.decode_png(d.frame_bytes("label_bytes", i if i != 3 else 2))
         classes = images.decode_png(d.frame_bytes("class_bytes", i))
         np.testing.assert_array_equal(classes, er_layout.CLASS_OF_LABEL[label])
-        np.testing.assert_array_equal(import_pictures.CLASSES[classes], label)
+        np.testing.assert_array_equal(frame_pictures.CLASSES[classes], label)
     assert "no parsing_label: classes of the nearest earlier frame: 3" in text
     assert "alpha.mp4 is not used: what stands behind the person is not one colour" in text
     assert "background_trt" not in source and "full_alpha.mp4" not in d.manifest["files"]
     frames, given = (list(read_frames(p)) for p in (d.path("full.mp4"), folder / "input.mp4"))
-    assert len(frames) == N and min(import_pictures.psnr(a, b) for a, b in zip(frames, given)) > 38
+    assert len(frames) == N and min(frame_pictures.psnr(a, b) for a, b in zip(frames, given)) > 38
     (folder / "head_bbox.json").write_text(json.dumps({"head_bbox": [20, -10, 100, 90]}))
     d, text = imported(folder, tmp_path, capsys)
     assert "is not inside its 120x96 pixels" in text and "full.mp4" not in d.manifest["files"]
@@ -724,10 +726,10 @@ def test_a_constant_background_makes_a_keyed_clip(avatar_folder, tmp_path, capsy
     ],
 )  # fmt: skip
 def test_target_colours_are_read_as_avatar_ernerf_meant_them(named, expected):
-    assert import_full.parse_colour(named) == expected
+    assert whole_frames.parse_colour(named) == expected
     if expected:
         plate = np.clip(np.array(expected) + np.random.default_rng(0).integers(-3, 4, (9, 9, 3)), 0, 255)
-        assert import_full.constant_colour(named, plate.astype(np.uint8)) == expected
+        assert whole_frames.constant_colour(named, plate.astype(np.uint8)) == expected
 
 
 def test_without_sound_or_arrays_there_is_nothing_to_train_on(whole, tmp_path, capsys):
@@ -795,7 +797,7 @@ def test_broken_transforms_are_one_sentence(whole, tmp_path, capsys, change, par
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
-    assert import_dataset.main(["--source", str(folder), "--out", str(tmp_path / "o")]) == 2
+    assert dataset.main(["--source", str(folder), "--out", str(tmp_path / "o")]) == 2
     error = capsys.readouterr().err
     assert part in error and "transforms_val.json" in error and error.count("\n") == 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess import import_dataset
+from preprocess.importers import dataset
 from tests import er_layout
 from tkjax import contract
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def judged(folder: Path, place: Path, capsys) -> tuple[int, str]:
     """(exit code, what it said) of an import; whatever it is, it is an answer."""
-    code = import_dataset.main(["--source", str(folder), "--out", str(place)])
+    code = dataset.main(["--source", str(folder), "--out", str(place)])
     said = capsys.readouterr()
     said.out.encode()
     if code == 0:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess import import_dataset, import_shift
-from preprocess.import_layout import Notes, Transforms
+from preprocess.importers import dataset, misnumbering
+from preprocess.importers.folder_layout import Notes, Transforms
 from tests import er_layout
 from tkjax import cameras, contract
 
@@ -52,8 +52,8 @@ def moved(folder: Path, h: Head, rows: list[int], lms: dict[int, int], pictures)
     k = range(len(rows))
     part = {i: "train" if i < len(rows) * 10 // 11 else "val" for i in k}
     t, notes = Transforms({i: h.poses[rows[i]] for i in k}, {i: i for i in k}, part, {}, ["train", "val"]), Notes()
-    out = import_shift.unshift(t, {i: folder for i in pictures}, files, CAMERA, notes)
-    import_shift.check_fit(out, files, CAMERA, 0.0, notes)
+    out = misnumbering.unshift(t, {i: folder for i in pictures}, files, CAMERA, notes)
+    misnumbering.check_fit(out, files, CAMERA, 0.0, notes)
     return out, notes
 
 
@@ -167,7 +167,7 @@ def test_a_shifted_folder_that_was_worked_on_is_imported_with_its_own_poses(how,
         path.write_text(json.dumps({**data, "frames": frames}))
     if how == "val missing":
         (folder / "transforms_val.json").unlink()
-    d = contract.Dataset(import_dataset.run(folder, tmp_path / "w" / "dataset"))
+    d = contract.Dataset(dataset.run(folder, tmp_path / "w" / "dataset"))
     assert "stand too early from img_id 5 on" in capsys.readouterr().out
     good = d.column("confidence") > 0
     assert good.sum() >= 17 and not good[list(skipped)].any()

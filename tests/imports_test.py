@@ -10,74 +10,55 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"__version__", "errors", "files", "interrupts", "contract", "images", "audio", "video", "models_dir"}
-FOUNDATION |= {"feature_arrays", "hdr", "intake", "level", "stored", "tables", "transforms"}
-# module (or package) of tkjax -> what it may import of tkjax
-ALLOWED = {
-    "errors": set(),
-    "stored": {"errors"},
-    "contract": {"contract", "errors", "stored"},
-    "models_dir": {"errors"},
-    "files": {"errors"},
-    "interrupts": set(),
-    "images": {"errors", "files"},
-    "tables": {"errors"},
-    "transforms": {"contract", "errors"},
-    "level": set(),
-    "intake": {"errors"},
-    "audio": {"errors", "contract", "files", "intake", "level"},
-    "feature_arrays": {"errors", "contract"},
-    "hdr": set(),
-    "video": {"errors", "audio", "files", "hdr"},
-    "types": set(),
-    "config": {"errors", "files", "stored"},
-    "ops": {"ops"},
-    "cameras": {"types"},
-    "losses": {"types"},
-    "perceptual": {"losses", "models_dir", "types", "errors"},
-    "metrics": {"types", "contract"},
-    "fields": {"fields", "ops", "types", "cameras"},
-    "render": {"render", "ops", "types", "cameras", "models.base"},
-    "models": {
-        "models.base",
-        "models.hash_head",
-        "fields",
-        "render",
-        "ops",
-        "losses",
-        "perceptual",
-        "cameras",
-        "types",
-        "config",
-    },
-    "frame_folder": {"errors", "files"},
-    "frame_cache": {"contract", "images", "errors", "files"},
-    "sampling": {"errors"},
-    "split": {"errors"},
-    "data": {"contract", "types", "images", "errors", "frame_cache", "sampling", "split"},
-    "workdir": {"contract", "errors", "files", "options", "stored"},
-    "paste_back": {"contract", "images"},
-    "full_frames": {"errors", "video"},
-    "batches": {"errors", "types", "models.base"},
-    "devices": {"errors", "types", "checkpoint"},
-    "stages": {"errors", "checkpoint", "models.base"},
-    "step": {"devices", "errors", "types", "models.base", "optim", "render"},
-    "maps": {"errors", "types", "models.base", "render"},
-    "drawn": {"images", "types", "models.base", "paste_back", "render"},
-    "scores": {"child", "contract", "errors", "metrics", "perceptual"},
-    "response": set(),
-    "picture_reading": {"response"},
-    "watch": {"errors", "models_dir", "picture_reading", "response", "scores"},
-    "responding": {"drive_test", "response", "watch"},
-    "drive_test": {"audio", "contract", "drawn", "types", "models.base", "render"},
-    "avatar_meta": {"contract", "errors", "stored", "types"},
-    "avatar_track": {"contract", "errors", "full_frames", "images", "paste_back", "split", "stored", "types"},
-    "progress": {"errors", "files", "types", "models.base", "checkpoint", "render"},
-    "originals": {"originals", "ops", "fields", "types", "errors", "child", "contract", "data", "feature_arrays"}
-    | {"stored"},
-    "synthetic": {"synthetic", "contract", "audio", "video", "images", "cameras", "errors", "types"},
+# room of tkjax -> the rooms that it may import, from the ground up
+ROOMS = {
+    "errors": "",
+    "types": "",
+    "losses": "",
+    "ops": "",
+    "host": "errors",
+    "cameras": "types",
+    "interface": "types",
+    "config": "errors host",
+    "contract": "errors host",
+    "media": "errors host contract",
+    "formats": "errors contract",
+    "perceptual": "errors host types losses",
+    "fields": "types cameras ops",
+    "render": "errors types interface ops",
+    "models": "types losses cameras interface perceptual fields render ops",
+    "data": "errors types host interface contract media",
+    "synthetic": "errors cameras contract media",
+    "originals": "errors types host contract formats data fields ops",
+    "train": "errors types host interface config data models render ops",
+    "avatar": "errors types host interface config contract media data models",
+    "drive": "errors types host cameras contract media formats data avatar render",
+    "measure": "errors types host interface contract media perceptual data drive render",
+    "app": "errors types host interface config contract media ops models data synthetic originals train avatar drive "
+    "measure",
 }
-CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"base", "__init__"}
+# room of preprocess -> the rooms of preprocess that it may import
+GROUPS = {
+    "checks": "",
+    "chunks": "",
+    "command": "",
+    "resumable": "",
+    "workers": "",
+    "weights": "command workers",
+    "faces": "resumable workers",
+    "keying": "resumable",
+    "regions": "checks chunks resumable workers faces keying",
+    "framing": "checks chunks resumable workers faces keying regions",
+    "output": "chunks resumable faces regions",
+    "importers": "command resumable workers keying regions framing",
+    "tracking": "checks chunks resumable workers faces framing",
+    "audio": "checks chunks command resumable workers framing tracking",
+    "pipeline": "checks chunks resumable workers faces keying regions framing tracking audio output",
+    "lips": "resumable workers faces pipeline",
+    "__main__": "checks command pipeline",
+}
+WITHOUT_JAX = {"__version__", "errors", "host", "contract", "media", "formats"}  # what preprocess may use of tkjax
+CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"__init__"}
 
 
 def imports(path: Path) -> set[str]:
@@ -94,29 +75,42 @@ def modules(package: str):
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def rooms_used(path: Path, top: str) -> set[str]:
+    """The rooms of a package that a module of it imports, its own left out."""
+    names = {name.split(".")[1] for name in imports(path) if name.startswith(f"{top}.")}
+    own = path.relative_to(ROOT / top).with_suffix("").parts[0]
+    return {name for name in names if name != own and name != "__version__"}
+
+
+@pytest.mark.parametrize("table, top", [(ROOMS, "tkjax"), (GROUPS, "preprocess")], ids=["tkjax", "preprocess"])
+def test_the_table_names_every_room_and_goes_downwards(table, top):
+    found = {p.relative_to(ROOT / top).with_suffix("").parts[0] for p in modules(top)} - {"__init__"}
+    assert set(table) == found
+    above = set()
+    for room, below in table.items():
+        assert set(below.split()) <= above, f"{room} stands before what it may import"
+        above.add(room)
+
+
 @pytest.mark.parametrize("path", modules("tkjax"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_import_only_downwards(path):
-    relative = path.relative_to(ROOT / "tkjax").with_suffix("").parts
-    used = {name.removeprefix("tkjax.") for name in imports(path) if name.startswith("tkjax.")}
-    assert not any(name.split(".")[0] == "torch" for name in imports(path)), "torch stays in preprocess/"
-    if relative[0] != "models":
-        concrete = {name for name in used for model in CONCRETE_MODELS if name.startswith(f"models.{model}")}
-        assert not concrete, "only models.base.load finds a concrete model"
-    allowed = ALLOWED.get(relative[0])
-    if allowed is None:
-        return
-    known = {p.with_suffix("").relative_to(ROOT / "tkjax").as_posix().replace("/", ".") for p in modules("tkjax")}
-    for name in used:
-        if name in known or name in ALLOWED:
-            assert any(name == a or name.startswith(a + ".") for a in allowed | {".".join(relative)}), f"imports {name}"
+    room = path.relative_to(ROOT / "tkjax").with_suffix("").parts[0]
+    used = imports(path)
+    assert not any(name.split(".")[0] in ("torch", "preprocess", "configs") for name in used)
+    if room != "models":
+        concrete = {n for n in used for model in CONCRETE_MODELS if f"{n}.".startswith(f"tkjax.models.{model}.")}
+        assert not concrete, "only tkjax.models finds a concrete model"
+    if room != "__init__":
+        assert rooms_used(path, "tkjax") <= set(ROOMS[room].split())
 
 
 @pytest.mark.parametrize("path", modules("preprocess"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_preprocess_uses_the_numpy_modules_only(path):
-    for name in imports(path):
-        assert name.split(".")[0] not in {"jax", "flax", "optax"}
-        if name.startswith("tkjax."):
-            assert name.split(".")[1] in FOUNDATION, name
+def test_preprocess_imports_downwards_and_of_tkjax_what_needs_no_jax(path):
+    assert not any(name.split(".")[0] in {"jax", "flax", "optax"} for name in imports(path))
+    assert {name.split(".")[1] for name in imports(path) if name.startswith("tkjax.")} <= WITHOUT_JAX
+    room = path.relative_to(ROOT / "preprocess").with_suffix("").parts[0]
+    if room != "__init__":
+        assert rooms_used(path, "preprocess") <= set(GROUPS[room].split())
 
 
 def run_blocked(code: str, *blocked: str) -> subprocess.CompletedProcess:
@@ -130,7 +124,9 @@ def test_contract_needs_numpy_alone():
 
 
 def test_importing_tkjax_loads_neither_jax_nor_torch():
-    done = run_blocked("import tkjax, tkjax.audio, tkjax.video, tkjax.images", "jax", "torch")
+    modules_of = [p.relative_to(ROOT).with_suffix("") for r in WITHOUT_JAX for p in (ROOT / "tkjax" / r).glob("*.py")]
+    names = ", ".join(".".join(p.parts).removesuffix(".__init__") for p in sorted(modules_of))
+    done = run_blocked(f"import tkjax, {names}", "jax", "torch")
     assert done.returncode == 0, done.stderr
 
 

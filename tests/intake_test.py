@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.audio_test import encode
-from tkjax import audio
 from tkjax.errors import UserError
-from tkjax.video import VideoWriter
+from tkjax.media import audio
+from tkjax.media.video import VideoWriter
 
 RATE = 16000
 

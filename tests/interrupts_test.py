@@ -10,9 +10,12 @@ import jax
 import pytest
 
 from tests import tiny
-from tkjax import audio, avatar, config, interrupts
-from tkjax.data import Clip
-from tkjax.models import base
+from tkjax import config
+from tkjax.avatar import bundle
+from tkjax.data.clip import Clip
+from tkjax.host import interrupts
+from tkjax.media import audio
+from tkjax.models import load_system
 
 STOPS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated (SIGTERM)")]
 
@@ -69,14 +72,16 @@ RENDER = """
 import sys, time, types
 import launch
 from tests import tiny  # its system counts as known once it is imported
-from tkjax import avatar, cli, drive, stream
+from tkjax.avatar import bundle
+from tkjax.app import cli
+from tkjax.drive import motion, stream
 def look(i, picture):
     time.sleep(0.1)
     if i == 2:
         print("go", flush=True)
 def run(opts):
-    subject = avatar.load(sys.argv[1])
-    stream.render(subject, sys.argv[2], sys.argv[3], drive.plan(subject), on_frame=look)
+    subject = bundle.load(sys.argv[1])
+    stream.render(subject, sys.argv[2], sys.argv[3], motion.plan(subject), on_frame=look)
 cli.run = run
 launch.main(types.SimpleNamespace(mode="render"))
 """
@@ -86,7 +91,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from preprocess.command import exit_code
-from tkjax.files import whole
+from tkjax.host.files import whole
 def work():
     with whole(Path(sys.argv[1]) / "half") as part:
         part.write_bytes(b"half")
@@ -134,9 +139,9 @@ def test_rendering_that_is_stopped_leaves_what_was_there_and_nothing_else(tmp_pa
     number, code, word = stopped
     clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
     resolved = tiny.config()
-    model = base.load(resolved.system)(resolved, clip.info)
-    spec, variables = avatar.audio_spec(clip.audio), model.init(jax.random.key(0))
-    avatar.save(tmp_path / "avatar", resolved, variables, 4, clip, spec, {"statement": None})
+    model = load_system(resolved.system)(resolved, clip.info)
+    spec, variables = bundle.audio_spec(clip.audio), model.init(jax.random.key(0))
+    bundle.save(tmp_path / "avatar", resolved, variables, 4, clip, spec, {"statement": None})
     audio.write_wav(tmp_path / "s.wav", tiny.sound(8.0))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "o.mp4").write_bytes(b"old")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tkjax import audio, level
 from tkjax.errors import UserError
+from tkjax.media import audio, level
 from tkjax.synthetic.speech import speech
 
 SECONDS = 6.0

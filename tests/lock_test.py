@@ -7,13 +7,15 @@ import sys
 import pytest
 
 from tests.distributed_test import free_port
-from tkjax import config, lock
+from tkjax import config
+from tkjax.app import lock
 from tkjax.errors import UserError
 
 HOLD = """
 import sys
-from tkjax import lock, train
-train.initialise_distributed(*([sys.argv[2], 2, int(sys.argv[3])] if len(sys.argv) > 2 else []))
+from tkjax.app import lock
+from tkjax.train import loop
+loop.initialise_distributed(*([sys.argv[2], 2, int(sys.argv[3])] if len(sys.argv) > 2 else []))
 try:
     with lock.alone(sys.argv[1]):
         print("held", flush=True)

@@ -6,9 +6,9 @@ import pytest
 
 from tests.render_image_test import HW, frame
 from tkjax.errors import UserError
-from tkjax.maps import Maps, render_maps
-from tkjax.models.base import Model, Rate, Stage
+from tkjax.interface import Model, Rate, Stage
 from tkjax.render.image import final_clock
+from tkjax.render.map_pictures import Maps, render_maps
 from tkjax.types import SubjectInfo, Variables
 
 

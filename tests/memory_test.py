@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from tests import tiny_dataset
-from tkjax import audio, contract, images
+from tkjax import contract
+from tkjax.media import audio, images
 
 SIZE, N = 256, 15_000
 TRAIN = """
 import resource, sys
 from configs import er_nerf
-from tkjax.data import Clip
-from tkjax.train import train
+from tkjax.data.clip import Clip
+from tkjax.train.loop import train
 root, workdir = sys.argv[1:]
 config = er_nerf.get_config("cpu")
 config.train.head.steps, config.train.preview_every = 40, 20

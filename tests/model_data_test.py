@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess import model_data
+from preprocess.output import model_data
 from tests.tiny_dataset import write_tiny
 from tkjax.errors import UserError
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tkjax.errors import UserError
-from tkjax.models.base import Ema, Rate
-from tkjax.optim import ema_decay, ema_every, ema_update, learning_rate, optimiser
+from tkjax.interface import Ema, Rate
+from tkjax.train.optim import ema_decay, ema_every, ema_update, learning_rate, optimiser
 
 floats = st.floats(-2, 2, width=32)
 

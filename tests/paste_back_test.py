@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tkjax import images
-from tkjax.paste_back import (
-    SCHEMES,
-    Paster,
-    face_of_classes,
-    face_of_landmarks,
-    resize_bilinear,
-)
+from tkjax.media import images
+from tkjax.media.paste_back import SCHEMES, Paster, face_of_classes, face_of_landmarks, resize_bilinear
 
 FULL, BOX = (150, 220), (60, 10, 188, 138)
 N = BOX[2] - BOX[0]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from preprocess import convert_lpips
+from preprocess.weights import convert_lpips
 from tkjax import perceptual
 from tkjax.errors import UserError
 
@@ -203,7 +203,7 @@ def test_the_converter_runs_alone_and_refuses_strangers_in_a_sentence(tmp_path):
     torch.save(linear, tmp_path / "l.pth")
 
     def run(trunk="t.pth", line="l.pth", out="lpips_alex.npz"):
-        command = [sys.executable, "-m", "preprocess.convert_lpips", f"--trunk={tmp_path / trunk}"]
+        command = [sys.executable, "-m", "preprocess.weights.convert_lpips", f"--trunk={tmp_path / trunk}"]
         command += [f"--linear={tmp_path / line}", f"--out={tmp_path / out}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         return done.returncode, done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.response_test import face, speech
-from tkjax import picture_reading, response
+from tkjax.measure import curves, picture_reading
 
 H, W, SCALE = 120, 120, 40.0
 N, TRAIN = 160, np.arange(110)
@@ -24,7 +24,7 @@ def paint(points: np.ndarray, shade: float = 1.0) -> np.ndarray:
     """Skin with a dark mouth and white eyes as open as the landmarks say."""
     y, x = (np.mgrid[:H, :W] + 0.5).astype(float)
     image = np.full((H, W, 3), (200.0, 150.0, 120.0)) * shade
-    for pairs, colour, wide in ((response.MOUTH_PAIRS, (60, 20, 20), 0.2), (response.EYE_PAIRS, (240, 240, 240), 0.16)):
+    for pairs, colour, wide in ((curves.MOUTH_PAIRS, (60, 20, 20), 0.2), (curves.EYE_PAIRS, (240, 240, 240), 0.16)):
         for part in (pairs[:2], pairs[2:]) if len(pairs) == 4 else (pairs,):
             at = np.concatenate([points[list(p)] for p in part])
             (cx, cy), high = at.mean(0), np.mean([np.linalg.norm(points[a] - points[b]) for a, b in part]) / 2
@@ -47,8 +47,8 @@ def test_a_reading_learnt_on_training_frames_follows_frames_that_it_has_not_seen
     reader = picture_reading.Reader(kind, points, TRAIN, lambda i: pictures[i])
     held = np.arange(110, N)
     read = np.array([reader(int(i), pictures[i]) for i in held])
-    true = response.CURVES[kind](points[held])
-    assert response.pearson(true, read) > 0.95 and response.sd_ratio(true, read) == pytest.approx(1, abs=0.2)
+    true = curves.CURVES[kind](points[held])
+    assert curves.pearson(true, read) > 0.95 and curves.sd_ratio(true, read) == pytest.approx(1, abs=0.2)
     assert reader.why == "" and reader.doubt(held, read) == ""
     still = np.array([reader(int(i), pictures[i]) for i in np.full(20, 120)])
     assert np.ptp(still) == 0
@@ -59,12 +59,12 @@ def test_a_mouth_that_is_drawn_half_as_open_reads_so(clip):
     points, pictures = clip
     reader = picture_reading.Reader("lips", points, TRAIN, lambda i: pictures[i])
     held, half = np.arange(110, N), points.copy()
-    for a, b in response.MOUTH_PAIRS:
+    for a, b in curves.MOUTH_PAIRS:
         middle, apart = (points[:, a] + points[:, b]) / 2, (points[:, b] - points[:, a]) / 2
         half[:, a], half[:, b] = middle - 0.5 * apart, middle + 0.5 * apart
     true = np.array([reader(int(i), pictures[i]) for i in held])
     drawn = np.array([reader(int(i), paint(half[i])) for i in held])
-    assert response.sd_ratio(true, drawn) == pytest.approx(0.5, abs=0.15) and response.pearson(true, drawn) > 0.9
+    assert curves.sd_ratio(true, drawn) == pytest.approx(0.5, abs=0.15) and curves.pearson(true, drawn) > 0.9
 
 
 def test_landmarks_that_do_not_move_teach_nothing():

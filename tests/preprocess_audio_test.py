@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import audio_features as af
-from tkjax import audio
+from preprocess.audio import extract as af
 from tkjax.contract import load_audio_features
 from tkjax.errors import UserError
+from tkjax.media import audio
 
 TINY = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, conv_dim=(8,) * 7,
             num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer")  # fmt: skip

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from preprocess import checks, pipeline
 from preprocess.__main__ import parser
 from preprocess.checks import Check, judge
-from preprocess.stages import Stages
+from preprocess.resumable import Stages
 from tests.tiny_dataset import write_tiny, writer
-from tkjax import contract, options
+from tkjax import contract
+from tkjax.app import options
+from tkjax.app.workdir import stop_on_failures
 from tkjax.errors import UserError
-from tkjax.workdir import stop_on_failures
 
 BAD = judge("poses", "share of frames lost", 0.4, warn=0.02, fail=0.2, message="0.4 of the frames lost their pose")
 SO_SO = judge("labels", "crown", 3.0, warn=2.0, message="the hair may be cut")
@@ -73,7 +74,7 @@ def test_accept_takes_the_names_of_the_table_and_no_other():
 
 
 def test_the_launcher_hands_accept_on_as_the_command_takes_it():
-    from tkjax.cli import preprocess_arguments
+    from tkjax.app.cli import preprocess_arguments
 
     opts = options.parse(["launch.py", "--mode=preprocess", "--video=a", "--workdir=w", "--accept=poses,labels"])
     given = parser().parse_args(preprocess_arguments(opts))

@@ -13,8 +13,9 @@ import pytest
 
 from preprocess import lips
 from preprocess.__main__ import main
-from preprocess.survey import Framing, choose_framing, timestamps
-from tkjax import audio, contract, images, video
+from preprocess.framing.survey import Framing, choose_framing, timestamps
+from tkjax import contract
+from tkjax.media import audio, images, video
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 3
@@ -138,7 +139,7 @@ def test_a_real_clip_becomes_a_valid_dataset(finished, talking):
 
 @pytest.mark.heavy
 def test_landmarks_project_where_the_track_says(finished, models_dir):
-    from preprocess.face_model import RIGID_IDS, load_canonical
+    from preprocess.faces.face_model import RIGID_IDS, load_canonical
 
     d = contract.Dataset(finished / "dataset")
     world = load_canonical(models_dir / "face_landmarker.task").vertices_cm[list(RIGID_IDS)] / contract.UNIT_CM
@@ -192,9 +193,10 @@ def test_a_clip_of_two_framings_stops_before_its_labels_until_that_is_accepted(t
 @pytest.mark.heavy
 @pytest.mark.parametrize("hz", [2.0, 3.0])
 def test_real_landmarks_of_a_swinging_head_are_followed(talking, models_dir, tmp_path, hz):
-    from preprocess import landmarker, pose
-    from preprocess.face_model import load_canonical
-    from preprocess.pose_checks import face_heights
+    from preprocess.faces import landmarker
+    from preprocess.faces.face_model import load_canonical
+    from preprocess.tracking import pose
+    from preprocess.tracking.pose_checks import face_heights
     from preprocess.workers import pool
 
     model = models_dir / "face_landmarker.task"

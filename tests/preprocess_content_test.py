@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from preprocess import content
 from preprocess.checks import Check
+from preprocess.tracking import content
 
 HW = (256, 256)
 N = 100

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import head_box, landmarker, looks
 from preprocess.__main__ import main
-from preprocess.face_model import FACE_OVAL
+from preprocess.faces import landmarker
+from preprocess.faces.face_model import FACE_OVAL
+from preprocess.framing import head_box, looks
 from preprocess.workers import pool
-from tkjax import contract, images, video
+from tkjax import contract
 from tkjax.errors import UserError
+from tkjax.media import images, video
 
 H, W = 1080, 1920
 

@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess import chunks, label_checks, label_repair, labels, plate, qa, segment
+from preprocess import chunks
 from preprocess.checks import FAIL, GOOD, WARN, read
+from preprocess.output import qa
+from preprocess.regions import label_checks, label_repair, labels, plate, segment
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
-from tkjax.images import decode_png, encode_jpeg
+from tkjax.media.images import decode_png, encode_jpeg
 
 SIZE, HALF = 160, 28.0  # of the picture; half the height of the face
 SKIN, HAIR, WHITE, SHIRT = (212, 162, 134), (70, 45, 30), (232, 230, 226), (40, 60, 110)

@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import backdrop, full_frame, labels, matting, screen, torso
 from preprocess.__main__ import main
+from preprocess.framing import full_frame
+from preprocess.keying import backdrop, matting, screen
+from preprocess.regions import labels, torso
 from tests import greenscreen
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract, frame_cache, images, video
+from tkjax import contract
+from tkjax.data import frame_cache
 from tkjax.errors import UserError
+from tkjax.media import images, video
 
 NEW = np.array([30, 40, 140], np.float32)  # a background that neither screen nor person has
 SIZE = 320
@@ -412,7 +416,7 @@ def test_a_half_body_clip_before_a_green_screen_becomes_a_keyed_dataset(half_bod
 
 @pytest.mark.heavy
 def test_a_second_run_of_it_changes_nothing_and_its_model_data_can_be_read(half_body, capsys):
-    from preprocess import model_data
+    from preprocess.output import model_data
 
     workdir, _, _, args = half_body
     manifest = (workdir / "dataset" / "manifest.json").read_bytes()

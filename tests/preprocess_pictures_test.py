@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import labels, plate, segment, torso
+from preprocess.regions import labels, plate, segment, torso
 from tkjax.contract import LABEL_HEAD, LABEL_NECK, LABEL_TORSO
 from tkjax.errors import UserError
 
@@ -183,7 +183,7 @@ def test_posteriors_are_distributions_and_the_oval_is_skin():
 def test_bisenet_weights_load_by_name_and_classes_become_labels(tmp_path):
     import torch
 
-    from preprocess import bisenet
+    from preprocess.regions import bisenet
 
     torch.manual_seed(0)
     made = bisenet.BiSeNet().eval()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from preprocess import pose, pose_checks
+from preprocess.tracking import pose, pose_checks
 
 H = W = 512
 Y_DOWN = np.diag([1.0, -1.0, -1.0])

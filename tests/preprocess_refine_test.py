@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from preprocess import chunks, pose_checks, refine
+from preprocess import chunks
+from preprocess.tracking import pose_checks, refine
 
 N, F, CENTRE = 60, 1300.0, np.array([256.0, 256.0])
 

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess import av_offset, chunks, landmarker, sound
-from preprocess.normalise import write_sound
+from preprocess import chunks
+from preprocess.audio import av_offset, sound
+from preprocess.faces import landmarker
+from preprocess.framing.normalise import write_sound
 from preprocess.workers import pool
-from tkjax import audio, contract, video
+from tkjax import contract
 from tkjax.errors import UserError
+from tkjax.media import audio, video
 from tkjax.synthetic.performance import perform
 from tkjax.synthetic.speech import speech
 

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess import chunks
-from preprocess.face_model import load_canonical, parse_geometry
-from preprocess.landmarks import neighbours
-from preprocess.stages import Stages
-from preprocess.track import MIN_BLINK_RANGE, calibrate_blink
+from preprocess.faces.face_model import load_canonical, parse_geometry
+from preprocess.resumable import Stages
+from preprocess.tracking.landmarks import neighbours
+from preprocess.tracking.track import MIN_BLINK_RANGE, calibrate_blink
 from preprocess.workers import native
 from tkjax.errors import UserError
-from tkjax.models_dir import find_model
+from tkjax.host.model_files import find_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -144,7 +144,7 @@ def test_a_run_that_waited_for_a_refused_one_keeps_what_it_begins(tmp_path):
 
 def test_another_run_in_the_same_folder_waits(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from preprocess.stages import Stages\n"
+        "import sys, time; from pathlib import Path; from preprocess.resumable import Stages\n"
         "with Stages(Path(sys.argv[1]), {}):\n    print('in', time.time(), flush=True)\n    time.sleep(1.0)\n"
         "    print('out', time.time())"
     )

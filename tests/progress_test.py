@@ -8,7 +8,7 @@ from tkjax import config
 BOARD = """
 import importlib.util, sys, threading
 from pathlib import Path
-from tkjax import progress
+from tkjax.train import progress
 
 seen, asked, go = [], threading.Event(), threading.Event()
 

@@ -17,14 +17,17 @@ from tests import rad_nerf_oracle as literal
 from tests import tiny as tiny_subject
 from tests.ops.rays import occupancy as random_occupancy
 from tests.stubs.process import ROOT
-from tkjax import audio, cli, losses, options
+from tkjax import losses
+from tkjax.app import cli, options
 from tkjax.cameras import pixel_rays
-from tkjax.models.base import initialise, load
+from tkjax.interface import initialise
+from tkjax.media import audio
+from tkjax.models import load_system
 from tkjax.models.hash_head import frame_keys
 from tkjax.models.rad_nerf import OPEN_EYES, Model, head_program
 from tkjax.ops import GridSpec, field, grid_encode, march, sh_encode
-from tkjax.optim import learning_rate
 from tkjax.render.image import final_clock, picture, render_image
+from tkjax.train.optim import learning_rate
 from tkjax.types import Batch, Clock, SubjectInfo, Variables
 
 SIZE, RAYS, FRAMES, PATCH = 16, 64, 12, 4
@@ -59,7 +62,7 @@ def pose(angle):
 
 
 def batch(frames=(3,), seed=0, rays=RAYS, sampler="rays"):
-    """Random pixels; of `lips` four tiles of PATCH x PATCH in the middle, as `tkjax.data` gives them."""
+    """Random pixels; of `lips` four tiles of PATCH x PATCH in the middle, as `tkjax.data.clip` gives them."""
     parts = []
     for frame in frames:
         rng = np.random.default_rng([seed, frame])
@@ -205,7 +208,7 @@ def test_labels_name_a_rate_for_every_parameter(model, variables):
 
 
 def test_the_system_is_found_by_name_and_wrong_settings_are_refused():
-    assert load("rad_nerf") is Model
+    assert load_system("rad_nerf") is Model
     with pytest.raises(ValueError, match="has no variant"):
         rad_nerf_config.get_config("gpu")
     with pytest.raises(ValueError, match="not a multiple of"):
@@ -777,7 +780,7 @@ import jax
 import numpy as np
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config
-from tkjax.train import train
+from tkjax.train.loop import train
 
 jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
 config = smoke_config("rad_nerf")

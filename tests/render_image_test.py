@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax.models.base import Model as BaseModel
-from tkjax.models.base import Rate, Stage
+from tkjax.interface import Model as BaseModel
+from tkjax.interface import Rate, Stage
 from tkjax.render.composite import over
 from tkjax.render.image import picture, pixel_grid, render_image
 from tkjax.types import Batch, Render, SubjectInfo, Variables

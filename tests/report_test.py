@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tkjax import report
-from tkjax.checkpoint import truncate_metrics
+from tkjax.measure import report
+from tkjax.train.checkpoint import truncate_metrics
 
 SCORES = {"psnr": 31.5, "psnr_face": math.nan, "psnr_mouth": 25.0, "ssim": 0.91, "lmd_px": None, "lmd_norm": None}
 REPORT = {

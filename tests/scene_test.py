@@ -7,10 +7,12 @@ from PIL import Image
 
 from tests import peak, tiny, tiny_full, tiny_layers
 from tests.alpha_test import read_rgba
-from tkjax import audio, cli, drive, options, stream, video
-from tkjax.data import Clip, over
+from tkjax.app import cli, options
+from tkjax.data.clip import Clip, over
+from tkjax.drive import motion, stream
+from tkjax.drive.scene import Scene, bleed
 from tkjax.errors import UserError
-from tkjax.scene import Scene, bleed
+from tkjax.media import audio, video
 
 HEAD, TORSO = (np.round(255 * np.array(c)).astype(int) for c in (tiny_layers.HEAD, tiny_layers.TORSO))
 
@@ -34,7 +36,7 @@ def made(tmp_path_factory):
 
 def render(made, subject, tmp_path, background=None, **how):
     """The frames as an array, through the PNG files."""
-    plan = drive.plan(made[subject], background=background, fix_eye=None)
+    plan = motion.plan(made[subject], background=background, fix_eye=None)
     stream.render(made[subject], made["sound"], tmp_path / "out", plan, **how)
     return np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "out").glob("*.png"))]).astype(int)
 
@@ -55,7 +57,7 @@ def test_the_modelled_torso_stands_over_the_plate_and_the_given_one_does_not(mad
 
 def test_an_untrained_torso_is_refused(made):
     with pytest.raises(UserError, match=r"--torso=modelled.*--stages=torso"):
-        Scene(made["head"], drive.plan(made["head"]), torso="modelled")
+        Scene(made["head"], motion.plan(made["head"]), torso="modelled")
 
 
 @pytest.mark.parametrize("torso", ["modelled", "given"])
@@ -81,7 +83,7 @@ def test_paste_back_is_the_default_for_a_crop_and_keeps_what_is_outside(made, tm
     outside = np.ones(tiny_full.FULL_HW, bool)
     outside[y0:y1, x0:x1] = False
     for i, frame in enumerate(frames):
-        np.testing.assert_array_equal(frame[outside], subject.full_frame(drive.ping_pong(i, 30))[outside])
+        np.testing.assert_array_equal(frame[outside], subject.full_frame(motion.ping_pong(i, 30))[outside])
     assert np.abs(frames[3][30, 44, 0] - HEAD[0]) < 60 and frames[3][30, 44, 2] != subject.full_frame(3)[30, 44, 2]
     small = render(made, "cropped", tmp_path, paste_back="none")
     assert small.shape[1:3] == (24, 32)
@@ -118,7 +120,7 @@ def test_a_background_swap_of_a_keyed_clip_leaves_nothing_of_the_old_one(made, t
 
 def test_inside_the_mask_the_matte_is_that_of_the_rendered_layers(made, tmp_path):
     """Where the old person was and the new one is not, the new background shows."""
-    scene = Scene(made["keyed"], drive.plan(made["keyed"]), alpha=True)
+    scene = Scene(made["keyed"], motion.plan(made["keyed"]), alpha=True)
     person, mask = np.zeros((24, 32), np.float32), np.ones(tiny_full.FULL_HW, np.float32)
     x0, y0, x1, y1 = tiny_full.BOX
     out = scene._whole_matte(mask, person, None, 0)
@@ -140,7 +142,7 @@ def test_what_cannot_be_composed_is_one_sentence(made, tmp_path):
             render(made, subject, tmp_path, **how)
     assert render(made, "cropped", tmp_path, background="red").shape[1:3] == (24, 32)  # default: the crop
     with pytest.raises(UserError, match=r"o\.mp4 cannot hold an alpha channel"):
-        stream.render(made["plain"], made["sound"], tmp_path / "o.mp4", drive.plan(made["plain"]), alpha=True)
+        stream.render(made["plain"], made["sound"], tmp_path / "o.mp4", motion.plan(made["plain"]), alpha=True)
 
 
 @pytest.mark.slow  # renders a minute of sound
@@ -151,8 +153,9 @@ def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
     for seconds in (5, 60):
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
-            "import sys; sys.path.insert(0, '.'); import tests.tiny_layers; from tkjax import avatar, drive, stream; "
-            f"s = avatar.load({str(made['keyed'].folder)!r}); plan = drive.plan(s, background='red'); "
+            "import sys; sys.path.insert(0, '.'); import tests.tiny_layers; from tkjax.avatar import bundle; from "
+            "tkjax.drive import motion, stream; "
+            f"s = bundle.load({str(made['keyed'].folder)!r}); plan = motion.plan(s, background='red'); "
             f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, plan, maps=('depth',))"
         )
         peaks.append(peak.resident_mb(code))
@@ -161,7 +164,7 @@ def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
 
 @pytest.mark.parametrize("suffix", video.ALPHA_SUFFIXES)
 def test_alpha_videos_hold_what_the_pictures_hold(made, tmp_path, suffix):
-    plan = drive.plan(made["plain"])
+    plan = motion.plan(made["plain"])
     n = stream.render(made["plain"], made["sound"], tmp_path / f"o{suffix}", plan, alpha=True)
     pictures = render(made, "plain", tmp_path, alpha=True)
     frames = read_rgba(tmp_path / f"o{suffix}")
@@ -174,7 +177,7 @@ def test_alpha_videos_hold_what_the_pictures_hold(made, tmp_path, suffix):
 
 
 def test_maps_are_written_beside_the_video_and_in_folders(made, tmp_path):
-    subject, plan = made["plain"], drive.plan(made["plain"])
+    subject, plan = made["plain"], motion.plan(made["plain"])
     n = stream.render(subject, made["sound"], tmp_path / "o.mp4", plan, maps=("depth", "ambient"))
     for name, width in (("depth", 32), ("ambient", 64)):
         with av.open(str(tmp_path / f"o_{name}.mp4")) as container:
@@ -189,7 +192,7 @@ def test_maps_are_written_beside_the_video_and_in_folders(made, tmp_path):
 
 
 def test_a_video_and_its_maps_appear_together_or_not_at_all(made, tmp_path, monkeypatch):
-    subject, plan = made["plain"], drive.plan(made["plain"])
+    subject, plan = made["plain"], motion.plan(made["plain"])
     finish = video.VideoWriter.finish
     (tmp_path / "o.mp4").write_bytes(b"old")
 
@@ -220,12 +223,12 @@ def test_colours_bleed_under_a_clear_alpha_but_alpha_stays():
 def test_frames_do_not_depend_on_those_before_them(made):
     """The same frame from a scene that drew others first."""
     subject = made["keyed"]
-    scene = Scene(subject, drive.plan(subject, background="red"))
+    scene = Scene(subject, motion.plan(subject, background="red"))
     spoken = subject.meta["audio"]
     spec = stream.Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, 40)
     rows = np.random.default_rng(0).normal(size=(80, spoken["channels"])).astype(np.float32)
     all_frames = [frame for frame, _ in stream.frames(scene, spec, [rows])]
-    again = [frame for frame, _ in stream.frames(Scene(subject, drive.plan(subject, background="red")), spec, [rows])]
+    again = [frame for frame, _ in stream.frames(Scene(subject, motion.plan(subject, background="red")), spec, [rows])]
     assert all((a == b).all() for a, b in zip(all_frames, again)) and len(all_frames) == 40
 
 

@@ -17,14 +17,15 @@ import pytest
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config, stub_config
-from tkjax import evaluate as evaluator
-from tkjax import models_dir
-from tkjax.drawn import combinations
-from tkjax.models.base import SHARED, initialise, load
-from tkjax.optim import optimiser
+from tkjax.host import model_files
+from tkjax.interface import initialise
+from tkjax.measure import evaluate as evaluator
+from tkjax.measure.layers import combinations
+from tkjax.models import SHARED, load_system
 from tkjax.render.image import final_clock, picture, render_image
-from tkjax.step import make_loss
-from tkjax.train import load_variables, train
+from tkjax.train.loop import load_variables, train
+from tkjax.train.optim import optimiser
+from tkjax.train.step import make_loss
 from tkjax.types import Clock, Variables
 
 pytestmark = pytest.mark.heavy
@@ -47,7 +48,7 @@ def make(system):
 def system(request):
     """(config, clip, model, stages, fresh variables)"""
     config, clip = make(request.param)
-    model = load(config.system)(config, clip.info)
+    model = load_system(config.system)(config, clip.info)
     variables = initialise(model, jax.random.key(0))
     frames = np.arange(*clip.train_range)
     poses = clip.cam_to_world[frames]
@@ -176,14 +177,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(system, undisturbed, tmp_pat
 def test_the_trained_variables_load_again(system, undisturbed):
     config, clip, _, stages, _ = system
     workdir, expected, _ = undisturbed
-    again = load(config.system)(config, clip.info)
+    again = load_system(config.system)(config, clip.info)
     variables, step = load_variables(workdir, again)
     assert isinstance(variables, Variables) and step == stages[-1].steps
     assert equal(variables, expected)
 
 
 def test_the_evaluator_scores_it(system, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(models_dir, "find_model", lambda models: (None, "the test has no tracker"))
+    monkeypatch.setattr(model_files, "find_model", lambda models: (None, "the test has no tracker"))
     config, clip, model, stages, _ = system
     report, worst = evaluator.evaluate(
         clip, model, undisturbed[1], stages[-1].steps, tmp_path, system=config.system, chunk_rays=256
@@ -197,7 +198,18 @@ def test_the_evaluator_scores_it(system, undisturbed, tmp_path, monkeypatch):
     assert all(np.isfinite(report["metrics"][key]) for key in ("psnr", "psnr_face", "ssim"))
 
 
-@pytest.mark.parametrize("name", ["train", "optim", "checkpoint", "evaluate", "stream", "avatar", "render/image"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/loop",
+        "train/optim",
+        "train/checkpoint",
+        "measure/evaluate",
+        "drive/stream",
+        "avatar/bundle",
+        "render/image",
+    ],
+)
 def test_nothing_outside_a_model_names_a_system(name):
     text = (ROOT / "tkjax" / f"{name}.py").read_text()
     for system in (*PROJECT, *STUBS):

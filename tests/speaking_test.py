@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from configs import er_nerf, rad_nerf
 from tests.er_nerf_test import A, batch, info, tiny
-from tkjax import sampling
-from tkjax.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
+from tkjax.data import sampling
+from tkjax.data.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
 from tkjax.fields.audio import Conv
 from tkjax.models import er_nerf as system
 from tkjax.models.hash_head import SPEECH
-from tkjax.stages import chosen
-from tkjax.step import make_loss
+from tkjax.train.stages import chosen
+from tkjax.train.step import make_loss
 from tkjax.types import Clock
 
 KEY = jax.random.key(3)

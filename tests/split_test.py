@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from tkjax import avatar, cli, drive, evaluate, options, split
-from tkjax.data import Clip
+from tkjax.app import cli, options
+from tkjax.avatar import bundle
+from tkjax.data import split
+from tkjax.data.clip import Clip
+from tkjax.drive import motion
 from tkjax.errors import UserError
-from tkjax.models import base
+from tkjax.measure import evaluate
+from tkjax.models import load_system
 
 N = 880  # 80 held out, in two blocks
 
@@ -57,18 +61,18 @@ def test_a_clip_trains_on_the_frames_around_its_blocks(clip):
 def test_an_avatar_knows_which_frames_of_the_dataset_its_track_holds(clip, tmp_path):
     settings = tiny.config()
     settings.data.split = "blocks"
-    model = base.load(settings.system)(settings, clip.info)
+    model = load_system(settings.system)(settings, clip.info)
     variables = model.init(jax.random.key(0))
-    avatar.save(tmp_path, settings, variables, 4, clip, {"kind": "logmel"}, cli.consent_record(None, False))
-    subject = avatar.load(tmp_path)
+    bundle.save(tmp_path, settings, variables, 4, clip, {"kind": "logmel"}, cli.consent_record(None, False))
+    subject = bundle.load(tmp_path)
     numbers = [subject.frame_number(k) for k in range(subject.n_track)]
     assert numbers == [*clip.train_frames, *clip.heldout_frames]
     assert np.array_equal(subject.cam_to_world, clip.cam_to_world[numbers])
-    played = drive.plan(subject)  # no jump over a block
+    played = motion.plan(subject)  # no jump over a block
     assert np.array_equal(played.cam_to_world, clip.cam_to_world)
     assert subject.numbers[played.track].tolist() == list(range(N))
-    assert np.array_equal(drive.plan(subject, poses="test").cam_to_world, clip.cam_to_world[clip.heldout_frames])
-    some = drive.plan(subject, data_range=(10, 400)).track
+    assert np.array_equal(motion.plan(subject, poses="test").cam_to_world, clip.cam_to_world[clip.heldout_frames])
+    some = motion.plan(subject, data_range=(10, 400)).track
     assert subject.numbers[some].tolist() == list(range(numbers[10], numbers[399] + 1))
 
 

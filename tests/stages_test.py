@@ -11,10 +11,10 @@ from tests.er_nerf_test import KEY, batch, info, tiny
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
 from tkjax.errors import UserError
-from tkjax.models.base import Stage, initialise
+from tkjax.interface import Stage, initialise
 from tkjax.models.er_nerf import Model
 from tkjax.render.image import picture
-from tkjax.train import chosen, finished, plan, stage_key, train
+from tkjax.train.loop import chosen, finished, plan, stage_key, train
 from tkjax.types import Clock
 
 STAGES = tuple(Stage(name, steps, 64, {}, {}) for name, steps in (("head", 10), ("lips", 5), ("torso", 5)))

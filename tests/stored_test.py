@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax import cli, config, contract, exporting, feature_arrays, importing, options, stored, workdir
+from tkjax import config, contract
+from tkjax.app import cli, exporting, importing, options, workdir
 from tkjax.errors import UserError
+from tkjax.formats import feature_arrays
+from tkjax.host import stored
 from tkjax.originals import source
 
 values = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 
 from tests import tiny, tiny_dataset
-from tkjax import avatar, avatar_meta, config, contract, images
+from tkjax import config, contract
+from tkjax.avatar import avatar_json, bundle
 from tkjax.contract import Dataset
-from tkjax.data import Clip
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
-from tkjax.models import base
+from tkjax.media import images
+from tkjax.models import load_system
 
 EACH = 500  # mutations of an avatar, and of a dataset
 VALUES = (
@@ -45,8 +47,8 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("stranger")
     clip = Clip(tiny.make_dataset(root / "clip", n=70), root / "cache")
     resolved = tiny.config()
-    variables = base.load(resolved.system)(resolved, clip.info).init(jax.random.key(0))
-    avatar.save(root / "avatar", resolved, variables, 4, clip, avatar.audio_spec(clip.audio), {"statement": "mine"})
+    variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
+    bundle.save(root / "avatar", resolved, variables, 4, clip, bundle.audio_spec(clip.audio), {"statement": "mine"})
     tiny_dataset.write_tiny(root / "dataset", n=66, source={"crop_px": [0, 0, 16, 12], "full_size": [16, 12]})
     for kind in ("avatar", "dataset"):
         shutil.copytree(root / kind, root / "outside" / kind)
@@ -211,7 +213,7 @@ def fresh_avatar(rng, folder: Path) -> None:
     elif how == 1:
         edit_json(rng, meta[rng.choice(("files", "config", "info", "audio", "full", "consent"))])
     elif how == 2:  # a name that leads out, with the file there
-        entry = rng.choice(avatar_meta.entries(meta["files"]))
+        entry = rng.choice(avatar_json.entries(meta["files"]))
         name = entry["name"]
         names = (str(outside(folder) / name), f"../../outside/avatar/{name}", f"./{name}", "avatar.json", name.upper())
         entry["name"] = rng.choice((*names, f"{name}\x00", f"{name}\n"))
@@ -225,12 +227,12 @@ def fresh_avatar(rng, folder: Path) -> None:
         edit_json(rng, meta)
     meta["digest"] = ""
     try:
-        meta["digest"] = avatar_meta.json_digest(meta)
+        meta["digest"] = avatar_json.json_digest(meta)
     except TypeError:
         pass
-    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+    (folder / "avatar.json").write_bytes(avatar_json.dump(meta))
     if isinstance(meta.get("consent"), dict):
-        (folder / "consent.json").write_bytes(avatar_meta.dump(meta["consent"]))
+        (folder / "consent.json").write_bytes(avatar_json.dump(meta["consent"]))
 
 
 def dump_anything(m: dict) -> bytes:
@@ -268,20 +270,20 @@ def fresh_dataset(rng, folder: Path) -> None:
 
 def content_of_avatar(folder: Path) -> dict:
     """Everything that a loaded avatar gives."""
-    subject = avatar.load(folder)
+    subject = bundle.load(folder)
     out = {"meta": json.dumps(subject.meta, sort_keys=True), "plate": subject.plate}
     out |= {k: getattr(subject, k) for k in ("cam_to_world", "expression", "confidence", "face_box_px", "eye_area")}
-    out |= avatar.flatten(subject.variables(subject.model()))
+    out |= bundle.flatten(subject.variables(subject.model()))
     pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
     return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
 
 
 def check_avatar(folder: Path) -> None:
     """What an avatar with a digest of its own must keep to where it is accepted."""
-    subject = avatar.load(folder)
+    subject = bundle.load(folder)
     info, n = subject.info, subject.n_track
     assert subject.meta["system"] == subject.config.system == "tests.tiny"
-    for entry in avatar_meta.entries(subject.meta["files"]):
+    for entry in avatar_json.entries(subject.meta["files"]):
         assert re.fullmatch(r"[a-z_]+(-\d{5})?-[0-9a-f]{8}\.(npz|png|mp4)", entry["name"])
     assert subject.plate.shape == (info.height, info.width, 3)
     for name, shape in (("cam_to_world", (n, 4, 4)), ("expression", (n, info.n_expression)), ("eye_closed", (n,)),
@@ -382,8 +384,8 @@ VARIANTS = ("full",)
 def rename_system(folder: Path, name: str) -> None:
     meta = json.loads((folder / "avatar.json").read_text())
     meta["config"]["system"] = meta["system"] = name
-    meta["digest"] = avatar_meta.json_digest(meta)
-    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+    meta["digest"] = avatar_json.json_digest(meta)
+    (folder / "avatar.json").write_bytes(avatar_json.dump(meta))
 
 
 def test_a_stored_system_runs_and_imports_nothing(place, tmp_path, monkeypatch):
@@ -398,23 +400,23 @@ def test_a_stored_system_runs_and_imports_nothing(place, tmp_path, monkeypatch):
     for name in (*names, "tkjax.models.er_nerf", "tkjax.models.hash_head", "hash_head", "base", "", "__init__"):
         rename_system(tmp_path / "avatar", name)
         with pytest.raises(UserError) as error:
-            avatar.load(tmp_path / "avatar")
+            bundle.load(tmp_path / "avatar")
         assert "\n" not in str(error.value)
         stored = config.to_dict(tiny.config()) | {"system": name}
         (tmp_path / "config.json").write_text(json.dumps(stored))
         with pytest.raises(ValueError, match="system"):
-            base.load(config.load(str(tmp_path / "config.json")).system, stored=True)
+            load_system(config.load(str(tmp_path / "config.json")).system, stored=True)
     assert not mark.exists() and "evil.payload" not in sys.modules
 
 
 def test_a_plug_in_counts_where_the_program_has_imported_it(tmp_path, monkeypatch):
     """As with a config of the user's own, which names it on the command line."""
     (tmp_path / "my_plug").mkdir()
-    (tmp_path / "my_plug" / "system.py").write_text("from tkjax.models import base\nclass Model(base.Model): pass\n")
+    (tmp_path / "my_plug" / "system.py").write_text("from tkjax import interface\nclass Model(interface.Model): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match="stored file may not name"):
-        base.load("my_plug.system", stored=True)
-    assert base.load("my_plug.system") is base.load("my_plug.system", stored=True)
+        load_system("my_plug.system", stored=True)
+    assert load_system("my_plug.system") is load_system("my_plug.system", stored=True)
     monkeypatch.delitem(sys.modules, "my_plug.system")
     monkeypatch.delitem(sys.modules, "my_plug")
 
@@ -429,14 +431,14 @@ def smoke_avatar(place, folder: Path, variant="smoke") -> dict:
 
 
 def write(folder: Path, meta: dict) -> None:
-    meta["digest"] = avatar_meta.json_digest(meta)
-    (folder / "avatar.json").write_bytes(avatar_meta.dump(meta))
+    meta["digest"] = avatar_json.json_digest(meta)
+    (folder / "avatar.json").write_bytes(avatar_json.dump(meta))
 
 
 def test_settings_of_another_type_are_refused_and_whatever_they_are_no_crash(place, tmp_path):
     meta = smoke_avatar(place, tmp_path / "avatar")
     write(tmp_path / "avatar", meta)
-    subject = avatar.load(tmp_path / "avatar")
+    subject = bundle.load(tmp_path / "avatar")
     with pytest.raises(UserError, match="params"):
         subject.variables(subject.model())
     rng = random.Random(3)
@@ -449,14 +451,14 @@ def test_settings_of_another_type_are_refused_and_whatever_they_are_no_crash(pla
         node[path[-1]] = rng.choice(VALUES[:8] + VALUES[10:13] + VALUES[16:])
         write(tmp_path / "avatar", changed)
         try:
-            avatar.load(tmp_path / "avatar")
+            bundle.load(tmp_path / "avatar")
         except UserError as error:
             assert "\n" not in str(error) and "avatar.json" in str(error)
     changed = json.loads(json.dumps(meta))
     del changed["config"]["model"]["code_dim"], changed["config"]["train"]["lips"]
     changed["config"]["variant"] = "gone"
     write(tmp_path / "avatar", changed)
-    assert avatar.load(tmp_path / "avatar").config.model.code_dim > 0
+    assert bundle.load(tmp_path / "avatar").config.model.code_dim > 0
 
 
 # ---------------------------------------------------------------- single kinds
@@ -474,36 +476,36 @@ def test_consent_is_under_the_digest(copy):
     for bad in (good.replace(b"mine", b"ours"), good + b" ", b"", b"{}"):
         record.write_bytes(bad)
         with pytest.raises(UserError, match=r"consent\.json"):
-            avatar.load(copy)
+            bundle.load(copy)
     record.unlink()
     with pytest.raises(UserError, match=r"consent\.json"):
-        avatar.load(copy)
-    (copy / avatar_meta.consent_name(good)).write_bytes(good)  # a save was killed before it had its name
-    assert avatar.load(copy).meta["consent"] == {"statement": "mine"}
+        bundle.load(copy)
+    (copy / avatar_json.consent_name(good)).write_bytes(good)  # a save was killed before it had its name
+    assert bundle.load(copy).meta["consent"] == {"statement": "mine"}
 
 
 def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, monkeypatch):
-    subject = avatar.load(copy)
+    subject = bundle.load(copy)
     clip = Clip(place / "clip", place / "cache")
     variables = subject.variables(subject.model())
 
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(avatar.os, "replace", dies)
-    monkeypatch.setattr(avatar, "write_atomic", lambda path, data: Path(path).write_bytes(data))
+    monkeypatch.setattr(bundle.os, "replace", dies)
+    monkeypatch.setattr(bundle, "write_atomic", lambda path, data: Path(path).write_bytes(data))
     with pytest.raises(KeyboardInterrupt):
-        avatar.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], {"statement": "changed"})
-    assert avatar.load(copy).meta["consent"] == {"statement": "changed"}
+        bundle.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], {"statement": "changed"})
+    assert bundle.load(copy).meta["consent"] == {"statement": "changed"}
 
 
 def test_an_avatar_that_could_not_be_read_back_is_not_written(place, copy):
-    subject = avatar.load(copy)
+    subject = bundle.load(copy)
     variables, clip = subject.variables(subject.model()), Clip(place / "clip", place / "cache")
     for consent in ({"statement": "\udc80"}, {"statement": 3}):
         with pytest.raises(UserError, match="consent"):
-            avatar.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], consent)
-        assert avatar.load(copy).id == subject.id
+            bundle.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], consent)
+        assert bundle.load(copy).id == subject.id
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(copy):
@@ -520,11 +522,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked(copy):
     entry |= {"sha256": hashlib.sha256(bomb.getvalue()).hexdigest(), "bytes": len(bomb.getvalue())}
     write(copy, meta)
     with pytest.raises(UserError, match="compressed"):
-        avatar.load(copy)
+        bundle.load(copy)
 
 
 def test_a_stranger_s_video_is_no_playlist_and_no_larger_than_it_says(copy):
-    subject = avatar.load(copy)
+    subject = bundle.load(copy)
     path = copy / subject.meta["files"]["full"]["name"]
     path.write_text("ffconcat version 1.0\nfile '../secret.mp4'\n")
     with pytest.raises(UserError, match="no MP4"):
@@ -537,7 +539,7 @@ def test_a_stranger_s_video_is_no_playlist_and_no_larger_than_it_says(copy):
 
 
 def images_video(path: Path, width: int, height: int):
-    from tkjax.video import VideoWriter
+    from tkjax.media.video import VideoWriter
 
     path.unlink()
     video = VideoWriter(path, height, width, fps=25.0)
@@ -599,7 +601,7 @@ def test_what_does_not_agree_is_refused_although_the_digest_fits(copy, what):
     INCONSISTENT[what](copy, meta)
     write(copy, meta)
     with pytest.raises(UserError) as error:
-        avatar.load(copy)
+        bundle.load(copy)
     assert str(copy) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -612,7 +614,7 @@ def test_a_background_is_an_rgb_picture_of_the_avatar_s_size(copy, shape):
     entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     write(copy, meta)
     with pytest.raises(UserError, match="png of 32x24 pixels and 3 channels"):
-        avatar.load(copy)
+        bundle.load(copy)
 
 
 @pytest.mark.parametrize(

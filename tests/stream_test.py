@@ -13,9 +13,12 @@ from PIL import Image
 
 from tests import peak, tiny
 from tests.audio_test import encode
-from tkjax import audio, avatar, contract, drive, stream
+from tkjax import contract
+from tkjax.avatar import bundle
+from tkjax.drive import motion, stream
 from tkjax.errors import UserError
-from tkjax.models import base
+from tkjax.media import audio
+from tkjax.models import load_system
 
 SPEC = stream.Spec(window=16, hop=2, left=8, channels=3, neighbours=8, n_frames=0)
 
@@ -23,16 +26,16 @@ SPEC = stream.Spec(window=16, hop=2, left=8, channels=3, neighbours=8, n_frames=
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     """An avatar of the tiny dataset with untrained but known variables."""
-    from tkjax.data import Clip
+    from tkjax.data.clip import Clip
 
     folder = tmp_path_factory.mktemp("stream")
     clip = Clip(tiny.make_dataset(folder / "dataset"), folder / "cache")
     resolved = tiny.config()
-    model = base.load(resolved.system)(resolved, clip.info)
-    spec = avatar.audio_spec(clip.dataset.audio_features("logmel"))
+    model = load_system(resolved.system)(resolved, clip.info)
+    spec = bundle.audio_spec(clip.dataset.audio_features("logmel"))
     variables = model.init(__import__("jax").random.key(0))
-    avatar.save(folder / "avatar", resolved, variables, 4, clip, spec, {"statement": None})
-    return avatar.load(folder / "avatar")
+    bundle.save(folder / "avatar", resolved, variables, 4, clip, spec, {"statement": None})
+    return bundle.load(folder / "avatar")
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_windows_are_those_of_the_contract(n_rows, n_frames):
 @pytest.mark.parametrize(("window", "hop", "left", "pad"), [(16, 2, 8, 8), (2, 2, 0, 0), (5, 3, 1, 2), (4, 2, 4, 4)])
 @given(n_rows=st.integers(1, 70), cuts=st.lists(st.integers(0, 70), max_size=6))
 def test_windows_are_those_of_the_training_loader(window, hop, left, pad, n_rows, cuts):
-    from tkjax.data import audio_windows
+    from tkjax.data.clip import audio_windows
 
     rows = np.random.default_rng(0).normal(size=(n_rows, 3)).astype(np.float32)
     features = contract.AudioFeatures("logmel", rows, 50.0, 0.01, "x", window, hop, left, pad)
@@ -111,7 +114,7 @@ def test_smoothed_lips_follow_the_recurrence():
 @pytest.mark.parametrize("seconds", [0.07, 1.0, 1.99, 3.33])
 def test_the_video_lasts_as_long_as_the_sound_within_one_frame(subject, wav, tmp_path, seconds):
     out = tmp_path / "o.mp4"
-    n = stream.render(subject, wav(seconds), out, drive.plan(subject))
+    n = stream.render(subject, wav(seconds), out, motion.plan(subject))
     assert abs(n / 25 - seconds) <= 1 / 25 and len(pictures(out)) == n
     with av.open(str(out)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
@@ -127,7 +130,7 @@ def test_pictures_are_in_step_with_the_sound(subject, tmp_path):
     pcm = tiny.sound(3.0)
     pcm[:16000] = pcm[32000:] = 0
     audio.write_wav(tmp_path / "s.wav", pcm)
-    stream.render(subject, tmp_path / "s.wav", tmp_path / "o.mp4", drive.plan(subject, fix_eye=0.5))
+    stream.render(subject, tmp_path / "s.wav", tmp_path / "o.mp4", motion.plan(subject, fix_eye=0.5))
     red = pictures(tmp_path / "o.mp4")[:, 12, 16, 0].astype(float)
     middle = (red.min() + red.max()) / 2
     loud = np.flatnonzero(red > middle)
@@ -140,12 +143,12 @@ def test_pictures_are_in_step_with_the_sound(subject, tmp_path):
 
 def test_poses_and_blinks_run_forth_and_back_and_the_torso_goes_with_them(subject, wav, tmp_path):
     out = tmp_path / "frames"
-    stream.render(subject, wav(3.0), out, drive.plan(subject, data_range=(0, 10)))
+    stream.render(subject, wav(3.0), out, motion.plan(subject, data_range=(0, 10)))
     files = sorted(out.glob("*.png"))
     shown = np.stack([np.asarray(Image.open(f)) for f in files])
     assert len(shown) == 75
     blink, torso = shown[:, 12, 16, 1].astype(int), shown[:, 22, 16, 1].astype(int)
-    loop = [drive.ping_pong(i, 10) for i in range(75)]
+    loop = [motion.ping_pong(i, 10) for i in range(75)]
     np.testing.assert_allclose(torso, [30 + k for k in loop], atol=1)
     np.testing.assert_allclose(blink, [round(255 * (k % 5) / 5) for k in loop], atol=1)
     assert subject.id in json.loads((out / "frames.json").read_text())["avatar"]
@@ -154,8 +157,8 @@ def test_poses_and_blinks_run_forth_and_back_and_the_torso_goes_with_them(subjec
 
 def test_a_background_replaces_the_plate_but_neither_torso_nor_head(subject, wav, tmp_path):
     plain, green = tmp_path / "plain", tmp_path / "green"
-    stream.render(subject, wav(0.2), plain, drive.plan(subject))
-    stream.render(subject, wav(0.2), green, drive.plan(subject, background="#00ff00"))
+    stream.render(subject, wav(0.2), plain, motion.plan(subject))
+    stream.render(subject, wav(0.2), green, motion.plan(subject, background="#00ff00"))
     a, b = (np.asarray(Image.open(p / "000000.png")) for p in (plain, green))
     assert (b[1, 1] == [0, 255, 0]).all() and (a[1, 1] != b[1, 1]).any()
     assert (a[22, 16] == b[22, 16]).all() and (np.abs(a[12, 16].astype(int) - b[12, 16]) <= 1).all()
@@ -163,7 +166,7 @@ def test_a_background_replaces_the_plate_but_neither_torso_nor_head(subject, wav
 
 def test_a_visible_mark_is_added_only_when_asked_for(subject, wav, tmp_path):
     for mark in (False, True):
-        stream.render(subject, wav(0.2), tmp_path / str(mark), drive.plan(subject), visible_mark=mark)
+        stream.render(subject, wav(0.2), tmp_path / str(mark), motion.plan(subject), visible_mark=mark)
     a, b = (np.asarray(Image.open(tmp_path / m / "000000.png")).astype(int) for m in ("False", "True"))
     changed = np.abs(a - b).sum(-1) > 0
     assert changed[-8:, -10:].any() and not changed[:6].any()
@@ -173,14 +176,14 @@ def test_features_of_another_kind_are_refused_with_the_way_out(subject, wav, tmp
     rows = np.zeros((50, 5), np.float32)
     contract.save_audio_features(tmp_path / "f.npz", "hubert", rows, 50.0, 0.0, "h", 2, 2, 0, 0)
     with pytest.raises(UserError, match=r"f\.npz.*hubert.*logmel"):
-        stream.render(subject, wav(1.0), tmp_path / "o.mp4", drive.plan(subject), features=tmp_path / "f.npz")
+        stream.render(subject, wav(1.0), tmp_path / "o.mp4", motion.plan(subject), features=tmp_path / "f.npz")
     assert not (tmp_path / "o.mp4").exists()
 
 
 def test_features_of_a_longer_sound_are_refused(subject, wav, tmp_path):
     contract.save_audio_features(tmp_path / "f.npz", **vars(audio.audio_features(wav(2.0))))
     with pytest.raises(UserError, match=r"last 2\.0\d s, but the sound 1\.00 s"):
-        stream.render(subject, wav(1.0), tmp_path / "o.mp4", drive.plan(subject), features=tmp_path / "f.npz")
+        stream.render(subject, wav(1.0), tmp_path / "o.mp4", motion.plan(subject), features=tmp_path / "f.npz")
     assert not (tmp_path / "o.mp4").exists()
 
 
@@ -188,7 +191,7 @@ def test_given_features_equal_computed_ones(subject, wav, tmp_path):
     features = audio.audio_features(wav(1.0))
     contract.save_audio_features(tmp_path / "f.npz", **vars(features))
     for name, given_features in (("a", None), ("b", tmp_path / "f.npz")):
-        stream.render(subject, wav(1.0), tmp_path / name, drive.plan(subject), features=given_features)
+        stream.render(subject, wav(1.0), tmp_path / name, motion.plan(subject), features=given_features)
     for a in (tmp_path / "a").glob("*.png"):
         assert (np.asarray(Image.open(a)) == np.asarray(Image.open(tmp_path / "b" / a.name))).all()
 
@@ -200,7 +203,7 @@ def test_a_bad_sound_is_one_sentence_and_the_old_file_stays(subject, tmp_path, c
     if content is not None:
         sound.write_bytes(content)
     with pytest.raises(UserError) as error:
-        stream.render(subject, sound, out, drive.plan(subject))
+        stream.render(subject, sound, out, motion.plan(subject))
     assert "s.wav" in str(error.value) and "\n" not in str(error.value) and out.read_bytes() == b"old"
 
 
@@ -231,7 +234,7 @@ def test_sound_that_is_no_number_is_refused_before_a_frame_is_drawn(subject, tmp
     drawn = []
     with pytest.raises(UserError, match=r"s\.wav: the sample at 0\.500 s is not a number"):
         stream.render(
-            subject, tmp_path / "s.wav", tmp_path / out, drive.plan(subject), on_frame=lambda i, _: drawn.append(i)
+            subject, tmp_path / "s.wav", tmp_path / out, motion.plan(subject), on_frame=lambda i, _: drawn.append(i)
         )
     assert not drawn and not (tmp_path / out).exists()
 
@@ -243,9 +246,10 @@ def test_resident_memory_does_not_grow_with_the_length_of_the_sound(subject, tmp
     for seconds in (30, 330):
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
-            "import sys; sys.path.insert(0, '.'); import tests.tiny; from tkjax import avatar, drive, stream; "
-            f"s = avatar.load({str(subject.folder)!r}); "
-            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, drive.plan(s))"
+            "import sys; sys.path.insert(0, '.'); import tests.tiny; from tkjax.avatar import bundle; from "
+            "tkjax.drive import motion, stream; "
+            f"s = bundle.load({str(subject.folder)!r}); "
+            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, motion.plan(s))"
         )
         peaks.append(peak.resident_mb(code))
     assert peaks[1] - peaks[0] < 30, f"{peaks} MB"
@@ -265,7 +269,7 @@ def test_a_destination_that_is_not_ours_is_refused(tmp_path):
 
 
 def test_audio_kinds_that_the_avatar_does_not_hear_are_said():
-    from preprocess import audio_features
+    from preprocess.audio import extract
 
     assert stream.unheard(None, "logmel", False) == "" and stream.unheard("logmel", "logmel", False) == ""
     assert stream.unheard("logmel,hubert=x", "hubert", False) == ""
@@ -273,4 +277,4 @@ def test_audio_kinds_that_the_avatar_does_not_hear_are_said():
     assert "--features" in stream.unheard("hubert=x", "hubert", True)
     with pytest.raises(UserError, match=r"deepspeech is unknown, expected some of logmel"):
         stream.unheard("deepspeech=x", "logmel", False)
-    assert stream.MADE == audio_features.KINDS
+    assert stream.MADE == extract.KINDS

@@ -8,9 +8,9 @@ from PIL import Image, ImageFilter
 
 from tkjax import contract, synthetic
 from tkjax.errors import UserError
-from tkjax.images import decode_png, decode_rgb
+from tkjax.media.images import decode_png, decode_rgb
+from tkjax.media.video import probe
 from tkjax.synthetic import controls, landmarks, render, shape
-from tkjax.video import probe
 
 SIZE = 96
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax import tables
 from tkjax.errors import UserError
+from tkjax.formats import tables
 
 BLINK = {6: 2.0, 7: 1.0}  # AU45_r of frames from 0, open elsewhere
 

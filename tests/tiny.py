@@ -6,13 +6,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.base import get_config
-from tkjax import audio, contract, images
-from tkjax.models import base
-from tkjax.models.base import Rate, Stage
+from tkjax import contract, interface
+from tkjax.interface import Rate, Stage
+from tkjax.media import audio, images
 from tkjax.types import Render, Variables
 
 
-class Model(base.Model):
+class Model(interface.Model):
     """A disc over the background: red follows the sound, green the blink, blue the camera's x; radius is trained."""
 
     def init(self, key):

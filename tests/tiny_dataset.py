@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tkjax import audio, contract, images
+from tkjax import contract
+from tkjax.media import audio, images
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 NAMES = ("jawOpen", "eyeBlinkLeft", "mouthPucker")

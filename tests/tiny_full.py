@@ -5,8 +5,10 @@ import hashlib
 import numpy as np
 
 from tests import tiny, tiny_dataset
-from tkjax import avatar_track, contract, images
-from tkjax.full_frames import write_video
+from tkjax import contract
+from tkjax.avatar import track
+from tkjax.media import images
+from tkjax.media.full_frames import write_video
 
 FULL_HW, BOX = (60, 80), (20, 12, 68, 48)  # a crop of 48x36, which the dataset holds at 32x24
 TRT = (20, 160, 40)
@@ -42,7 +44,7 @@ def make_dataset(root, n: int = 33, keyed: bool = False):
     write_video(root / "full.mp4", [full_frame(dataset, i) for i in range(n)], FULL_HW, 25.0)
     names = ["full.mp4"]
     if keyed:
-        avatar_track.write_matte(root / "full_alpha.mp4", map(matte, range(n)), 25.0)
+        track.write_matte(root / "full_alpha.mp4", map(matte, range(n)), 25.0)
         names.append("full_alpha.mp4")
 
     def change(manifest):

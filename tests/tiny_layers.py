@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tests import tiny
-from tkjax.models.base import Rate, Stage
+from tkjax.interface import Rate, Stage
 from tkjax.types import Render
 
 HEAD, TORSO = (0.8, 0.5, 0.4), (0.1, 0.2, 0.9)
@@ -54,9 +54,9 @@ def config():
 
 def save(folder, clip, stages=("head", "torso")):
     """An avatar of this system, without training."""
-    from tkjax import avatar
+    from tkjax.avatar import bundle
 
     resolved = config()
     variables = Model(resolved, clip.info).init(jax.random.key(0))
-    avatar.save(folder, resolved, variables, 4, clip, avatar.audio_spec(clip.audio), {"statement": None}, list(stages))
-    return avatar.load(folder)
+    bundle.save(folder, resolved, variables, 4, clip, bundle.audio_spec(clip.audio), {"statement": None}, list(stages))
+    return bundle.load(folder)

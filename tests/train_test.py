@@ -15,11 +15,11 @@ from PIL import Image
 from tests.stubs import constant
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
-from tkjax import train as trainer
-from tkjax.batches import epoch_order, frames_of_step, global_frames, name_number, prefetch
+from tkjax.data.batches import epoch_order, frames_of_step, global_frames, name_number, prefetch
 from tkjax.errors import UserError
-from tkjax.models.base import load
-from tkjax.train import train
+from tkjax.models import load_system
+from tkjax.train import loop as trainer
+from tkjax.train.loop import train
 
 
 class Wrong(constant.Model):
@@ -196,7 +196,7 @@ def test_refresh_runs_on_its_schedule_and_prepare_once(finished):
 
 def test_a_frozen_group_stays_at_the_average_of_the_stage_before_to_the_last_bit(finished):
     config, workdir, variables, _, _ = finished
-    model = load(config.system)(config, FakeClip().info)
+    model = load_system(config.system)(config, FakeClip().info)
     head, _ = trainer.load_variables(workdir, model, stage="head")
     for name in ("audio", "attention", "head"):
         for a, b in zip(jax.tree.leaves(head.params[name]), jax.tree.leaves(variables.params[name]), strict=True):
@@ -211,7 +211,7 @@ def test_the_average_of_a_run_is_the_recursion_over_its_parameters(tmp_path):
     config.train.checkpoint_every = 1
     config.train.keep_checkpoints = 10
     average = np.asarray(train(config, FakeClip(), tmp_path).params["logit"])
-    model = load(config.system)(config, FakeClip().info)
+    model = load_system(config.system)(config, FakeClip().info)
     key = jax.random.fold_in(jax.random.key(config.seed), name_number("init"))
     expected = np.asarray(model.init(key).params["logit"], np.float64)
     for n in range(1, 7):

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.audio_test import CLICKS_S, click_times, clicks, encode
-from tkjax import audio, video
 from tkjax.errors import UserError
+from tkjax.media import audio, video
 
 
 def picture(i: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -255,7 +255,7 @@ def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path):
     code = """
 import resource, sys
 import numpy as np
-from tkjax import audio, video
+from tkjax.media import audio, video
 def run(seconds):
     sound = (np.zeros(16000, np.float32) for _ in range(seconds))
     with video.VideoWriter(sys.argv[1], 144, 144, audio=sound) as out:

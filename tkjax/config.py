@@ -18,9 +18,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tkjax import stored
 from tkjax.errors import UserError
-from tkjax.files import write_atomic
+from tkjax.host import stored
+from tkjax.host.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
 SHARED = {"__init__", "base", "hash_head"}  # files of configs/ that are no system of their own

@@ -33,8 +33,8 @@ import numpy as np
 from jaxtyping import Float
 
 from tkjax.errors import UserError
+from tkjax.host.model_files import find_model
 from tkjax.losses import safe_norm
-from tkjax.models_dir import find_model
 from tkjax.types import Array
 
 NAMES = ("auto", "lpips_alex", "lpips_vgg", "structure")
@@ -119,8 +119,8 @@ def find(name: str, models_dir: str | os.PathLike | None = None) -> tuple[Path |
     path, reason = find_model(models_dir, f"{name}.npz")
     where = reason.partition(";")[0]
     return path, "" if path else (
-        f"{where}; make it with python -m preprocess.convert_lpips from the LPIPS linear weights and torchvision's "
-        "trunk, and put it there"
+        f"{where}; make it with python -m preprocess.weights.convert_lpips from the LPIPS linear weights and "
+        "torchvision's trunk, and put it there"
     )
 
 
@@ -134,7 +134,7 @@ def _padded(x: jax.Array) -> jax.Array:
 
 
 def lpips(path: Path, trunk: str) -> Perceptual:
-    """LPIPS with the weights of a file that `preprocess.convert_lpips` wrote; UserError where it is another's."""
+    """LPIPS with the weights of a file that `convert_lpips` wrote; UserError where it is another's."""
     data = Path(path).read_bytes()
     arrays = _read(data, Path(path), trunk)
     n_convs = sum(isinstance(layer, Conv) for layer in TRUNKS[trunk])
@@ -160,7 +160,7 @@ def expected_shapes(trunk: str) -> dict[str, tuple[int, ...]]:
 
 
 def _read(data: bytes, path: Path, trunk: str) -> dict[str, np.ndarray]:
-    again = f"make it again with python -m preprocess.convert_lpips --out=lpips_{trunk}.npz"
+    again = f"make it again with python -m preprocess.weights.convert_lpips --out=lpips_{trunk}.npz"
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from tkjax.ops import bench, bench_cases, bench_cost, bench_measure, bench_roofline, bench_scaling, dispatch
-from tkjax.ops import bench_inputs as inputs
+from benchmarks.ops import bench, cases, costs, inputs, measure, roofline, scaling
+from tkjax.ops import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -107,8 +107,8 @@ def test_shares_are_those_of_the_ceilings(result):
 
 
 def test_the_share_beside_is_that_of_the_same_rounds():
-    ceilings = bench_measure.Ceilings(quick=True)
-    cost = bench_cost.Cost(flop=2.0 * 256**3, bytes=2.0 * 2**20)
+    ceilings = measure.Ceilings(quick=True)
+    cost = costs.Cost(flop=2.0 * 256**3, bytes=2.0 * 2**20)
     assert ceilings.beside(cost, "matmul", 0.5, 1.0) == pytest.approx(0.5)
     assert ceilings.beside(cost, "copy", 0.25, 1.0) == pytest.approx(0.25)
 
@@ -184,49 +184,49 @@ def test_a_back_end_that_does_not_work_here_is_refused_by_name(capsys):
 
 def test_the_command_line_exits_with_2():
     done = subprocess.run(
-        [sys.executable, "-m", "tkjax.ops.bench", "--cases", "nonsense"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.ops", "--cases", "nonsense"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
 def test_scaling_binds_the_children_to_so_many_cores(monkeypatch):
-    monkeypatch.setattr(bench_scaling, "thread_counts", lambda cores: [1])
+    monkeypatch.setattr(scaling, "thread_counts", lambda cores: [1])
     monkeypatch.setattr(
-        bench_scaling,
+        scaling,
         "CHILD",
-        bench_scaling.CHILD.replace("print(json", "keep = next(iter(bench_scaling.CASES.items())); "
+        scaling.CHILD.replace("print(json", "keep = next(iter(bench_scaling.CASES.items())); "
         "bench_scaling.CASES = dict([keep])\nprint(json"),
     )  # fmt: skip
-    rows = bench_scaling.threads(1000, True)
+    rows = scaling.threads(1000, True)
     assert {row["threads"] for row in rows} == {1}
     assert {row["backend"] for row in rows} == working("grid_encode")
     assert all(row["speedup"] == 1.0 and row["median_ms"] > 0 for row in rows)
 
 
 def test_sizes_that_would_take_too_long_are_left_out_with_a_reason(monkeypatch):
-    monkeypatch.setattr(bench_scaling, "TOO_LONG", 0.0)
-    monkeypatch.setattr(bench_scaling, "CASES", {("composite", "dense", "forward"): CASE_COMPOSITE})
-    rows = bench_scaling.sweep((100, 200), quick=True)
+    monkeypatch.setattr(scaling, "TOO_LONG", 0.0)
+    monkeypatch.setattr(scaling, "CASES", {("composite", "dense", "forward"): CASE_COMPOSITE})
+    rows = scaling.sweep((100, 200), quick=True)
     first, second = (next(r for r in rows if r["size"] == n and r["backend"] == "reference") for n in (100, 200))
     assert first["ns_per_sample"] == pytest.approx(first["median_ms"] * 1e6 / 100)
     assert second["median_ms"] is None and "would take" in second["reason"]
 
 
 def CASE_COMPOSITE(n, backend):
-    return bench_scaling._composite(n, False, backend)
+    return scaling._composite(n, False, backend)
 
 
 def test_thread_counts():
-    assert [bench_scaling.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    assert [scaling.thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 def test_the_head_field_costs_what_the_dossier_says():
     program = inputs.er_nerf_program()
-    picture = bench_cases.mlps(program.select("sigma", "rgb"))
-    inference = bench_cost.field(1, 4, picture, 0, inputs.ER_PLANES, 3)["forward"]
+    picture = cases.mlps(program.select("sigma", "rgb"))
+    inference = costs.field(1, 4, picture, 0, inputs.ER_PLANES, 3)["forward"]
     assert inference.flop == 46_368 == program.select("sigma", "rgb").flops
     assert inference.gathers == 144
-    training = bench_cost.field(1, 7, bench_cases.mlps(program), 0, inputs.ER_PLANES, 3)["forward+backward"]
+    training = costs.field(1, 7, cases.mlps(program), 0, inputs.ER_PLANES, 3)["forward+backward"]
     assert training.flop == 3 * 2 * 24_368 and program.flops == 2 * 24_368
     assert inputs.NGP3D.table[-1].entries == 2**16 and inputs.ER_PLANES.entries == 163_584
 
@@ -235,14 +235,14 @@ def test_the_rad_nerf_field_costs_what_its_dossier_says():
     """§10: 28,352 multiply-adds, 16 x 8 and 16 x 4 gathers."""
     program = inputs.rad_nerf_program()
     grids = (inputs.RAD_SPACE, 1), (inputs.RAD_AMBIENT, 1)
-    forward = bench_cost.field(1, 4, bench_cases.mlps(program), 0, *grids[0], grids[1])["forward"]
+    forward = costs.field(1, 4, cases.mlps(program), 0, *grids[0], grids[1])["forward"]
     assert forward.flop == 2 * 28_352 == program.flops and forward.gathers == 192
     assert (inputs.RAD_SPACE.entries, inputs.RAD_AMBIENT.entries) == (903_480, 555_520)
 
 
 def test_grid_costs_by_hand():
     spec = inputs.ER_PLANES  # per point, plane and level: 8 + 4 for position and weights, 8 to sum four corners
-    cost = bench_cost.grid_encode(1000, 3, spec)["forward"]
+    cost = costs.grid_encode(1000, 3, spec)["forward"]
     assert cost.flop == 1000 * 36 * 20 and cost.gathers == 1000 * 144
     assert cost.bytes == 1000 * 6 * 4 + 1000 * 36 * 4 + 144_000 * 4
 
@@ -259,7 +259,7 @@ def test_rays_meet_a_head():
 
 
 def test_densities_spread_like_trained_ones():
-    problem = bench_cases.CASES[-3].build(True)
+    problem = cases.CASES[-3].build(True)
     out = problem.fn("reference", *problem.differentiated, *problem.constant)
     log_density = np.log(np.asarray(out)[:, 0])
     assert problem.costs["forward"].flop == 300 * 46_368
@@ -269,39 +269,39 @@ def test_densities_spread_like_trained_ones():
 def test_interleaving_gives_each_its_turns():
     order = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    seconds = bench_measure.interleave(calls, quick=True)
-    assert all(len(v) == bench_measure.SLOW_REPETITIONS for v in seconds.values())
-    summary = bench_measure.summary([1.0, 2.0, 3.0, 4.0, 100.0])
+    seconds = measure.interleave(calls, quick=True)
+    assert all(len(v) == measure.SLOW_REPETITIONS for v in seconds.values())
+    summary = measure.summary([1.0, 2.0, 3.0, 4.0, 100.0])
     assert summary == {"median_ms": 3000.0, "spread_ms": pytest.approx(2000.0), "repetitions": 5}
     assert math.isclose(bench.ratio({"reference": 3.0}, "reference", 1.5), 2.0)
 
 
 def test_the_scatter_repair_keeps_what_the_user_set(monkeypatch):
-    monkeypatch.setattr(bench_measure, "version", lambda name: "0.10.2")
+    monkeypatch.setattr(measure, "version", lambda name: "0.10.2")
     monkeypatch.setenv("XLA_FLAGS", "--user")
-    bench_measure.repair_scatter()  # no GPU plug-in here: nothing to repair
-    plugins = any((d.name or "").startswith("jax-cuda") for d in bench_measure.importlib.metadata.distributions())
+    measure.repair_scatter()  # no GPU plug-in here: nothing to repair
+    plugins = any((d.name or "").startswith("jax-cuda") for d in measure.importlib.metadata.distributions())
     assert (os.environ["XLA_FLAGS"] == "--user") != plugins
     fake = type("D", (), {"name": "jax-cuda13-plugin"})
-    monkeypatch.setattr(bench_measure.importlib.metadata, "distributions", lambda: [fake])
-    bench_measure.repair_scatter()
+    monkeypatch.setattr(measure.importlib.metadata, "distributions", lambda: [fake])
+    measure.repair_scatter()
     assert os.environ["XLA_FLAGS"] == "--user --xla_backend_extra_options=-nvptx-allow-ftz-atomics"
-    bench_measure.repair_scatter()
+    measure.repair_scatter()
     assert os.environ["XLA_FLAGS"].count("nvptx") == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert bench_measure.scatter_state()["repaired"]
+    assert measure.scatter_state()["repaired"]
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert "do not repair" in bench_measure.scatter_state()["text"]
+    assert "do not repair" in measure.scatter_state()["text"]
 
 
 def test_roofline_by_hand():
-    rows = bench_roofline.bounds(100.0, 10.0)
+    rows = roofline.bounds(100.0, 10.0)
     field, frame, step, refreshed = rows
     assert field["compute_ms"] == pytest.approx(463.68) and field["bandwidth_ms"] == pytest.approx(60.4)
-    each = bench_roofline.samples_per_ray()
+    each = roofline.samples_per_ray()
     assert 3 < each < 5  # a trained head: 4.0
     assert frame["gflop"] == pytest.approx(each * 65536 * 46_368e-9)
     assert step["per_second"] == pytest.approx(1.0 / (each * 4096 * 146_208 / 100e9))
     assert refreshed["gflop"] - step["gflop"] == pytest.approx(131_072 * 35_232 / 16 / 1e9)
-    assert bench_roofline.DENSITY_FLOP == 2 * (4352 + 592 + 12672)
-    assert len(bench_roofline.lines(rows)) == 4
+    assert roofline.DENSITY_FLOP == 2 * (4352 + 592 + 12672)
+    assert len(roofline.lines(rows)) == 4

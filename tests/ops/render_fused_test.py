@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
+from benchmarks.ops import inputs
 from tests.ops import programs
 from tests.ops.rays import CASES as RAYS_CASES
 from tests.ops.rays import COMMON, ISAS, VARIANTS, occupancy, rays, spoiled, variant
-from tkjax.ops import GridSpec, ProgramBuilder, bench_inputs, composite, cpu, dispatch, field, march, render_fused
+from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, dispatch, field, march, render_fused
 
 SMALL = GridSpec(2, 4, 1, 8, 40, 8)
 HEAD = programs.er_nerf_head(SMALL, audio=8, geometry=16).select("sigma", "rgb")
@@ -171,7 +172,7 @@ def test_not_a_number_in_a_ray_s_row_stays_in_that_ray(name):
     np.testing.assert_allclose(got.weighted[others], clean.weighted[others], atol=1e-5)
 
 
-REAL_RAD = programs.rad_nerf_head(bench_inputs.RAD_SPACE, bench_inputs.RAD_AMBIENT)
+REAL_RAD = programs.rad_nerf_head(inputs.RAD_SPACE, inputs.RAD_AMBIENT)
 
 
 def trained(params):

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ops.inputs import RAD_AMBIENT, RAD_SPACE
 from tests.ops import programs
 from tests.ops import triton_harness as harness
 from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, compare, rays, varied
-from tkjax.ops import GridSpec, Program, ProgramBuilder, bench_inputs, dispatch, field, render_fused
+from tkjax.ops import GridSpec, Program, ProgramBuilder, dispatch, field, render_fused
 
-REAL = bench_inputs.RAD_SPACE, bench_inputs.RAD_AMBIENT  # 903,480 and 555,520 entries (rad-nerf dossier §3.2)
+REAL = RAD_SPACE, RAD_AMBIENT  # 903,480 and 555,520 entries (rad-nerf dossier §3.2)
 SMALL = (
     GridSpec(3, 9, 2, 4, 60, 9, "tiled"),  # a tile of features and one level more; the last leave a coordinate out
     GridSpec(2, 4, 2, 4, 40, 8, "tiled"),

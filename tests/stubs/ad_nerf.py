@@ -4,9 +4,9 @@ two stages, and the layers in the other order: background, head, torso on top.""
 import jax
 import jax.numpy as jnp
 
+from tkjax import interface
 from tkjax.cameras import camera_z, pixel_rays
-from tkjax.models import base
-from tkjax.models.base import Ema, Rate, Stage
+from tkjax.interface import Ema, Rate, Stage
 from tkjax.render.composite import over
 from tkjax.types import Render, Variables
 
@@ -28,7 +28,7 @@ def octaves(x, n=4):
     return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-class Model(base.Model):
+class Model(interface.Model):
     def init(self, key):
         k = jax.random.split(key, 8)
         audio = self.info.audio_steps * self.info.audio_channels
@@ -62,7 +62,7 @@ class Model(base.Model):
         o, d = pixel_rays(batch.cam_to_world, batch.intrinsics, batch.pixels_px)
         jitter = jnp.full((b, r, SAMPLES), 0.5)
         if key is not None:
-            jitter = jax.vmap(lambda k: jax.random.uniform(k, (r, SAMPLES)))(base.frame_keys(key, batch, 0))
+            jitter = jax.vmap(lambda k: jax.random.uniform(k, (r, SAMPLES)))(interface.frame_keys(key, batch, 0))
         width = (FAR - NEAR) / SAMPLES
         t = NEAR + (jnp.arange(SAMPLES) + jitter) * width
         code = self.audio_code(params, batch.audio, clock)

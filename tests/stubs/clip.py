@@ -1,4 +1,4 @@
-"""A clip in memory with the interface of `tkjax.data.Clip`: smooth pictures of a blob that moves and speaks."""
+"""A clip in memory with the interface of `tkjax.data.clip.Clip`: smooth pictures of a blob that moves and speaks."""
 
 from types import SimpleNamespace
 

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from tkjax.models import base
-from tkjax.models.base import Ema, Rate, Stage
+from tkjax import interface
+from tkjax.interface import Ema, Rate, Stage
 from tkjax.types import Render, Variables
 
 
-class Model(base.Model):
+class Model(interface.Model):
     def init(self, key):
         return Variables(params={"logit": 1.5 + 0.1 * jax.random.normal(key, (3,))}, state={})
 

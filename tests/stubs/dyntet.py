@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tkjax.models import base
-from tkjax.models.base import Rate, Stage
+from tkjax import interface
+from tkjax.interface import Rate, Stage
 from tkjax.types import Render, Variables
 
 ROWS, COLUMNS = 7, 10
@@ -51,7 +51,7 @@ def rasterize(cam_to_world, intrinsics, hw):
     return face, nearest, jnp.min(buffer, -1), jnp.any(inside, -1)
 
 
-class Model(base.Model):
+class Model(interface.Model):
     def init(self, key):
         return Variables({"colours": 0.1 * jax.random.normal(key, (len(VERTICES), 3))}, {})
 

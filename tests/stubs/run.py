@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config, stub_config
-from tkjax.train import initialise_distributed, train
+from tkjax.train.loop import initialise_distributed, train
 
 
 class SlowClip(FakeClip):

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tkjax import stored
 from tkjax.contract.refusal import ContractError
 from tkjax.contract.spec import FILE_NAME, MANIFEST, SHA256, SHARD_NAME
+from tkjax.host import stored
 
 STAGING = ".write"  # files of a write that has not been committed
 ASIDE = ".pending"  # fixed-name files of a generation other than the one published under the plain names

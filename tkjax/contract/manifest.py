@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tkjax import stored
 from tkjax.contract.refusal import ContractError, refuse, short
 from tkjax.contract.spec import (
     BACKGROUND,
@@ -29,6 +28,7 @@ from tkjax.contract.spec import (
     audio_kind,
     offsets_of,
 )
+from tkjax.host import stored
 
 PIXELS_MOST = 1e7  # a focal length of a hundred times the widest picture
 _KEYS = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from tkjax import stored
 from tkjax.contract.audio_features import AudioFeatures, load_audio_features, parse_audio
 from tkjax.contract.checks import check_picture, check_type, check_values, check_wav, expression_range
 from tkjax.contract.commit import ASIDE, aside_name
@@ -30,6 +29,7 @@ from tkjax.contract.spec import (
     is_offsets,
     offsets_of,
 )
+from tkjax.host import stored
 
 
 class Dataset:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tkjax import losses
-from tkjax.models.base import Rate, frame_keys
+from tkjax.interface import Rate, frame_keys
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field
 from tkjax.render.image import picture

@@ -20,8 +20,8 @@ from tkjax.cameras import camera_z, euler_xyz, pixel_rays, to_ngp_axes, to_ngp_p
 from tkjax.fields.audio import AudioAttention, AudioNet
 from tkjax.fields.program import groups
 from tkjax.fields.torso import Torso
-from tkjax.models.base import Ema, Rate, Stage, frame_keys
-from tkjax.models.base import Model as BaseModel
+from tkjax.interface import Ema, Rate, Stage, frame_keys
+from tkjax.interface import Model as BaseModel
 from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
 from tkjax.render import occupancy
 from tkjax.render.march import pack, unpack

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from tkjax import losses
-from tkjax.models.base import Rate, Stage
+from tkjax.interface import Rate, Stage
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder
 from tkjax.render.image import picture

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from tkjax import child, stored
 from tkjax.contract import ContractError
 from tkjax.contract.npz import read_npz
 from tkjax.contract.refusal import disk_errors
 from tkjax.errors import UserError
+from tkjax.host import stored, torch_side
 from tkjax.originals import layout, weights
 from tkjax.originals.layout import Sizes, Tensor
 
-MODULE = "preprocess.checkpoint_file"
+MODULE = "preprocess.weights.checkpoint_file"
 TENSORS, FACTS = "tensors.npz", "facts.json"
 DTYPE = re.compile(r"(float|bfloat|int|uint|bool|complex|double|half|long)[0-9]*")
 LONGEST = 100_000  # tensors of a moving average
@@ -80,7 +80,7 @@ def _wrong(facts: dict[str, Any]) -> str:
 
 def read(path: Path, folder: Path) -> Source:
     """A .pth as arrays, which stay in `folder`; UserError in one sentence where it is none."""
-    child.ask(MODULE, ["--read", str(path), "--out", str(folder)])
+    torch_side.ask(MODULE, ["--read", str(path), "--out", str(folder)])
     return load(folder, path)
 
 
@@ -94,7 +94,7 @@ def write(model: dict[str, np.ndarray], shadow: list[np.ndarray] | None, facts: 
         dtypes = {name: facts["dtypes"].get(name, str(value.dtype)) for name, value in arrays.items()}
         facts = {**facts, "keys": list(model), "dtypes": dtypes}
         (folder / FACTS).write_text(json.dumps(facts))
-        child.ask(MODULE, ["--write", str(folder), "--out", str(path)])
+        torch_side.ask(MODULE, ["--write", str(folder), "--out", str(path)])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from tkjax import feature_arrays
-from tkjax.data import AUDIO_WINDOWS
+from tkjax.data.clip import AUDIO_WINDOWS
 from tkjax.errors import UserError
+from tkjax.formats import feature_arrays
 from tkjax.types import SubjectInfo
 
 SIZE, RADIUS, FOVY_DEG = 450, 3.35, 21.24  # the originals' viewer (rad-nerf dossier §6.2, §8)
@@ -43,7 +43,7 @@ def sound(width: int, avatar_ernerf: bool) -> dict[str, Any]:
 
 
 class StandIn:
-    """The attributes of `data.Clip` that an avatar is saved from."""
+    """The attributes of `data.clip.Clip` that an avatar is saved from."""
 
     fps = 25.0
     n_frames = 1

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tkjax.models.base import Model
+from tkjax.interface import Model
 from tkjax.render.composite import over
 from tkjax.types import Batch, Clock, PyTree, Render, Variables
 

@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 import tkjax
 from tkjax import contract
-from tkjax.audio import logmel, logmel_features, write_wav
 from tkjax.errors import UserError
-from tkjax.images import encode_jpeg, encode_png
+from tkjax.media.audio import logmel, logmel_features, write_wav
+from tkjax.media.images import encode_jpeg, encode_png
+from tkjax.media.video import VideoWriter
 from tkjax.synthetic.performance import perform
 from tkjax.synthetic.speech import speech
-from tkjax.video import VideoWriter
 
 BLOCK = 16  # frames handed to the writer at once
 

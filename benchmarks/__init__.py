@@ -1,0 +1,1 @@
+"""Times and figures of trained heads; not installed."""

@@ -1,0 +1,1 @@
+"""Times of the ops: cases x back ends x modes."""

@@ -1,0 +1,276 @@
+"""The cases that the benchmark runs: an op, inputs as a talking head gives them, what is differentiated, what it costs.
+
+`Case.build(quick)` makes the inputs; quick ones are tiny. An op is called as fn(backend, *differentiated, *constant).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.ops import costs as cost
+from benchmarks.ops import inputs
+from benchmarks.ops.inputs import BOX, DT, SAMPLES, STOP, T_MIN
+from tkjax.ops.composite import composite, composite_packed
+from tkjax.ops.field import field
+from tkjax.ops.field_mlp import field_mlp
+from tkjax.ops.grid_encode import grid_encode
+from tkjax.ops.march import march, march_packed
+from tkjax.ops.packbits import dilate_morton, packbits
+from tkjax.ops.program import Program
+from tkjax.ops.render_fused import render_fused
+
+MODES = ("forward", "backward", "forward+backward")
+MARCHING = {"box": BOX, "dt": DT, "t_min": T_MIN}
+
+
+class Problem(NamedTuple):
+    """Inputs of a case. `size` counts `unit`s; `peer` is what the same op in another framework is given."""
+
+    fn: Callable
+    differentiated: tuple
+    constant: tuple
+    costs: dict[str, cost.Cost]
+    size: int
+    unit: str
+    peer: dict[str, Any] | None = None
+
+
+class Case(NamedTuple):
+    op: str
+    name: str
+    modes: tuple[str, ...]
+    build: Callable[[bool], Problem]
+    resolves: str = ""  # the name by which dispatch knows the op, where it is another
+    peers: tuple[str, ...] = ("torch",)  # timed by default; they take long, so not every case has all
+
+    @property
+    def module(self) -> str:
+        return self.resolves or self.op
+
+
+def _grid(spec, total: int, quick: bool, *, planes: int = 1, to_points: bool = False, dtype=None) -> Problem:
+    n = 500 if quick else total
+    points = inputs.samples(n, 32 if quick else 256).points
+    return grid_problem(spec, points, planes=planes, to_points=to_points, dtype=dtype)
+
+
+def grid_problem(spec, points: np.ndarray, *, planes: int = 1, to_points: bool = False, dtype=None) -> Problem:
+    """points [N,3] in [-1,1]; several planes read coordinate pairs, one reads the first D coordinates."""
+    n = len(points)
+    unit = inputs.planes_unit(points) if planes == 3 else points[:, None, : spec.dims] * 0.5 + 0.5
+    unit, tables = jnp.asarray(unit), inputs.table(spec, planes)
+    extra = {} if dtype is None else {"out_dtype": dtype}
+
+    def run(backend, tables, unit):
+        return grid_encode(unit, tables, spec, backend=backend, **extra)
+
+    out_bytes = 4 if dtype is None else jnp.dtype(dtype).itemsize
+    costs = cost.grid_encode(n, planes, spec, to_points=to_points, out_bytes=out_bytes)
+    peer = None if dtype is not None else {"kind": "grid_encode", "spec": spec, "tables": tables, "points": unit}
+    if to_points:
+        return Problem(run, (tables, unit), (), costs, n, "points", peer)
+    return Problem(run, (tables,), (unit,), costs, n, "points", peer)
+
+
+def _lattice_points(t, count, near, far) -> float:
+    """Points that a march looks at: to where the ray is full, else to the end of the box."""
+    last = np.where(count == t.shape[1], t[:, -1] + DT, far)
+    return float(np.sum(np.maximum(np.ceil((last - near) / DT), 0)))
+
+
+def _march(total: int, side: int, packed: bool, quick: bool) -> Problem:
+    n = 64 if quick else total
+    side = 16 if quick else side
+    r = inputs.rays(256) if n == 256 * 256 else inputs.choose(n, 256)
+    bits, noise = jnp.asarray(inputs.occupancy(side)), jnp.asarray(inputs.noise(n))
+    constant = (jnp.asarray(r.origin), jnp.asarray(r.direction), bits, noise)
+    dense = functools.partial(march, side=side, samples=SAMPLES, **MARCHING)
+    found = jax.jit(functools.partial(dense, backend="reference"))(*constant)
+    kept = int(np.sum(found.count))
+    points = _lattice_points(*(np.asarray(v) for v in (found.t, found.count, found.near, found.far)))
+    capacity = -(-kept // 1024) * 1024
+
+    def run(backend, *args):
+        if packed:
+            options = {"side": side, "samples": SAMPLES, "capacity": capacity, **MARCHING}
+            return march_packed(*args, **options, backend=backend)
+        return dense(*args, backend=backend)
+
+    out_bytes = n * 16 + (12 * capacity if packed else n * SAMPLES * 8)
+    return Problem(run, (), constant, cost.march(n, points, bits.size, out_bytes), n, "rays")
+
+
+def _composited(n: int, quick: bool):
+    """count [R], and per packed sample sigma, t, weighted [M,4], plain [M,2], as a training step composites them."""
+    size = 16 if quick else round(math.sqrt(n))
+    t, count = inputs.marched(size, 0.0, 64)
+    total, rng = int(count.sum()), np.random.default_rng(5)
+    row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
+    sigma = np.exp(rng.normal(0.9, inputs.LOG_DENSITY_SPREAD, total)).astype(np.float32)
+    weighted, plain = rng.random((total, 4), np.float32), rng.random((total, 2), np.float32)
+    return count, (row, slot), (sigma, t[row, slot], weighted, plain)
+
+
+def _composite(n: int, quick: bool) -> Problem:
+    count, where, packed = _composited(n, quick)
+    rays = len(count)
+
+    def dense(values):
+        out = np.zeros((rays, SAMPLES, *values.shape[1:]), np.float32)
+        out[where] = values
+        return jnp.asarray(out)
+
+    sigma, t, weighted, plain = (dense(v) for v in packed)
+    return composite_problem(sigma, weighted, plain, jnp.arange(SAMPLES) < jnp.asarray(count)[:, None], t)
+
+
+def composite_problem(sigma, weighted, plain, valid, t) -> Problem:
+    def run(backend, sigma, weighted, plain, valid, t):
+        return composite(sigma, valid, t, weighted, plain, dt=DT, stop=STOP, backend=backend)
+
+    rays = sigma.shape[0]
+    costs = cost.composite(sigma.size, int(jnp.sum(valid)), rays, weighted.shape[2], plain.shape[2], 9)
+    peer = {"kind": "composite", "sigma": sigma, "weighted": weighted, "plain": plain, "valid": valid, "t": t}
+    return Problem(run, (sigma, weighted, plain), (valid, t), costs, rays, "rays", peer | {"dt": DT, "stop": STOP})
+
+
+def _composite_packed(n: int, quick: bool) -> Problem:
+    count, _, values = _composited(n, quick)
+    sigma, t, weighted, plain = (jnp.asarray(v) for v in values)
+    count = jnp.asarray(count)
+    offset = jnp.cumsum(count) - count
+
+    def run(backend, sigma, weighted, plain, t, offset, count):
+        return composite_packed(sigma, t, DT, offset, count, weighted, plain, stop=STOP, backend=backend)
+
+    costs = cost.composite(sigma.size, sigma.size, count.size, 4, 2, 8)
+    return Problem(run, (sigma, weighted, plain), (t, offset, count), costs, count.size, "rays")
+
+
+def _mlp(widths: tuple[int, ...], biased: bool, output: str, quick: bool) -> Problem:
+    n = 200 if quick else 131_072
+    rng = np.random.default_rng(6)
+    x = jnp.asarray(rng.normal(0.0, 0.5, (n, widths[0])).astype(np.float32))
+    kernels = inputs.kernels(widths, 7)
+    biases = tuple(jnp.asarray(rng.normal(0.0, 0.1, w).astype(np.float32)) for w in widths[1:]) if biased else None
+
+    def run(backend, x, kernels, biases):
+        return field_mlp(x, kernels, biases, output=output, backend=backend)
+
+    peer = {"kind": "field_mlp", "x": x, "kernels": kernels, "biases": biases, "output": output}
+    return Problem(run, (x, kernels, biases), (), cost.field_mlp(n, widths), n, "samples", peer)
+
+
+def _field(program: Program, total: int, train: bool, quick: bool) -> Problem:
+    n = 300 if quick else total
+    return field_problem(inputs.samples(n, 32 if quick else 256), train, program)
+
+
+def field_problem(some: inputs.Samples, train: bool, program: Program | None = None) -> Problem:
+    """A head field (ER-NeRF's by default) at samples; with `train` all its outputs, else sigma and rgb."""
+    n = len(some.points)
+    whole = inputs.er_nerf_program() if program is None else program
+    program = whole if train else whole.select("sigma", "rgb")
+    rows, params = inputs.rows(whole, some.rays.direction), inputs.params(whole)
+    params = {name: params[name] for name in program.params}
+    points, ray = jnp.asarray(some.points), jnp.asarray(some.ray)
+    sh = rows.pop("sh")
+
+    def run(backend, params, rows, sh, ray, points):
+        values = {name: (v, None) for name, v in rows.items()} | {"sh": (sh, ray)}
+        return field(program, points, values, params, backend=backend)
+
+    grid, *more = [(i.spec, len(i.subsets)) for i in program.instructions if i.op == "grid"]
+    costs = cost.field(n, program.channels, mlps(program), sh.size * 4, *grid, *more)
+    peer = None
+    if whole == inputs.er_nerf_program():
+        peer = {"kind": "field", "spec": inputs.ER_PLANES, "params": params, "rows": rows, "train": train}
+        peer |= {"sh": sh, "ray": ray, "points": points}
+    return Problem(run, (params, rows), (sh, ray, points), costs, n, "samples", peer)
+
+
+def mlps(program: Program) -> list[tuple[int, ...]]:
+    """Widths of its MLPs."""
+    return [i.widths for i in program.instructions if i.op == "mlp"]
+
+
+def _live_samples(size: int, side: int, program: Program) -> int:
+    """Samples of a picture that an early stop leaves, by the reference."""
+    t, count = inputs.marched(size, 0.0, side)
+    r = inputs.rays(size)
+    row, slot = np.nonzero(np.arange(SAMPLES) < count[:, None])
+    points = r.origin[row] + t[row, slot][:, None] * r.direction[row]
+    optical = np.zeros((len(count), SAMPLES))
+    optical[row, slot] = inputs.densities(program, inputs.params(program), points) * DT
+    before = np.cumsum(optical, 1) - optical
+    return int(np.sum((np.exp(-before) >= STOP)[row, slot]))
+
+
+def _render(whole: Program, size: int, quick: bool) -> Problem:
+    size, side = (12, 16) if quick else (size, 64)
+    r = inputs.rays(size)
+    program, params = whole.select("sigma", "rgb"), inputs.params(whole)
+    params = {name: params[name] for name in program.params}
+    values = inputs.rows(whole, r.direction)
+    bits = jnp.asarray(inputs.occupancy(side))
+
+    def run(backend, params, values, origin, direction, bits):
+        options = {"side": side, "samples": SAMPLES, "bound": 1.0, "stop": STOP, **MARCHING}
+        return render_fused(program, origin, direction, bits, values, params, **options, backend=backend)
+
+    constant = (params, values, jnp.asarray(r.origin), jnp.asarray(r.direction), bits)
+    live, weights = _live_samples(size, side, whole), sum(v.size for v in jax.tree.leaves(params))
+    costs = cost.render_fused(live, size * size, mlps(program), bits.size, 4 * weights)
+    return Problem(run, (), constant, costs, live, "samples")
+
+
+def _packbits(side: int, quick: bool) -> Problem:
+    density = _density(16 if quick else side)
+    costs = cost.elementwise(density.size, 1, 4 + 1 / 8)
+    return Problem(lambda backend, v: packbits(v, 0.5, backend=backend), (), (density,), costs, density.size, "cells")
+
+
+def _dilate(side: int, quick: bool) -> Problem:
+    density = _density(16 if quick else side)
+    costs = cost.elementwise(density.size, 6, 8)
+    return Problem(lambda backend, v: dilate_morton(v, backend=backend), (), (density,), costs, density.size, "cells")
+
+
+def _density(side: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(8).exponential(0.5, side**3).astype(np.float32))
+
+
+BOTH = ("torch", "torch_compiled")
+P, F = functools.partial, MODES[:1]
+ER, RAD = inputs.er_nerf_program(), inputs.rad_nerf_program()
+CASES = (
+    Case("grid_encode", "ngp3d", MODES, P(_grid, inputs.NGP3D, 131_072), peers=BOTH),
+    Case("grid_encode", "ngp3d_bfloat16", F, P(_grid, inputs.NGP3D, 131_072, dtype=jnp.bfloat16)),
+    Case("grid_encode", "er_planes", MODES, P(_grid, inputs.ER_PLANES, 131_072, planes=3)),
+    Case("grid_encode", "rad_tiled_3d", MODES, P(_grid, inputs.RAD_SPACE, 131_072), peers=()),
+    Case("grid_encode", "rad_tiled_2d_points", MODES, P(_grid, inputs.RAD_AMBIENT, 131_072, to_points=True), peers=()),
+    Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536), peers=()),
+    Case("march", "rays_4096_side_64", F, P(_march, 4096, 64, False)),
+    Case("march", "rays_65536_side_128", F, P(_march, 65_536, 128, False)),
+    Case("march_packed", "rays_4096_side_64", F, P(_march, 4096, 64, True), "march"),
+    Case("march_packed", "rays_65536_side_128", F, P(_march, 65_536, 128, True), "march"),
+    Case("composite", "dense_65536", MODES, P(_composite, 65_536), peers=BOTH),
+    Case("composite_packed", "packed_65536", MODES, P(_composite_packed, 65_536), "composite"),
+    Case("packbits", "side_128", F, P(_packbits, 128)),
+    Case("dilate_morton", "side_128", F, P(_dilate, 128), "packbits"),
+    Case("field_mlp", "width_64_layers_3", MODES, P(_mlp, (64, 64, 64, 64), False, "none"), peers=BOTH),
+    Case("field_mlp", "er_density", MODES, P(_mlp, inputs.ER_MLPS["density"], False, "none")),
+    Case("field_mlp", "er_colour", MODES, P(_mlp, inputs.ER_MLPS["colour"], False, "sigmoid")),
+    Case("field_mlp", "width_128_biased", MODES, P(_mlp, (32, 128, 128, 16), True, "none")),
+    Case("field", "field_rad_nerf", F, P(_field, RAD, 524_288, False), peers=()),
+    Case("field", "field_rad_nerf_train", MODES, P(_field, RAD, 49_152, True), peers=()),
+    Case("render_fused", "render_fused_rad_nerf", F, P(_render, RAD, 256), peers=()),
+    Case("field", "field_er_nerf", F, P(_field, ER, 524_288, False), peers=BOTH),
+    Case("field", "field_er_nerf_train", MODES, P(_field, ER, 49_152, True)),
+    Case("render_fused", "er_nerf_256", F, P(_render, ER, 256)),
+)

@@ -1,0 +1,1 @@
+"""The face tracker: its model file, its worker processes."""

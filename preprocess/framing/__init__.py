@@ -1,0 +1,1 @@
+"""Which part of a clip's picture and time becomes the dataset."""

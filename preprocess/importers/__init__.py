@@ -1,0 +1,1 @@
+"""Folders of the originals to a dataset."""

@@ -1,0 +1,1 @@
+"""A person cut out of what stands behind."""

@@ -1,0 +1,1 @@
+"""Stage outputs into a dataset, and pictures for the eye."""

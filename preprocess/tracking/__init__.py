@@ -1,0 +1,1 @@
+"""Landmarks, head pose, blink and expression of every frame."""

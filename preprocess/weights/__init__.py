@@ -1,0 +1,1 @@
+"""Weight files of PyTorch: read, written, converted."""

@@ -1,0 +1,1 @@
+"""The command line and what it calls; only this room knows `Options`."""

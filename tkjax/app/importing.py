@@ -1,0 +1,285 @@
+"""`--mode=import`: a dataset folder or a checkpoint file of RAD-NeRF, ER-NeRF or Avatar-ERNeRF, known by its content.
+
+A folder becomes WORKDIR/dataset in the PyTorch child. A checkpoint becomes WORKDIR/avatar with what the workdir's
+dataset knows (cameras, plate, torso pictures, sound), and its stages count as finished in WORKDIR/checkpoints, so that
+a torso can be trained under an imported head. Without a dataset it looks straight at the head in front of white, and
+nothing can be trained. The optimiser starts afresh (its state is not taken). What the file holds beside the avatar's
+part stays in WORKDIR/import, so that `--mode=export` gives it back.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tkjax import config, contract, interface
+from tkjax.app import lock
+from tkjax.app.options import Options
+from tkjax.app.workdir import DATASET, dataset_of, read_run, update_run
+from tkjax.avatar import bundle
+from tkjax.data.clip import Clip
+from tkjax.errors import UserError
+from tkjax.host import torch_side
+from tkjax.host.files import exchange, write_atomic
+from tkjax.models import load_system
+from tkjax.originals import layout, source, stand_in, weights
+from tkjax.originals.layout import NAMES
+from tkjax.originals.source import Recognised, Source
+from tkjax.train import checkpoint
+from tkjax.types import Variables
+
+KEPT, RECORD = "import", "import.json"  # folder in the workdir, and what it says about the avatar
+AVATAR_ERNERF_ROWS = 20000  # frame codes of a long clip (avatar-ernerf dossier §2.3); ER-NeRF has 10000
+
+
+def run(opts: Options) -> None:
+    """Do it; the caller has parsed the flags source, workdir, system, weights, dataset, consent."""
+    path, workdir = Path(opts.source), Path(opts.workdir)
+    if not path.exists():
+        raise UserError(f"--source: there is neither a file nor a folder {path}")
+    if path.is_dir():
+        take_dataset(opts, path, workdir)
+        return
+    with lock.alone(workdir):
+        if (workdir / "checkpoints" / "run.json").is_file():
+            raise UserError(
+                f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir"
+            )
+        take_checkpoint(opts, path, workdir)
+
+
+def take_dataset(opts: Options, path: Path, workdir: Path) -> None:
+    """A folder of the originals -> WORKDIR/dataset."""
+    checkpoints = sorted((path / "checkpoints").glob("*.pth")) or sorted(path.glob("*.pth"))
+    if checkpoints and not list(path.glob("transforms*.json")):
+        raise UserError(f"{path} is a folder of checkpoints; import one of its files, such as {checkpoints[-1]}")
+    if opts.weights or opts.dataset:
+        raise UserError(f"{path} is a folder, so --{'weights' if opts.weights else 'dataset'} has no use here")
+    arguments = [f"--source={path}", f"--workdir={workdir}"]
+    arguments += [f"--system={opts.system}"] if opts.system else []
+    with lock.alone(workdir):
+        torch_side.run("preprocess.importers.dataset", arguments)
+        update_run(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
+    warn_of_kind(workdir)
+    if (workdir / KEPT / RECORD).is_file():
+        print("import the checkpoint again, so that its avatar takes cameras, plate and torso from this dataset")
+
+
+def warn_of_kind(workdir: Path) -> None:
+    """Say so where the avatar that is there hears sound features that the new dataset does not have."""
+    if not (workdir / "avatar" / "avatar.json").is_file():
+        return
+    hears = bundle.load(workdir / "avatar").info.audio_kind
+    kinds = sorted(contract.Dataset(workdir / DATASET).manifest["audio"])
+    if hears not in kinds:
+        print(
+            f"the avatar in {workdir} hears {hears}, but this dataset has {', '.join(kinds) or 'no sound'}: it cannot "
+            "be evaluated or trained further here; import the folder that it was trained on, or use another workdir"
+        )
+
+
+# ---------------------------------------------------------------- a checkpoint
+
+
+def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
+    """A .pth -> WORKDIR/avatar, config.json, run.json, import/, checkpoints/; all of them are replaced at the end, or
+    none. The caller holds the workdir's lock."""
+    for left in workdir.glob(f".{KEPT}.*"):  # of an import that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new = workdir / f".{KEPT}.{os.getpid()}"
+    try:
+        file = source.read(path, new / KEPT)
+        found = source.recognise(file, opts.system)
+        tensors, chosen, about = source.choose(file, found, opts.weights)
+        name = _name(found, opts.system)
+        clip, spec = _clip(opts, workdir, found, name)
+        resolved = resolve(found, spec["kind"], tensors.get("aabb_infer"))
+        model = load_system(resolved.system)(resolved, clip.info)
+        variables, occupancy = fill(model, found, tensors)
+        raw = fill(model, found, file.model)[0] if chosen == "ema" else variables
+        stages = _stages(model, found, file)
+        consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
+        consent = read_run(workdir).get("consent") or consent
+        _avatar_as_before(workdir / "avatar", new / "avatar")
+        steps = model.stages()[-1].steps
+        own = bundle.save(new / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
+        config.write(resolved, new / "config.json")
+        record = {"avatar": own, "source": path.name, "system": found.system, "weights": chosen, "names": found.names}
+        record |= {"eye": found.sizes.eye, "torso": found.sizes.torso}
+        write_atomic(new / KEPT / RECORD, json.dumps(record, indent=1) + "\n")
+        facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
+        if isinstance(clip, Clip):
+            finish(new, model, stages, raw, variables, path.name)
+            facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
+        if (workdir / "run.json").is_file():
+            shutil.copy(workdir / "run.json", new / "run.json")
+        update_run(new, consent=consent, **facts)
+        exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    for line in describe(file, found, name, about, occupancy, spec, clip):
+        print(line, flush=True)
+    print(f"avatar {own}: {workdir / 'avatar'} (stages {', '.join(stages)})", flush=True)
+
+
+def _avatar_as_before(old: Path, new: Path) -> None:
+    """The old avatar's files under second names, so that `bundle.save` finds whole frames, which take long to encode.
+    It writes under new names and removes those that it does not need."""
+    if not (old / "avatar.json").is_file():
+        return
+    new.mkdir(parents=True)
+    for path in old.iterdir():
+        try:
+            os.link(path, new / path.name, follow_symlinks=False)
+        except OSError:  # a file system without hard links: they are made again
+            return
+
+
+def resolve(found: Recognised, audio_kind: str, box: np.ndarray | None) -> ConfigDict:
+    """configs/<system>.py:full with the checkpoint's sizes, and pictures as exact as the original's."""
+    sizes = found.sizes
+    keys: dict[str, Any] = {
+        "data.audio_kind": audio_kind,
+        "model.audio_dim": sizes.audio_dim,
+        "model.code_dim": sizes.code_dim,
+        "model.code_rows": sizes.code_rows,
+        "model.torso_code_dim": sizes.torso_dim,
+        "model.train_camera": sizes.cameras,
+        "model.occupancy_side": layout.SIDE,
+        "model.picture_precision": "float32",
+        "model.picture_stop": 1e-4,
+    }
+    if found.system == "rad_nerf":
+        keys["model.eye"] = sizes.eye
+    if box is not None:
+        keys["model.box"] = tuple(float(v) for v in box)
+    return config.load(f"configs/{found.system}.py:full", [(k, str(v)) for k, v in keys.items()])
+
+
+def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple[Variables, str]:
+    """(the model's variables with the file's numbers, where its occupancy comes from). What the file does not have is
+    as in a new model."""
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in checkpoint.flatten(template.params).items()}
+    params = weights.fresh(shapes)
+    if not found.sizes.eye and found.system == "er_nerf":
+        params = weights.without_eye(weights.to_params(found.tensors, tensors, weights.drop_eye(params)))
+    else:
+        params = weights.to_params(found.tensors, tensors, params)
+    state, about = weights.occupancy(tensors)
+    state["torso/alpha"] = np.asarray(tensors.get("density_grid_torso", model.torso.init_state()["alpha"]), np.float32)
+    flat = {f"params/{k}": v for k, v in params.items()} | {f"state/{k}": v for k, v in state.items()}
+    return bundle.unflatten(template, flat, "the checkpoint"), about
+
+
+def finish(
+    workdir: Path, model: interface.Model, stages: list[str], raw: Variables, drawn: Variables, name: str
+) -> None:
+    """Checkpoints of the stages that the file went through, so that training goes on with the next one."""
+    for stage in model.stages():
+        if stage.name not in stages or not stage.steps:
+            continue
+        saved = checkpoint.Checkpoints(workdir, stage.name, keep=1)
+        items = {"params": raw.params, "state": drawn.state, "ema": drawn.params if stage.ema else None}
+        meta = {"stage": stage.name, "step": stage.steps, "seconds": 0.0, "imported": name}
+        saved.save(stage.steps, items, meta)
+        saved.close()
+
+
+def _name(found: Recognised, forced: str | None) -> str:
+    """rad_nerf, er_nerf or avatar_ernerf: the latter is ER-NeRF with more frame codes or other sound."""
+    if found.system == "er_nerf" and forced != "er_nerf":
+        if forced == "avatar_ernerf" or found.sizes.code_rows == AVATAR_ERNERF_ROWS or found.sizes.audio == 768:
+            return "avatar_ernerf"
+    return found.system
+
+
+def _stages(model: interface.Model, found: Recognised, file: Source) -> list[str]:
+    """Names of the stages that the file went through: the torso stands on a finished head; a head beyond the steps of
+    its first stage had its lips finetuned."""
+    names = [stage.name for stage in model.stages()]
+    if found.sizes.torso:
+        return names
+    step = file.facts["top"].get("global_step")
+    lips = isinstance(step, int) and step > model.stages()[0].steps
+    return [name for name in names if name == "head" or (lips and name == "lips")]
+
+
+def _clip(opts: Options, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
+    """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file."""
+    has = opts.dataset or read_run(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
+    if not has:
+        spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
+        return stand_in.StandIn(spec), spec
+    root = dataset_of(opts, workdir)
+    dataset, rows = contract.Dataset(root), found.sizes.code_rows
+    kind = _kind(dataset, found.sizes.audio)
+    if dataset.n_frames > rows:
+        raise UserError(
+            f"{root} has {dataset.n_frames} frames, but the checkpoint codes for {rows}; "
+            "give the dataset that it was trained on"
+        )
+    clip = Clip(root, workdir / "cache", audio_kind=kind)
+    return clip, bundle.audio_spec(clip.audio)
+
+
+def _kind(dataset: contract.Dataset, width: int) -> str:
+    """The dataset's sound features of this width, the usual kind first; UserError where it has none."""
+    kinds = {kind: facts["channels"] for kind, facts in dataset.manifest["audio"].items()}
+    fitting = sorted((k for k, channels in kinds.items() if channels == width), key=lambda k: ("_" in k, k))
+    if not fitting:
+        wanted = {29: "deepspeech (29)", 32: "wav2vec2 (32)", 44: "wav2vec2 (44)", 1024: "hubert (1024)"}
+        have = ", ".join(f"{k} ({n})" for k, n in kinds.items()) or "none"
+        raise UserError(
+            f"the checkpoint hears {wanted.get(width, f'sound of width {width}')}, but {dataset.root} has {have}; "
+            "import the dataset with the features that the checkpoint was trained on"
+        )
+    return fitting[0]
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def describe(
+    file: Source, found: Recognised, name: str, about: str, occupancy: str, spec: dict, clip: Any
+) -> list[str]:
+    """What was recognised, what was taken, what could not be used: one fact a line."""
+    sizes, top = found.sizes, file.facts["top"]
+    numbers = [k for k in ("epoch", "global_step") if isinstance(top.get(k), int | float)]
+    told = ", ".join(f"{k} {top[k]}" for k in numbers) or ("a bare state dict" if file.facts["bare"] else "no epoch")
+    lines = [f"recognised: {NAMES[name]}, {'head and torso' if sizes.torso else 'head'} ({told})"]
+    present = [t for t in found.tensors if t.key in file.model]
+    lines += [f"taken: head {layout.count(present, False):,} parameters"]
+    lines[-1] += f", torso {layout.count(present, True):,} parameters" if sizes.torso else ""
+    lines += [f"taken: weights are {about}", f"taken: occupancy of {layout.SIDE}^3 cells from {occupancy}"]
+    lines += [f"sound: {spec['kind']}, {spec['channels']} channels, windows of {spec['window']} steps"]
+    if found.missing:
+        lines.append(f"missing: {', '.join(t.key for t in found.missing)} (taken as in a new model)")
+    if found.unknown:
+        lines.append(f"unknown, not used: {', '.join(f'{k} {list(file.shapes[k])}' for k in found.unknown)}")
+    unused = [k for k in ("aabb_train", "step_counter") if k in file.model] + file.facts["left_out"]
+    if unused:
+        lines.append(f"not used: {', '.join(unused)} (they serve the original's training only)")
+    if not sizes.torso:
+        lines.append("no torso in this file: pictures show the head over the clip's own torso pictures")
+    if not sizes.eye:
+        lines.append("eyes: the checkpoint was trained without --exp_eye, so --fix_eye and --eye change nothing")
+    if isinstance(clip, Clip):
+        lines.append(f"dataset: {clip.dataset.root}, {clip.n_frames} frames")
+        if not sizes.torso:
+            lines.append("next: --mode=train --stages=torso trains a torso under this head")
+    else:
+        lines.append(
+            f"no dataset: one frontal camera, {stand_in.SIZE} x {stand_in.SIZE}, white background, no torso pictures; "
+            "import the dataset folder into this workdir (or give --dataset), then import the checkpoint again"
+        )
+        if name != "avatar_ernerf" and spec["channels"] == 1024:
+            lines.append(
+                "sound: taken for ER-NeRF's HuBERT (pairs of steps); --system=avatar_ernerf means windows of 16"
+            )
+    return lines

@@ -1,0 +1,1 @@
+"""The trained bundle, independent of the dataset that it came from."""

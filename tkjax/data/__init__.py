@@ -1,0 +1,1 @@
+"""A dataset as training sees it: clip, cache, split, batches."""

@@ -1,0 +1,1 @@
+"""Sound, poses and blinks to frames."""

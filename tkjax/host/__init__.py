@@ -1,0 +1,1 @@
+"""What both sides of the program need of the machine: files, signals, child processes. Standard library only."""

@@ -1,0 +1,1 @@
+"""Held-out frames against the truth, and the report."""

@@ -1,0 +1,1 @@
+"""Sound, video and pictures: decoding, encoding, and putting pictures back (numpy, PyAV, Pillow)."""

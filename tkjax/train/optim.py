@@ -1,0 +1,67 @@
+"""Optimiser and moving average of a stage, from its table of rates.
+
+AdamW as torch has it, per parameter group, with lr_s = lr * final_factor ** (s / steps) at step s from 0:
+  p <- p - lr_s * decay * p - lr_s * mhat / (sqrt(vhat) + eps).
+Groups without a rate are frozen: their updates are zero and they own no optimiser state.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from tkjax.errors import UserError
+from tkjax.interface import Ema, Rate
+from tkjax.types import PyTree
+
+FROZEN = "__frozen__"
+MIN_EMA_UPDATES = 20  # the initial weights' share after n updates is prod (1+i)/(10+i): below 1e-6 for n = 20
+
+
+def learning_rate(rate: Rate, steps: int) -> optax.Schedule:
+    """lr * final_factor ** (step / steps), as a function of the step from 0."""
+    return lambda step: rate.lr * rate.final_factor ** (jnp.asarray(step, jnp.float32) / steps)
+
+
+def optimiser(rates: Mapping[str, Rate], labels: PyTree, steps: int) -> optax.GradientTransformation:
+    """The optax chain of one stage.
+
+    Args:
+      rates: group name -> Rate; groups that it leaves out are frozen.
+      labels: a tree like the parameters with the group name of each leaf.
+      steps: length of the stage.
+
+    Raises:
+      UserError: a rate names a group that no parameter belongs to, or no group is trained.
+    """
+    groups = set(jax.tree.leaves(labels))
+    for name in rates:
+        if name not in groups:
+            raise UserError(f"rate names group {name!r}, but the parameters have groups {', '.join(sorted(groups))}")
+    if not rates:
+        raise UserError(f"a stage trains no group; give one of {', '.join(sorted(groups))} a rate")
+    chains = {
+        name: optax.adamw(learning_rate(r, steps), b1=r.b1, b2=r.b2, eps=r.eps, weight_decay=r.decay)
+        for name, r in rates.items()
+    }
+    chains[FROZEN] = optax.set_to_zero()
+    return optax.partition(chains, jax.tree.map(lambda group: group if group in rates else FROZEN, labels))
+
+
+def ema_every(ema: Ema, steps: int) -> int:
+    """Steps between updates of the moving average: `ema.every`, or less where the stage is so short
+    that its average would still hold the initial weights."""
+    return max(1, min(ema.every, steps // MIN_EMA_UPDATES))
+
+
+def ema_decay(ema: Ema, n: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Decay of update number n, counted from 1: min(decay, (1 + n) / (10 + n)) (er-nerf.md §5)."""
+    n = jnp.asarray(n, jnp.float32)
+    return jnp.minimum(ema.decay, (1 + n) / (10 + n))
+
+
+def ema_update(average: PyTree, params: PyTree, decay: Float[Array, ""]) -> PyTree:
+    """decay * average + (1 - decay) * params, leaf by leaf."""
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
