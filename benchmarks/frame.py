@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.head import interleaved
-from tkjax.app import cli, environment, options
+from tkjax.app import environment, workflow
 from tkjax.app.workdir import dataset_of
 from tkjax.avatar import bundle
 from tkjax.errors import UserError
@@ -54,8 +54,7 @@ def resized(subject: bundle.Avatar, size: int) -> bundle.Avatar:
 def runs(workdir: Path, size: int) -> dict:
     """name -> call that draws one frame."""
     subject = resized(bundle.load(workdir / "avatar"), size)
-    opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
-    clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
+    clip = workflow.open_clip(dataset_of(workdir), workdir, subject.config)
     if "torso" not in subject.stages:
         raise UserError(f"{workdir}: the torso is not trained; run launch.py --mode=train --stages=torso there")
     model, hw = subject.model(), (subject.info.height, subject.info.width)

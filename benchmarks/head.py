@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tkjax.app import cli, environment, options
+from tkjax.app import environment, workflow
 from tkjax.app.workdir import dataset_of
 from tkjax.avatar import bundle
 from tkjax.data.batches import make_loader
@@ -110,8 +110,7 @@ def step_run(subject, clip):
 
 def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
     subject = bundle.load(workdir / "avatar")
-    opts = options.Options(mode="eval", flags={"workdir": str(workdir)}, overrides=[])
-    clip = cli.open_clip(dataset_of(opts, workdir), workdir, subject.config)
+    clip = workflow.open_clip(dataset_of(workdir), workdir, subject.config)
     first, last = clip.train_range
     frames, steps, rows = {}, {}, []
     for name in backends:

@@ -201,8 +201,8 @@ def test_the_choices_of_flags_are_those_of_the_modules_behind_them():
 
 
 def test_a_clip_that_training_reduces_is_said_in_a_line():
-    from tkjax.app import cli
+    from tkjax.app import workflow
 
-    assert cli.reduced((512, 480), (512, 480)) == ""
-    said = cli.reduced((512, 480), (128, 120))
+    assert workflow.reduced((512, 480), (512, 480)) == ""
+    said = workflow.reduced((512, 480), (128, 120))
     assert "480x512 are reduced to 120x128" in said and "--config.data.size=512" in said

@@ -56,7 +56,7 @@ FIT = """
 import os, sys, jax
 from pathlib import Path
 from tkjax import contract
-from tkjax.app import cli, options
+from tkjax.app import cli, options, workflow
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.train import loop
@@ -77,9 +77,9 @@ def run(module, arguments):
 def score(*_, **__):
     (workdir / f"scored-{index}").touch()
 
-loop.initialise_distributed, torch_side.run, cli.score = launcher, run, score
-cli.stop_on_failures = lambda dataset, accept: None  # the manifest of this test is an empty file
-cli.train_and_save = lambda resolved, dataset, workdir, consent, stages: (workdir / f"trained-{index}").touch()
+loop.initialise_distributed, torch_side.run, workflow.score = launcher, run, score
+workflow.stop_on_failures = lambda dataset, accept: None  # the manifest of this test is an empty file
+workflow.train_and_save = lambda resolved, dataset, workdir, consent, stages: (workdir / f"trained-{index}").touch()
 opts = options.Options("fit", {"video": __file__ if "__file__" in globals() else sys.executable, "consent": "a test",
                                "workdir": str(workdir), "config": "configs/er_nerf.py:smoke"}, [])
 try:

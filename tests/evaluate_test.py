@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tkjax import config, contract, perceptual
-from tkjax.app import cli
+from tkjax.app import workflow
 from tkjax.avatar import bundle
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
@@ -278,8 +278,8 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
     monkeypatch.setenv("TKJAX_MODELS", str(tmp_path))
     resolved = tiny.config()
     workdir = tmp_path / "W"
-    fitted = cli.train_and_save(resolved, clip.dataset.root, workdir, cli.consent_record("mine", True))
-    cli.score(workdir, fitted, None)
+    fitted = workflow.train_and_save(resolved, clip.dataset.root, workdir, workflow.consent_record("mine", True))
+    workflow.score(workdir, fitted, None)
     data = json.loads((workdir / "report.json").read_text())
     for key in ("system", "split", "ground_truth_layers", "metrics", "baselines", "rows", "speed", "versions"):
         assert key in data
@@ -292,13 +292,13 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
     assert data["psnr_outside_mask"] > 50 and data["box_edge"] is None and data["reasons"]["box_edge"]
     assert data["stages"] == ["all"] and first["speed"]["render_fps"] != pasted["speed"]["render_fps"]
     assert data["seam"] == first["seam"] > 0 and "PSNR outside mask" in (workdir / "report.html").read_text()
-    assert len(cli.score(workdir, fitted, None, paste_back="none")["rows"]) == 1
+    assert len(workflow.score(workdir, fitted, None, paste_back="none")["rows"]) == 1
     again = config.load(str(workdir / "config.json"))
     assert again.to_dict() == config.load(str(workdir / "config.json")).to_dict() and again.system == "tests.tiny"
     assert config.differing(config.to_dict(again), config.to_dict(resolved)) == []
     other = Clip(tiny.make_dataset(tmp_path / "other", n=44), tmp_path / "cache")
     with pytest.raises(UserError, match="n_frames is 44, not 33"):
-        cli.score(workdir, other, None)
+        workflow.score(workdir, other, None)
 
 
 @pytest.mark.heavy

@@ -165,11 +165,11 @@ def test_the_flags_reach_the_child(monkeypatch):
     opts = options.parse(
         ["x", "--mode=preprocess", "--video=v.mp4", "--workdir=w", "--offline", "--models_mirror=http://m"]
     )
-    from tkjax.app.cli import preprocess_arguments
+    from tkjax.app import cli, workflow
 
     runs = []
     monkeypatch.setattr(main.pipeline, "run", runs.append)
-    arguments = preprocess_arguments(opts)
+    arguments = workflow.preprocess_arguments(cli.given(opts, "video", "workdir", *options.PREPARING))
     for more in (arguments, ["--video=v", "--workdir=w"], ["--video=v", "--workdir=w", "--offline=False"]):
         assert main.main(more) == 0
     assert [(r.offline, r.models_mirror) for r in runs] == [(True, "http://m"), (False, ""), (False, "")]

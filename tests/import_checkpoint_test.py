@@ -501,7 +501,7 @@ def test_a_dataset_gives_cameras_plate_and_torso(small, tmp_path):
     assert (subject.info.height, subject.info.width, subject.n_train) == (24, 32, 10)
     np.testing.assert_array_equal(subject.cam_to_world[:10], truth.column("cam_to_world")[:10])
     assert subject.meta["audio"]["kind"] == "deepspeech"
-    assert dataset_of(options.Options("eval", {"workdir": str(tmp_path / "W")}, []), tmp_path / "W") == root
+    assert dataset_of(tmp_path / "W") == root
 
     sound = tmp_path / "a.wav"
     audio.write_wav(sound, tiny.sound(0.4))

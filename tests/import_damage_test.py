@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import original_checkpoints as originals
 from tkjax import config
-from tkjax.app import importing, options
+from tkjax.app import importing
 from tkjax.avatar import bundle
 from tkjax.errors import UserError
 from tkjax.host import files, torch_side
@@ -262,7 +262,7 @@ def contents(root: Path) -> dict[str, str]:
 
 def run(**flags) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
-        importing.run(options.Options("import", {k: str(v) for k, v in flags.items()}, []))
+        importing.run(**{k: str(v) for k, v in flags.items()})
 
 
 @pytest.fixture

@@ -92,6 +92,28 @@ def test_the_table_names_every_room_and_goes_downwards(table, top):
         above.add(room)
 
 
+@pytest.mark.parametrize("top", ["tkjax", "preprocess"])
+def test_no_module_imports_itself_by_a_detour(top):
+    """Imports within functions count as well."""
+    name_of = {p: ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in modules(top)}
+    known = set(name_of.values()) - {top}
+    used = {}
+    for path, name in name_of.items():
+        found = imports(path) & known
+        packages = {other.rpartition(".")[0] for other in found}  # `from package import module` needs the module alone
+        used[name] = found - packages - {name}
+    while free := [name for name, others in used.items() if not others]:
+        for name in free:
+            del used[name]
+        used = {name: others - set(free) for name, others in used.items()}
+    assert not used
+
+
+def test_only_the_command_line_knows_options():
+    users = {p.relative_to(ROOT).as_posix() for p in modules("tkjax") if "tkjax.app.options" in imports(p)}
+    assert users == {"tkjax/app/cli.py"}
+
+
 @pytest.mark.parametrize("path", modules("tkjax"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_import_only_downwards(path):
     room = path.relative_to(ROOT / "tkjax").with_suffix("").parts[0]

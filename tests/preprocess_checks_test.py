@@ -74,10 +74,10 @@ def test_accept_takes_the_names_of_the_table_and_no_other():
 
 
 def test_the_launcher_hands_accept_on_as_the_command_takes_it():
-    from tkjax.app.cli import preprocess_arguments
+    from tkjax.app import cli, workflow
 
     opts = options.parse(["launch.py", "--mode=preprocess", "--video=a", "--workdir=w", "--accept=poses,labels"])
-    given = parser().parse_args(preprocess_arguments(opts))
+    given = parser().parse_args(workflow.preprocess_arguments(cli.given(opts, "video", "workdir", *options.PREPARING)))
     assert checks.parse_accept(given.accept) == ("poses", "labels")
 
 

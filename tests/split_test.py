@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from tkjax.app import cli, options
+from tkjax.app import cli, options, workflow
 from tkjax.avatar import bundle
 from tkjax.data import split
 from tkjax.data.clip import Clip
@@ -63,7 +63,7 @@ def test_an_avatar_knows_which_frames_of_the_dataset_its_track_holds(clip, tmp_p
     settings.data.split = "blocks"
     model = load_system(settings.system)(settings, clip.info)
     variables = model.init(jax.random.key(0))
-    bundle.save(tmp_path, settings, variables, 4, clip, {"kind": "logmel"}, cli.consent_record(None, False))
+    bundle.save(tmp_path, settings, variables, 4, clip, {"kind": "logmel"}, workflow.consent_record(None, False))
     subject = bundle.load(tmp_path)
     numbers = [subject.frame_number(k) for k in range(subject.n_track)]
     assert numbers == [*clip.train_frames, *clip.heldout_frames]
@@ -78,8 +78,9 @@ def test_an_avatar_knows_which_frames_of_the_dataset_its_track_holds(clip, tmp_p
 
 def test_the_flag_goes_into_the_config_and_a_run_keeps_its_split(tmp_path):
     command = ["launch.py", "--mode=train", "--config=configs/er_nerf.py:smoke", f"--workdir={tmp_path}"]
-    assert cli.resolve(options.parse(command), tmp_path).data.split == "last"
-    assert cli.resolve(options.parse([*command, "--split=blocks"]), tmp_path).data.split == "blocks"
+    for flags, kind in (([], "last"), (["--split=blocks"], "blocks")):
+        opts = options.parse([*command, *flags])
+        assert workflow.resolve(tmp_path, opts.config, cli.overrides(opts)).data.split == kind
     with pytest.raises(UserError, match=r"--split=middle.*blocks, last"):
         options.parse([*command, "--split=middle"])
 
@@ -87,8 +88,8 @@ def test_the_flag_goes_into_the_config_and_a_run_keeps_its_split(tmp_path):
 def test_what_is_trained_around_blocks_is_scored_in_them_and_the_report_says_so(clip, tmp_path):
     settings = tiny.config()
     settings.data.split, settings.eval.max_frames = "blocks", 4
-    fitted = cli.train_and_save(settings, clip.dataset.root, tmp_path / "W", cli.consent_record("mine", True))
-    cli.score(tmp_path / "W", fitted, str(tmp_path))
+    fitted = workflow.train_and_save(settings, clip.dataset.root, tmp_path / "W", workflow.consent_record("mine", True))
+    workflow.score(tmp_path / "W", fitted, str(tmp_path))
     report = json.loads((tmp_path / "W/report.json").read_text())
     assert report["split"]["kind"] == "blocks" and report["split"]["train_frames"] == 800
     assert report["split"]["heldout_runs"] == split.runs(clip.heldout_frames)
@@ -97,4 +98,4 @@ def test_what_is_trained_around_blocks_is_scored_in_them_and_the_report_says_so(
     assert set(report["response"]["reasons"]) >= {"lips.sd_ratio", "eyes.closures_closed"}
     with pytest.raises(UserError, match=r"data\.split"):  # the same workdir with another split
         settings.data.split = "last"
-        cli.train_and_save(settings, clip.dataset.root, tmp_path / "W", cli.consent_record("mine", True))
+        workflow.train_and_save(settings, clip.dataset.root, tmp_path / "W", workflow.consent_record("mine", True))

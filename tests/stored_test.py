@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tkjax import config, contract
-from tkjax.app import cli, exporting, importing, options, workdir
+from tkjax.app import exporting, importing, workdir, workflow
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays
 from tkjax.host import stored
@@ -94,9 +94,9 @@ def test_a_workdir_s_config_names_no_code(tmp_path, monkeypatch):
     whole = config.to_dict(config.load("configs/er_nerf.py:smoke"))
     for name in ("evil.payload", f"x.{tmp_path}/evil", f"..{tmp_path}/evil", "evil"):
         (tmp_path / "config.json").write_text(json.dumps(whole | {"system": name}))
-        for flags in ({"workdir": str(tmp_path)}, {"config": str(tmp_path / "config.json")}):
+        for spec in (None, str(tmp_path / "config.json")):
             with pytest.raises(UserError, match="system"):
-                cli.resolve(options.Options("train", flags, []), tmp_path)
+                workflow.resolve(tmp_path, spec)
     assert not (tmp_path / "mark").exists()
 
 

@@ -1,356 +1,93 @@
-"""The modes of launch.py: each takes the parsed options, none knows a concrete system.
+"""The modes of launch.py: each reads the parsed options and calls a function of plain arguments."""
 
-What a workdir holds: `workdir`.
-"""
-
-import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-from ml_collections import ConfigDict
-
-from tkjax import config, contract
-from tkjax.app import doctor, exporting, importing, lock
+from tkjax import synthetic
+from tkjax.app import demo, doctor, exporting, importing, workflow
 from tkjax.app.options import PREPARING, Options
-from tkjax.app.workdir import (
-    DATASET,
-    dataset_of,
-    existing_workdir,
-    preprocess_seconds,
-    read_run,
-    stop_on_failures,
-    update_run,
-)
-from tkjax.avatar import bundle
-from tkjax.data.clip import Clip
-from tkjax.drive import motion, stream
-from tkjax.errors import UserError
-from tkjax.host import torch_side
-from tkjax.measure import curves, evaluate, report
-from tkjax.measure.layers import paste_back_of
-from tkjax.models import load_system
-from tkjax.ops import dispatch
-from tkjax.train import devices, loop
+from tkjax.drive import motion
 
 
 def run(opts: Options) -> None:
     """Do what --mode says."""
-    modes = {
-        "fit": fit,
-        "preprocess": preprocess,
-        "train": train_only,
-        "render": render,
-        "eval": evaluate_only,
-        "import": importing.run,
-        "export": exporting.run,
-        "synthetic": synthetic,
-        "demo": demo,
-        "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
-    }
     if opts.models_dir:  # also for what looks for its files deep inside, such as the perceptual term of training
         os.environ["TKJAX_MODELS"] = str(opts.models_dir)
-    modes[opts.mode](opts)
+    MODES[opts.mode](opts)
 
 
-# ---------------------------------------------------------------- config
+def given(opts: Options, *names: str) -> dict[str, Any]:
+    """The flags of these names that the user gave."""
+    return {name: opts.flags[name] for name in names if name in opts.flags}
 
 
-def default_variant() -> str:
-    variant = "cpu" if jax.default_backend() == "cpu" else "full"
-    print(f"config: no variant named; {variant}, because JAX finds {jax.devices()[0].device_kind}", flush=True)
-    return variant
-
-
-def resolve(opts: Options, workdir: Path) -> ConfigDict:
-    """--config, else the workdir's own config.json, else the default; flags that stand for keys go in last."""
-    spec = opts.config
-    if spec is None:
-        spec = str(workdir / "config.json") if (workdir / "config.json").is_file() else config.DEFAULT_SPEC
-        print(f"config: {spec}", flush=True)
-    overrides = list(opts.overrides)
+def overrides(opts: Options) -> list[tuple[str, str]]:
+    """Settings of the config; flags that stand for some go in last."""
     stand_for = (("data.preload", opts.preload), ("data.split", opts.split), ("seed", opts.seed))
-    overrides += [(k, str(v)) for k, v in stand_for if v is not None]
-    resolved = config.load(spec, overrides, default_variant)
-    try:
-        load_system(resolved.system, stored=config.split_spec(spec)[0].endswith(".json"))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"--config: {error}") from error
-    use_backend(resolved.get("ops_backend", ""))  # a config.json of an older run has none
-    return resolved
+    return [*opts.overrides, *((k, str(v)) for k, v in stand_for if v is not None)]
 
 
-def use_backend(name: str) -> None:
-    """Kernels of this process: the config's, else those of TKJAX_OPS_BACKEND, else the best. An avatar that was trained
-    elsewhere is drawn with what is here, so `render` and `eval` give none."""
-    try:
-        dispatch.set_default(name or None)
-        dispatch.preferred()
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> Clip:
-    d = resolved.data
-    kept_out = d.get("split", "last")  # a config.json of an older run has none
-    return Clip(dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind, split=kept_out)
-
-
-def reduced(stored: tuple[int, int], trained: tuple[int, int]) -> str:
-    """One line where training sees smaller pictures (h, w) than the dataset holds, else ""."""
-    (h, w), (small_h, small_w) = stored, trained
-    if stored == trained:
-        return ""
-    return (
-        f"data: pictures of {w}x{h} are reduced to {small_w}x{small_h} for training; --config.data.size={max(stored)} "
-        "keeps them"
-    )
-
-
-# ---------------------------------------------------------------- preprocess
-
-
-def preprocess_arguments(opts: Options) -> list[str]:
-    names = ("video", "workdir", *PREPARING)
-    given = {n: opts.flags[n] for n in names if n in opts.flags}
-    return [f"--{n}={','.join(v) if isinstance(v, tuple) else v}" for n, v in given.items()]
+def processes(opts: Options) -> workflow.Processes:
+    return opts.coordinator_address, opts.num_processes, opts.process_id
 
 
 def preprocess(opts: Options) -> None:
-    """Video -> WORKDIR/dataset, in the child process; what is there already is kept."""
-    if not Path(opts.video).is_file():
-        raise UserError(f"--video: there is no file {opts.video}")
-    with lock.alone(opts.workdir):
-        make_dataset(opts)
-
-
-def make_dataset(opts: Options) -> None:
-    """`preprocess` for a caller that holds the workdir's lock."""
-    torch_side.run("preprocess", preprocess_arguments(opts))
-    update_run(Path(opts.workdir), dataset=DATASET, video=str(opts.video))
-
-
-# ---------------------------------------------------------------- train, evaluate
-
-
-def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
-    if statement:
-        return {"statement": statement, "asked": asked}
-    return {"statement": None, "asked": False, "reason": "synthetic or imported dataset, not a video of a person"}
-
-
-def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> Clip:
-    """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock."""
-    clip = open_clip(dataset, workdir, resolved)
-    if (
-        word := reduced((clip.dataset.height, clip.dataset.width), (clip.height, clip.width))
-    ) and jax.process_index() == 0:
-        print(word, flush=True)
-
-    def on_event(name: str, facts: dict) -> None:
-        if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir
-            config.write(resolved, workdir / "config.json")
-            update_run(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
-
-    variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event)
-    done = loop.finished(resolved, clip.info, workdir)
-
-    def save() -> None:
-        steps = {stage.name: stage.steps for stage in load_system(resolved.system)(resolved, clip.info).stages()}
-        audio, folder = bundle.audio_spec(clip.audio), workdir / "avatar"
-        name = bundle.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, stages=done)
-        print(f"avatar {name}: {workdir / 'avatar'} (stages {', '.join(done)})", flush=True)
-
-    devices.by_the_first(save, "avatar")  # all wait: a process that waits 5 minutes at its exit ends the others
-    return clip
-
-
-def score(
-    workdir: Path,
-    clip: Clip,
-    models: str | None,
-    extra: dict | None = None,
-    videos=(),
-    paste_back: str | None = None,
-) -> dict[str, Any]:
-    """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
-    subject = bundle.load(workdir / "avatar")
-    if subject.info != clip.info:
-        raise UserError(
-            f"{clip.dataset.root} does not fit the avatar: its {_difference(subject.info, clip.info)}; "
-            "evaluate on the dataset that it was trained on"
-        )
-    model = subject.model()
-    settings, stages = subject.config.eval, list(subject.meta["stages"])
-    with contextlib.closing(subject):
-        result, worst = evaluate.evaluate(
-            clip,
-            model,
-            subject.variables(model),
-            subject.meta["step"],
-            workdir,
-            system=subject.config.system,
-            max_frames=settings.max_frames,
-            chunk_rays=settings.chunk_rays,
-            models=models,
-            marks=stream.mark(subject),
-            stages=stages,
-            paste=paste_back_of(subject, clip, paste_back),
-        )
-    rows = report.read_metrics(workdir / "metrics.jsonl")
-    speed = evaluate.training_speed(rows)
-    speed |= {"render_fps": result.pop("render_fps"), "preprocess_seconds": preprocess_seconds(workdir)}
-    if speed["preprocess_seconds"] is None:
-        result["reasons"]["preprocess_seconds"] = "the dataset was there already"
-    facts = {"split": result["split"], "speed": speed, "versions": evaluate.versions(), "stages": stages}
-    result |= facts
-    for row in result["rows"]:
-        row |= facts | {"speed": speed | {"render_fps": row.pop("render_fps")}}
-    result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
-    extra = dict(extra or {})
-    result["notes"] |= evaluate.perceptual_note(subject.config, stages) | extra.pop("notes", {})
-    result |= {"config": config.to_dict(subject.config), **extra}
-    shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(result['comparison'])}")]
-    report.write(workdir, result, worst, shown)
-    facts = {"metrics": result["metrics"], "response": result["response"]}
-    report.log(workdir / "metrics.jsonl", {"stage": stages[-1], "step": subject.meta["step"], **facts})
-    print_scores(result)
-    print(f"report: {workdir / 'report.html'}", flush=True)
-    return result
-
-
-def _difference(a: Any, b: Any) -> str:
-    pairs = [(k, v, b.to_json()[k]) for k, v in a.to_json().items() if v != b.to_json()[k]]
-    return ", ".join(f"{k} is {there}, not {here}" for k, here, there in pairs)
-
-
-def print_scores(result: dict) -> None:
-    """One line per row and baseline of the report."""
-    columns = [*result["metrics"], *(k for k in evaluate.SEAM_KEYS if result[k] is not None)]
-
-    def line(name: str, m: dict) -> str:
-        digits = {k: 4 if k in ("ssim", "lmd_norm") else 2 for k in columns}
-        shown = ("–" if m.get(k) is None else f"{m[k]:.{digits[k]}f}" for k in columns)
-        return f"{name:32}" + "".join(f"{v:>{max(12, len(k) + 2)}}" for k, v in zip(columns, shown))
-
-    print(f"{'held-out frames':32}" + "".join(f"{k:>{max(12, len(k) + 2)}}" for k in columns))
-    for row in result["rows"]:
-        print(line(f"{result['system']} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
-    for name, m in result["baselines"].items():
-        print(line(name, m))
-    print("given layers: " + " + ".join(result["ground_truth_layers"]))
-    print(curves.lines(result["response"]), flush=True)
+    workflow.preprocess(Path(opts.workdir), opts.video, given(opts, *PREPARING))
 
 
 def fit(opts: Options) -> None:
-    """Preprocess what is missing, train every stage, save the avatar, evaluate, report."""
-    workdir = Path(opts.workdir)
-    if opts.video and opts.dataset:
-        raise UserError("--video and --dataset exclude each other; give the clip or the finished dataset")
-    if opts.video and not opts.consent:
-        raise UserError(
-            "--mode=fit --video needs --consent: an avatar puts words into a person's mouth, so say who agreed to it "
-            'and how, for example --consent="my own face"; it is stored in the avatar and shown in the report'
-        )
-    if opts.video and not Path(opts.video).is_file():
-        raise UserError(f"--video: there is no file {opts.video}")
-    loop.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
-    resolved = resolve(opts, workdir)
-    for name in set(PREPARING) - {"models_dir", "accept", "models_mirror", "offline"}:
-        if name in opts.flags and not opts.video:
-            raise UserError(f"--{name} concerns --video; a dataset that is there keeps its own")
-    dataset = workdir / DATASET if opts.video else dataset_of(opts, workdir)
-    with lock.alone(workdir):
-        if opts.video:
-            devices.by_the_first(lambda: make_dataset(opts), "preprocessing")
-        if not (dataset / contract.MANIFEST).is_file():
-            raise UserError(f"{dataset} is not there; all processes of a run need the same --workdir")
-        stop_on_failures(dataset, opts.accept or ())
-        consent = consent_record(opts.consent, bool(opts.video))
-        if not opts.dataset and not opts.video:  # continuing: what was said before still holds
-            consent = read_run(workdir).get("consent") or consent
-        clip = train_and_save(resolved, dataset, workdir, consent, opts.stages)
-        devices.by_the_first(lambda: score(workdir, clip, opts.models_dir, paste_back=opts.paste_back), "evaluation")
+    named = given(opts, "video", "dataset", "consent", "stages", "paste_back")
+    preparing = given(opts, *PREPARING)
+    workflow.fit(
+        Path(opts.workdir), opts.config, overrides(opts), preparing=preparing, processes=processes(opts), **named
+    )
 
 
-def train_only(opts: Options) -> None:
-    workdir = Path(opts.workdir)
-    loop.initialise_distributed(opts.coordinator_address, opts.num_processes, opts.process_id)
-    resolved = resolve(opts, workdir)
-    stored = read_run(workdir)
-    statement = opts.consent or (stored.get("consent") or {}).get("statement")
-    consent = consent_record(statement, "video" in stored)
-    if "video" in stored and not opts.dataset and not statement:
-        raise UserError(
-            f"the dataset of {workdir} shows a person (it was made from a video), so training needs --consent: "
-            "say who agreed to the avatar and how"
-        )
-    dataset = dataset_of(opts, workdir)
-    with lock.alone(workdir):
-        train_and_save(resolved, dataset, workdir, consent, opts.stages)
+def train(opts: Options) -> None:
+    named = given(opts, "dataset", "consent", "stages")
+    workflow.train(Path(opts.workdir), opts.config, overrides(opts), processes=processes(opts), **named)
 
 
-def evaluate_only(opts: Options) -> None:
-    workdir = existing_workdir(opts)
-    use_backend("")
-    subject = bundle.load(workdir / "avatar")
-    dataset = dataset_of(opts, workdir)
-    with lock.alone(workdir):
-        score(workdir, open_clip(dataset, workdir, subject.config), opts.models_dir, paste_back=opts.paste_back)
-
-
-# ---------------------------------------------------------------- render, synthetic, demo
+def evaluate(opts: Options) -> None:
+    named = given(opts, "dataset", "paste_back")
+    workflow.evaluate_avatar(Path(opts.workdir), models=opts.models_dir, **named)
 
 
 def render(opts: Options) -> None:
-    workdir, out, sound = existing_workdir(opts), Path(opts.out), Path(opts.audio)
-    if not sound.is_file():
-        raise UserError(f"--audio: there is no file {sound}")
-    stream.check_out(out, bool(opts.alpha), opts.maps or ())
-    for path in (out, *(stream.map_path(out, name) for name in opts.maps or ())):
-        if path.exists() and path.samefile(sound):
-            raise UserError(f"--out={out}: {path} is the sound to speak; name another file, so that it stays")
-    use_backend("")
-    subject = bundle.load(workdir / "avatar")
     window = opts.smooth_path_window or motion.SMOOTH_WINDOW
-    plan = motion.plan(
-        subject,
-        pose=opts.pose,
-        background=opts.background,
-        smooth_window=window if opts.smooth_path or opts.smooth_path_window else 0,
-        fix_eye=opts.fix_eye,
-        eye=opts.eye,
-        data_range=opts.data_range,
-        poses=opts.poses or "train",
-        smooth_eye=bool(opts.smooth_eye),
-    )
-    n = stream.render(
-        subject,
-        sound,
-        out,
-        plan,
-        features=None if opts.features is None else Path(opts.features),
-        audio_kinds=opts.audio_kinds,
-        smooth_lips=bool(opts.smooth_lips),
-        visible_mark=bool(opts.watermark),
-        paste_back=opts.paste_back,
-        alpha=bool(opts.alpha),
-        maps=opts.maps or (),
-        torso=opts.torso,
-    )
-    print(f"{out}: {n} frames, marked as synthetic (avatar {subject.id})")
+    driving = given(opts, "pose", "background", "fix_eye", "eye", "data_range", "poses", "smooth_eye")
+    driving["smooth_window"] = window if opts.smooth_path or opts.smooth_path_window else 0
+    named = given(opts, "features", "audio_kinds", "smooth_lips", "watermark", "paste_back", "alpha", "maps", "torso")
+    workflow.render(Path(opts.workdir), opts.audio, opts.out, driving=driving, **named)
 
 
-def synthetic(opts: Options) -> None:
-    from tkjax import synthetic as subject
-
-    names = ("seconds", "size", "seed", "motion")
-    subject.make(Path(opts.out), **{n: opts.flags[n] for n in names if n in opts.flags})
+def make_synthetic(opts: Options) -> None:
+    synthetic.make(Path(opts.out), **given(opts, "seconds", "size", "seed", "motion"))
     print(f"{opts.out}/clip.mp4 and {opts.out}/dataset")
 
 
-def demo(opts: Options) -> None:
-    from tkjax.app import demo as whole_path
+def run_demo(opts: Options) -> None:
+    split = [] if opts.split is None else [("data.split", opts.split)]
+    demo.run(
+        Path(opts.workdir or demo.WORKDIR),
+        opts.config or demo.CONFIG,
+        [*opts.overrides, *split],
+        subject=given(opts, *demo.SUBJECT),
+        models=opts.models_dir,
+    )
 
-    whole_path.run(opts)
+
+MODES: dict[str, Callable[[Options], None]] = {
+    "fit": fit,
+    "preprocess": preprocess,
+    "train": train,
+    "render": render,
+    "eval": evaluate,
+    "import": lambda o: importing.run(o.source, o.workdir, **given(o, "system", "weights", "dataset")),
+    "export": lambda o: exporting.run(o.workdir, o.out),
+    "synthetic": make_synthetic,
+    "demo": run_demo,
+    "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
+}

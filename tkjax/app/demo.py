@@ -6,7 +6,9 @@ tracker sees what is true.
 """
 
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from tkjax import contract, synthetic
-from tkjax.app import cli, lock
-from tkjax.app.options import Options
+from tkjax.app import lock, workflow
 from tkjax.avatar import bundle
 from tkjax.drive import motion, stream
 from tkjax.errors import UserError
@@ -156,22 +157,23 @@ def new_speech(shown: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) ->
     return {k: v if v is not None and np.isfinite(v) else None for k, v in values.items()}
 
 
-def run(opts: Options) -> None:
-    """The demo in opts.workdir (runs/demo); the same command again continues it."""
-    workdir = Path(opts.workdir or WORKDIR)
-    settings = {k: opts.flags.get(k, v) for k, v in SUBJECT.items()}
+def run(
+    workdir: str | os.PathLike = WORKDIR, spec: str = CONFIG, overrides: workflow.Overrides = (), *,
+    subject: Mapping[str, Any] = {}, models: str | None = None,
+) -> None:  # fmt: skip
+    """The demo in a workdir; the same call again continues it. subject: what differs from SUBJECT."""
+    workdir, settings = Path(workdir), {**SUBJECT, **subject}
     if settings["seconds"] < 2:
         raise UserError(f"--seconds={settings['seconds']:g} is too short to learn from; give at least 2")
-    flags = {"config": CONFIG, **{k: v for k, v in opts.flags.items() if k in ("config", "models_dir", "split")}}
-    resolved = cli.resolve(Options("demo", flags, opts.overrides), workdir)
+    resolved = workflow.resolve(workdir, spec, overrides)
     with lock.alone(workdir):
-        _make(workdir, settings, resolved, opts.models_dir)
+        _make(workdir, settings, resolved, models)
 
 
 def _make(workdir: Path, settings: dict[str, Any], resolved: ConfigDict, models: str | None) -> None:
     dataset = make_subject(workdir / "subject", settings)
     tracker = track(workdir / "subject" / "clip.mp4", workdir / "tracked", contract.Dataset(dataset), models)
-    clip = cli.train_and_save(resolved, dataset, workdir, cli.consent_record(None, False))
+    clip = workflow.train_and_save(resolved, dataset, workdir, workflow.consent_record(None, False))
     spoken = speak(workdir, int(settings["seed"]), NEW_SPEECH_S)
     notes = {
         "mouth correlation": OPENING,
@@ -183,7 +185,7 @@ def _make(workdir: Path, settings: dict[str, Any], resolved: ConfigDict, models:
     said = spoken.pop("new_speech")
     extra = {"demo": spoken, "new_speech": said, "tracker": tracker, "notes": notes}
     videos = [(workdir / "demo.mp4", "New speech, not in training")]
-    cli.score(workdir, clip, models, extra, videos)
+    workflow.score(workdir, clip, models, extra, videos)
     ratio = "–" if said["opening_ratio"] is None else f"{said['opening_ratio']:.2f}"
     print(
         f"mouth opening on new speech: {ratio} of the subject's, correlation {spoken['mouth_correlation']:.3f} with "

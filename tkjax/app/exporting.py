@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from tkjax.app.importing import KEPT, RECORD
-from tkjax.app.options import Options
 from tkjax.app.workdir import existing_workdir
 from tkjax.avatar import bundle
 from tkjax.errors import UserError
@@ -32,9 +31,9 @@ REMEDY = "import the checkpoint again, or remove that folder to export the avata
 FULL = "only what was trained with the originals' sizes (a config's variant full) has their shapes"
 
 
-def run(opts: Options) -> None:
-    """Do it; the caller has parsed the flags workdir and out."""
-    workdir, out = existing_workdir(opts), Path(opts.out)
+def run(workdir: str | os.PathLike, out: str | os.PathLike) -> None:
+    """The avatar of a workdir -> a .pth file."""
+    workdir, out = existing_workdir(workdir), Path(out)
     if out.suffix not in (".pth", ".pt") or out.is_dir():
         raise UserError(f"--out={out} must be a file that ends with .pth")
     if not out.absolute().parent.is_dir():

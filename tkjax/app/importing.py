@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from tkjax import config, contract, interface
 from tkjax.app import lock
-from tkjax.app.options import Options
 from tkjax.app.workdir import DATASET, dataset_of, read_run, update_run
 from tkjax.avatar import bundle
 from tkjax.data.clip import Clip
@@ -37,31 +36,35 @@ KEPT, RECORD = "import", "import.json"  # folder in the workdir, and what it say
 AVATAR_ERNERF_ROWS = 20000  # frame codes of a long clip (avatar-ernerf dossier §2.3); ER-NeRF has 10000
 
 
-def run(opts: Options) -> None:
-    """Do it; the caller has parsed the flags source, workdir, system, weights, dataset, consent."""
-    path, workdir = Path(opts.source), Path(opts.workdir)
+def run(
+    source: str | os.PathLike, workdir: str | os.PathLike, system: str | None = None, weights: str | None = None,
+    dataset: str | None = None,
+) -> None:  # fmt: skip
+    """A folder or a checkpoint file into a workdir. system: what it is, where that does not show. Of a checkpoint:
+    weights `ema` or `raw`; dataset: the one that it was trained on, where the workdir has none."""
+    path, workdir = Path(source), Path(workdir)
     if not path.exists():
         raise UserError(f"--source: there is neither a file nor a folder {path}")
     if path.is_dir():
-        take_dataset(opts, path, workdir)
+        checkpoints = sorted((path / "checkpoints").glob("*.pth")) or sorted(path.glob("*.pth"))
+        if checkpoints and not list(path.glob("transforms*.json")):
+            raise UserError(f"{path} is a folder of checkpoints; import one of its files, such as {checkpoints[-1]}")
+        if weights or dataset:
+            raise UserError(f"{path} is a folder, so --{'weights' if weights else 'dataset'} has no use here")
+        take_dataset(path, workdir, system)
         return
     with lock.alone(workdir):
         if (workdir / "checkpoints" / "run.json").is_file():
             raise UserError(
                 f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir"
             )
-        take_checkpoint(opts, path, workdir)
+        take_checkpoint(path, workdir, system, weights, dataset)
 
 
-def take_dataset(opts: Options, path: Path, workdir: Path) -> None:
+def take_dataset(path: Path, workdir: Path, system: str | None) -> None:
     """A folder of the originals -> WORKDIR/dataset."""
-    checkpoints = sorted((path / "checkpoints").glob("*.pth")) or sorted(path.glob("*.pth"))
-    if checkpoints and not list(path.glob("transforms*.json")):
-        raise UserError(f"{path} is a folder of checkpoints; import one of its files, such as {checkpoints[-1]}")
-    if opts.weights or opts.dataset:
-        raise UserError(f"{path} is a folder, so --{'weights' if opts.weights else 'dataset'} has no use here")
     arguments = [f"--source={path}", f"--workdir={workdir}"]
-    arguments += [f"--system={opts.system}"] if opts.system else []
+    arguments += [f"--system={system}"] if system else []
     with lock.alone(workdir):
         torch_side.run("preprocess.importers.dataset", arguments)
         update_run(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
@@ -86,7 +89,7 @@ def warn_of_kind(workdir: Path) -> None:
 # ---------------------------------------------------------------- a checkpoint
 
 
-def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
+def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str | None, dataset: str | None) -> None:
     """A .pth -> WORKDIR/avatar, config.json, run.json, import/, checkpoints/; all of them are replaced at the end, or
     none. The caller holds the workdir's lock."""
     for left in workdir.glob(f".{KEPT}.*"):  # of an import that was killed
@@ -94,10 +97,10 @@ def take_checkpoint(opts: Options, path: Path, workdir: Path) -> None:
     new = workdir / f".{KEPT}.{os.getpid()}"
     try:
         file = source.read(path, new / KEPT)
-        found = source.recognise(file, opts.system)
-        tensors, chosen, about = source.choose(file, found, opts.weights)
-        name = _name(found, opts.system)
-        clip, spec = _clip(opts, workdir, found, name)
+        found = source.recognise(file, system)
+        tensors, chosen, about = source.choose(file, found, wanted)
+        name = _name(found, system)
+        clip, spec = _clip(dataset, workdir, found, name)
         resolved = resolve(found, spec["kind"], tensors.get("aabb_infer"))
         model = load_system(resolved.system)(resolved, clip.info)
         variables, occupancy = fill(model, found, tensors)
@@ -210,13 +213,13 @@ def _stages(model: interface.Model, found: Recognised, file: Source) -> list[str
     return [name for name in names if name == "head" or (lips and name == "lips")]
 
 
-def _clip(opts: Options, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
+def _clip(given: str | None, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
     """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file."""
-    has = opts.dataset or read_run(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
+    has = given or read_run(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
     if not has:
         spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
         return stand_in.StandIn(spec), spec
-    root = dataset_of(opts, workdir)
+    root = dataset_of(workdir, given)
     dataset, rows = contract.Dataset(root), found.sizes.code_rows
     kind = _kind(dataset, found.sizes.audio)
     if dataset.n_frames > rows:

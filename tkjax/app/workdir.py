@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tkjax import contract
-from tkjax.app.options import Options
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
@@ -43,18 +42,18 @@ def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
     return merged
 
 
-def existing_workdir(opts: Options) -> Path:
-    """--workdir, which must be there."""
-    path = Path(opts.workdir)
+def existing_workdir(workdir: str | os.PathLike) -> Path:
+    """The folder of a run, which must be there."""
+    path = Path(workdir)
     if not path.is_dir():
         raise UserError(f"--workdir: there is no folder {path}")
     return path
 
 
-def dataset_of(opts: Options, workdir: Path) -> Path:
-    """The dataset of a run: --dataset, else the one the run was trained on, else WORKDIR/dataset."""
-    if opts.dataset:
-        path = Path(opts.dataset)
+def dataset_of(workdir: Path, given: str | os.PathLike | None = None) -> Path:
+    """The dataset of a run: the one given, else the one the run was trained on, else WORKDIR/dataset."""
+    if given:
+        path = Path(given)
         if not path.is_dir():
             raise UserError(f"--dataset: there is no folder {path}")
         if not (path / contract.MANIFEST).is_file():
