@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import types
+from copy import copy as shallow_copy
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tests import tiny, tiny_full
 from tkjax import config, contract
 from tkjax.avatar import bundle
 from tkjax.avatar.track import face
-from tkjax.data.clip import Clip, over
+from tkjax.data.dataset_clip import DatasetClip, over
 from tkjax.errors import UserError
 from tkjax.media import images
 from tkjax.models import load_system
@@ -27,7 +28,7 @@ CONSENT = {"statement": "mine", "asked": True}
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("avatar")
-    clip = Clip(tiny.make_dataset(folder / "dataset", n=77), folder / "cache")
+    clip = DatasetClip(tiny.make_dataset(folder / "dataset", n=77), folder / "cache")
     return folder, clip, save(folder / "avatar", clip, 0)
 
 
@@ -129,7 +130,7 @@ def test_the_dataset_s_own_frames_are_the_whole_ones_where_it_was_not_cropped(sa
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_whole_frames_of_a_crop_are_taken_over(tmp_path, keyed):
-    clip = Clip(tiny_full.make_dataset(tmp_path / "dataset", keyed=keyed), tmp_path / "cache")
+    clip = DatasetClip(tiny_full.make_dataset(tmp_path / "dataset", keyed=keyed), tmp_path / "cache")
     save(tmp_path / "avatar", clip, 0)
     shutil.copytree(tmp_path / "avatar", tmp_path / "copy")
     shutil.rmtree(tmp_path / "dataset")
@@ -153,7 +154,7 @@ def test_a_keyed_clip_that_was_not_cropped_keeps_its_matte(tmp_path):
     mattes = [np.random.default_rng(i).integers(0, 256, (24, 32), np.uint8) for i in range(33)]
     more = {"alpha_bytes": [images.encode_png(m) for m in mattes]}
     tiny.make_dataset(tmp_path / "dataset", more=more, source={"background_trt": [40, 0, 120]})
-    save(tmp_path / "avatar", Clip(tmp_path / "dataset", tmp_path / "cache"), 0)
+    save(tmp_path / "avatar", DatasetClip(tmp_path / "dataset", tmp_path / "cache"), 0)
     subject = bundle.load(tmp_path / "avatar")
     assert not subject.cropped and not subject.meta["full"]["straight"]
     for i in (32, 0, 7):
@@ -162,7 +163,7 @@ def test_a_keyed_clip_that_was_not_cropped_keeps_its_matte(tmp_path):
 
 
 def test_parsing_classes_decide_what_the_face_is(tmp_path):
-    clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
+    clip = DatasetClip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
     classes = np.zeros((24, 32), np.uint8)
     classes[5:15, 8:20], classes[8:10, 10:14], classes[15:20] = 1, 17, 14
 
@@ -175,9 +176,10 @@ def test_parsing_classes_decide_what_the_face_is(tmp_path):
 
 
 def test_a_stand_in_without_a_dataset_is_enough(saved, tmp_path):
-    clip = saved[1]
-    names = ("info", "fps", "plate", "cam_to_world", "eye_closed", "expression", "confidence", "boxes", "torso_rgba")
-    stand_in = types.SimpleNamespace(**{n: getattr(clip, n) for n in names}, train_range=(0, 5))
+    clip, stand_in = saved[1], shallow_copy(saved[1])
+    stand_in.dataset = stand_in.eye_area = stand_in.landmarks68_px = None
+    stand_in.torso_rgba, stand_in.has_labels = clip.torso_rgba, False
+    stand_in.train_frames, stand_in.heldout_frames = np.arange(5), np.arange(0)
     resolved = tiny.config()
     variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
     bundle.save(tmp_path, resolved, variables, 4, stand_in, {"kind": "logmel"}, CONSENT, stages=["all"])

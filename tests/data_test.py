@@ -18,9 +18,9 @@ from tests.contract_test import rewrite_shard
 from tests.tiny_dataset import frames, write_tiny, writer
 from tkjax import contract
 from tkjax.contract import AudioFeatures, ContractError
-from tkjax.data import clip as clips
+from tkjax.data import dataset_clip as clips
 from tkjax.data import frame_cache, sampling
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.host import files
 from tkjax.media import images
@@ -36,13 +36,13 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(root) -> Clip:
-    return Clip(root, root.parent / "cache")
+def clip(root) -> DatasetClip:
+    return DatasetClip(root, root.parent / "cache")
 
 
 @pytest.fixture(scope="module")
-def small(root) -> Clip:
-    return Clip(root, root.parent / "cache", size=15)
+def small(root) -> DatasetClip:
+    return DatasetClip(root, root.parent / "cache", size=15)
 
 
 def generators(*seeds):
@@ -97,7 +97,7 @@ def test_squares_stay_square_when_boxes_shrink():
 
 def test_disk_host_and_device_give_the_same_numbers(root, small):
     jax = pytest.importorskip("jax")
-    others = [Clip(root, root.parent / "cache", size=15, preload=p) for p in ("host", "device")]
+    others = [DatasetClip(root, root.parent / "cache", size=15, preload=p) for p in ("host", "device")]
     for sampler in clips.SAMPLERS:
         batches = [c.batch(np.array([3, 66]), generators(1, 2), sampler, 64, 4, "torso") for c in (small, *others)]
         for b in batches[1:]:
@@ -107,14 +107,14 @@ def test_disk_host_and_device_give_the_same_numbers(root, small):
 
 def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeypatch, caplog):
     monkeypatch.setattr(clips, "_free_memory", lambda: N * 150 * 4)
-    clip = Clip(root, root.parent / "cache", size=15, preload="device")
+    clip = DatasetClip(root, root.parent / "cache", size=15, preload="device")
     assert "target" in clip._device and "background" not in clip._device
     assert "background needs" in caplog.text
     a, b = (c.batch(np.array([5]), generators(1), "rays", 50) for c in (clip, small))
     np.testing.assert_array_equal(np.asarray(a.background), b.background)
     monkeypatch.setattr(clips, "_free_memory", lambda: 10)
     assert isinstance(
-        Clip(root, root.parent / "cache", size=15, preload="host")._cache["target"], frame_cache.CachedArray
+        DatasetClip(root, root.parent / "cache", size=15, preload="host")._cache["target"], frame_cache.CachedArray
     )
 
 
@@ -213,7 +213,7 @@ def test_lips_tiles_cover_the_lips_box_of_every_training_frame_that_was_seen(tmp
         w.add(f)
         w.add_file("background.png", images.encode_png(np.zeros((size, size, 3), np.uint8)))
         w.add_file("audio_logmel.npz", tmp_path / "a" / "audio_logmel.npz")
-    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    clip = DatasetClip(tmp_path / "d", tmp_path / "cache")
     seen = [i for i in range(*clip.train_range) if i != 5]
     k = -(-int((f["lips_box_px"][seen, 2] - f["lips_box_px"][seen, 0]).max()) // 8)
     assert clip.lips_tiles(8) == k
@@ -238,10 +238,10 @@ def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
         (lambda: clip.batch(np.array([0]), g, "patch", 100, 32), "shorter side"),
         (lambda: clip.batch(np.array([0]), g, "patch", 10, 4), "patch² = 16"),
         (lambda: clip.batch(np.array([0]), g, "rays", 0), "at least 1"),
-        (lambda: Clip(root, tmp_path, preload="gpu"), "disk, host, device"),
-        (lambda: Clip(root, tmp_path, size=-1), "expected 0"),
-        (lambda: Clip(root, tmp_path, audio_kind="hubert"), "logmel"),
-        (lambda: Clip(tmp_path / "none", tmp_path), "manifest.json"),
+        (lambda: DatasetClip(root, tmp_path, preload="gpu"), "disk, host, device"),
+        (lambda: DatasetClip(root, tmp_path, size=-1), "expected 0"),
+        (lambda: DatasetClip(root, tmp_path, audio_kind="hubert"), "logmel"),
+        (lambda: DatasetClip(tmp_path / "none", tmp_path), "manifest.json"),
     ):
         with pytest.raises(UserError) as error:
             call()
@@ -291,10 +291,10 @@ def test_pictures_that_are_none_are_refused_with_shard_and_frame(tmp_path, membe
 
     rewrite_shard(tmp_path / "d", change)
     if words is None:  # a jpeg whose end is lost may still decode; it never crashes
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
         return
     with pytest.raises(UserError) as error:
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
     text = str(error.value)
     assert words in text and f"member {member} of frame 2" in text and "shard-00000-" in text and "\n" not in text
 
@@ -302,7 +302,7 @@ def test_pictures_that_are_none_are_refused_with_shard_and_frame(tmp_path, membe
 @pytest.mark.parametrize("damage", ["truncate", "no marker", "other marker", "missing", "other shape"])
 def test_a_damaged_cache_is_built_again(tmp_path, damage):
     write_tiny(tmp_path / "d", n=4)
-    good = Clip(tmp_path / "d", tmp_path / "cache").target(3)
+    good = DatasetClip(tmp_path / "d", tmp_path / "cache").target(3)
     (folder,) = (tmp_path / "cache").iterdir()
     file = folder / "target.npy"
     if damage == "truncate":
@@ -315,20 +315,20 @@ def test_a_damaged_cache_is_built_again(tmp_path, damage):
         file.unlink()
     else:
         np.save(file, np.zeros((4, 16, 12, 3), np.uint8))
-    again = Clip(tmp_path / "d", tmp_path / "cache")
+    again = DatasetClip(tmp_path / "d", tmp_path / "cache")
     np.testing.assert_array_equal(again.target(3), good)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
 def test_a_cache_is_kept_while_the_dataset_is_the_same_and_not_when_it_changed(tmp_path):
     write_tiny(tmp_path / "d", n=4)
-    Clip(tmp_path / "d", tmp_path / "cache")
+    DatasetClip(tmp_path / "d", tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
     before = (folder / "target.npy").stat().st_mtime_ns
-    Clip(tmp_path / "d", tmp_path / "cache")
+    DatasetClip(tmp_path / "d", tmp_path / "cache")
     assert (folder / "target.npy").stat().st_mtime_ns == before
     write_tiny(tmp_path / "d", n=4, seed=1)
-    Clip(tmp_path / "d", tmp_path / "cache")
+    DatasetClip(tmp_path / "d", tmp_path / "cache")
     (other,) = (tmp_path / "cache").iterdir()
     assert other.name != folder.name
 
@@ -340,10 +340,10 @@ def test_the_cache_holds_one_size_says_how_much_and_touches_nothing_else(tmp_pat
     (cache / "notes.txt").write_text("mine")
     (cache / "0123456789abcdef-9x9-v1.part").mkdir()  # of an earlier version, cut short
     caplog.set_level("INFO", "tkjax.data.frame_cache")
-    large = Clip(tmp_path / "d", cache)
+    large = DatasetClip(tmp_path / "d", cache)
     before = [large.target(i) for i in range(2)]
     (old,) = (p for p in cache.iterdir() if p.name.endswith(f"-{large.height}x{large.width}-v{frame_cache._VERSION}"))
-    small = Clip(tmp_path / "d", cache, size=8)
+    small = DatasetClip(tmp_path / "d", cache, size=8)
     assert "4 decoded pictures of 8x6 in" in caplog.text and "removed from" in caplog.text
     assert not old.exists() and {p.name for p in cache.iterdir()} >= {"my photos", "notes.txt"}
     assert len(list(cache.iterdir())) == 3
@@ -354,14 +354,14 @@ def test_the_cache_holds_one_size_says_how_much_and_touches_nothing_else(tmp_pat
 @pytest.mark.parametrize("preload", ["disk", "host", "device"])
 def test_a_flipped_bit_in_the_cache_is_noticed_and_the_next_run_decodes_anew(tmp_path, preload):
     write_tiny(tmp_path / "d", n=4)
-    good = Clip(tmp_path / "d", tmp_path / "cache").target(2)
+    good = DatasetClip(tmp_path / "d", tmp_path / "cache").target(2)
     (folder,) = (tmp_path / "cache").iterdir()
     raw = bytearray((folder / "target.npy").read_bytes())
     raw[-good.nbytes - 1] ^= 4  # the last byte of frame 2
     (folder / "target.npy").write_bytes(bytes(raw))
     with pytest.raises(UserError, match=r"target\.npy: frame 2 is not as it was written.*run the command again"):
-        Clip(tmp_path / "d", tmp_path / "cache", preload=preload).target(2)
-    np.testing.assert_array_equal(Clip(tmp_path / "d", tmp_path / "cache").target(2), good)
+        DatasetClip(tmp_path / "d", tmp_path / "cache", preload=preload).target(2)
+    np.testing.assert_array_equal(DatasetClip(tmp_path / "d", tmp_path / "cache").target(2), good)
 
 
 def test_a_cache_without_locks_is_built_and_a_broken_disk_says_so(tmp_path, monkeypatch):
@@ -375,18 +375,18 @@ def test_a_cache_without_locks_is_built_and_a_broken_disk_says_so(tmp_path, monk
 
     monkeypatch.setattr(files.fcntl, "flock", fails(errno.EIO))
     with pytest.raises(UserError, match="cache: Input/output error"):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
     monkeypatch.setattr(files.fcntl, "flock", fails(errno.EBADF))
     with pytest.raises(OSError, match="Bad file"):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
     monkeypatch.setattr(files.fcntl, "flock", fails(errno.ENOLCK))
     with pytest.warns(UserWarning, match="nothing keeps a second run out"):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
 
 
 def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
     write_tiny(tmp_path / "d", n=150)
-    wanted = Clip(tmp_path / "d", tmp_path / "whole")
+    wanted = DatasetClip(tmp_path / "d", tmp_path / "whole")
     decode, seen = frame_cache.decode_frame, []
 
     def counted(dataset, i, *rest):
@@ -397,11 +397,11 @@ def test_a_build_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(frame_cache, "decode_frame", counted)
     with pytest.raises(KeyboardInterrupt):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
     monkeypatch.setattr(
         frame_cache, "decode_frame", lambda dataset, i, *rest: seen.append(-i) or decode(dataset, i, *rest)
     )
-    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    clip = DatasetClip(tmp_path / "d", tmp_path / "cache")
     assert sorted(i for i in seen if i < 0) == sorted(range(-149, -63)), "the first 64 frames were there"
     for i in range(150):
         np.testing.assert_array_equal(clip.target(i), wanted.target(i))
@@ -412,15 +412,15 @@ def test_a_disk_that_is_too_small_is_reported_before_work_begins(tmp_path, monke
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="decoded frames need"):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.heavy
 def test_a_build_killed_at_random_moments_ends_true(tmp_path):
     write_tiny(tmp_path / "d", n=400, height=24, width=24)
-    wanted = Clip(tmp_path / "d", tmp_path / "whole")
-    code = "import sys; from tkjax.data.clip import Clip; print('go', flush=True); Clip(*sys.argv[1:])"
+    wanted = DatasetClip(tmp_path / "d", tmp_path / "whole")
+    code = "import sys; from tkjax.data import dataset_clip as d; print('go', flush=True); d.DatasetClip(*sys.argv[1:])"
     for wait in (0.0, 0.05, 0.15):
         command = [sys.executable, "-c", code, str(tmp_path / "d"), str(tmp_path / "cache")]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -429,7 +429,7 @@ def test_a_build_killed_at_random_moments_ends_true(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-    clip = Clip(tmp_path / "d", tmp_path / "cache")
+    clip = DatasetClip(tmp_path / "d", tmp_path / "cache")
     for i in range(0, 400, 7):
         np.testing.assert_array_equal(clip.target(i), wanted.target(i))
 
@@ -442,12 +442,12 @@ def test_memory_stays_flat_while_a_clip_is_cached_and_sampled(tmp_path):
     code = """
 import json, re, sys
 import numpy as np
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 import tkjax.types
 def memory(key):
     return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 start = memory("VmRSS")
-clip = Clip(sys.argv[1], sys.argv[2])
+clip = DatasetClip(sys.argv[1], sys.argv[2])
 for i in range(0, clip.n_frames, 4):
     clip.batch(np.arange(i, i + 4), [np.random.default_rng(i)] * 4, "rays", 512)
 print(json.dumps([start, memory("VmHWM")]))
@@ -466,7 +466,7 @@ def test_a_dataset_that_breaks_the_contract_does_not_become_a_clip(tmp_path):
     shard = next((tmp_path / "d").glob("shard*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ContractError, match=shard.name):
-        Clip(tmp_path / "d", tmp_path / "cache")
+        DatasetClip(tmp_path / "d", tmp_path / "cache")
 
 
 def test_every_alpha_over_every_colour_is_rounded_to_nearest():

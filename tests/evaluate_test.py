@@ -1,5 +1,6 @@
 """The numbers of a report: by hand where a picture is known, null where nothing can be known."""
 
+import copy
 import json
 
 import av
@@ -12,7 +13,7 @@ from tests import tiny
 from tkjax import config, contract, perceptual
 from tkjax.app import workflow
 from tkjax.avatar import bundle
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.interface import Rate, Stage
 from tkjax.measure import evaluate, formulas, report, scores
@@ -52,7 +53,7 @@ class Layered(tiny.Model):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    return Clip(tiny.make_dataset(folder / "dataset"), folder / "cache")
+    return DatasetClip(tiny.make_dataset(folder / "dataset"), folder / "cache")
 
 
 def run(clip, folder, background="torso", model=None, **kwargs):
@@ -258,7 +259,8 @@ def test_frames_without_a_detection_count_for_the_full_frame_only():
 
 def test_thinning_keeps_the_ends_and_no_held_out_frame_is_an_error(clip):
     assert evaluate.frames_to_score(clip, 2).tolist() == [30, 32]
-    empty = type("Clip", (), {"heldout_range": (5, 5)})
+    empty = copy.copy(clip)
+    empty.heldout_frames = np.arange(0)
     with pytest.raises(UserError, match="held-out"):
         evaluate.frames_to_score(empty, 0)
 
@@ -266,7 +268,8 @@ def test_thinning_keeps_the_ends_and_no_held_out_frame_is_an_error(clip):
 def test_frames_whose_picture_is_made_up_are_not_scored(clip):
     missing = np.zeros(clip.n_frames, bool)
     missing[30] = True
-    holes = type("Clip", (), {"heldout_range": clip.heldout_range, "picture_missing": missing})
+    holes = copy.copy(clip)
+    holes.picture_missing = missing
     assert evaluate.frames_to_score(holes, 0).tolist() == [i for i in range(*clip.heldout_range) if i != 30]
     holes.picture_missing = np.ones(clip.n_frames, bool)
     with pytest.raises(UserError, match=r"none of the held-out frames 30..\d+ has a picture of its own"):
@@ -292,11 +295,11 @@ def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch)
     assert data["psnr_outside_mask"] > 50 and data["box_edge"] is None and data["reasons"]["box_edge"]
     assert data["stages"] == ["all"] and first["speed"]["render_fps"] != pasted["speed"]["render_fps"]
     assert data["seam"] == first["seam"] > 0 and "PSNR outside mask" in (workdir / "report.html").read_text()
-    assert len(workflow.score(workdir, fitted, None, paste_back="none")["rows"]) == 1
+    assert len(workflow.score(workdir, fitted, None, paste_back="none").rows) == 1
     again = config.load(str(workdir / "config.json"))
     assert again.to_dict() == config.load(str(workdir / "config.json")).to_dict() and again.system == "tests.tiny"
     assert config.differing(config.to_dict(again), config.to_dict(resolved)) == []
-    other = Clip(tiny.make_dataset(tmp_path / "other", n=44), tmp_path / "cache")
+    other = DatasetClip(tiny.make_dataset(tmp_path / "other", n=44), tmp_path / "cache")
     with pytest.raises(UserError, match="n_frames is 44, not 33"):
         workflow.score(workdir, other, None)
 

@@ -17,7 +17,7 @@ from tkjax import config, contract
 from tkjax.app import cli, exporting, importing, options
 from tkjax.app.workdir import dataset_of
 from tkjax.avatar import bundle
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays
 from tkjax.host import torch_side
@@ -622,7 +622,7 @@ def save_fresh(workdir: Path, resolved, clip, spec) -> None:
 
 
 def test_avatars_of_other_systems_are_not_exported(tmp_path):
-    clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
+    clip = DatasetClip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
     resolved = tiny.config()
     model = load_system(resolved.system)(resolved, clip.info)
     spec = bundle.audio_spec(clip.audio)

@@ -16,7 +16,7 @@ from preprocess.importers import dataset, folder_layout, frame_pictures, track_c
 from preprocess.importers.folder_layout import Notes
 from tests import er_layout
 from tkjax import cameras, contract
-from tkjax.data.clip import Clip, audio_windows
+from tkjax.data.dataset_clip import DatasetClip, audio_windows
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays, transforms
 from tkjax.formats.tables import ranges
@@ -190,7 +190,7 @@ def test_the_round_trip_is_exact(native, whole):
 
 def test_the_loader_makes_the_targets_of_the_folder(whole, tmp_path):
     folder, d = whole
-    clip = Clip(d.root, tmp_path / "cache")
+    clip = DatasetClip(d.root, tmp_path / "cache")
     for i in range(N):
         given = images.read_rgb(folder / f"gt_imgs/{i}.jpg")
         assert frame_pictures.psnr(clip.target(i), given) > 38
@@ -369,7 +369,7 @@ def test_every_frame_hears_the_windows_that_the_original_gives_it(whole, tmp_pat
     sequence = np.random.default_rng(n).standard_normal((2 * N + 40, 29)).astype(np.float32)
     array = windows(sequence, n)
     np.save(folder / "aud_ds.npy", array)
-    clip = Clip(imported(folder, tmp_path)[0].root, tmp_path / "cache", audio_kind="deepspeech")
+    clip = DatasetClip(imported(folder, tmp_path)[0].root, tmp_path / "cache", audio_kind="deepspeech")
     padded = np.concatenate([np.zeros((4, 16, 29)), array, np.zeros((20, 16, 29))])
     for i, heard in enumerate(audio_windows(clip.audio, np.arange(N))):
         np.testing.assert_array_equal(heard, padded[i : i + 8].astype(np.float32), err_msg=f"frame {i}")
@@ -711,7 +711,7 @@ def test_a_constant_background_makes_a_keyed_clip(avatar_folder, tmp_path, capsy
         np.testing.assert_allclose(rgb[2, 2], [10 * (k + 2), 200, 60], atol=12)  # continued
         crop = images.decode_png(d.frame_bytes("alpha_bytes", k))
         assert crop.shape == (48, 40) and crop[24, 20] == 255 and crop[0, 0] == 0
-    clip = Clip(d.root, tmp_path / "cache")
+    clip = DatasetClip(d.root, tmp_path / "cache")
     assert clip.target(0).shape == (48, 40, 3)
 
 

@@ -33,7 +33,7 @@ ROOMS = {
     "train": "errors types host interface config data models render ops",
     "avatar": "errors types host interface config contract media data models",
     "drive": "errors types host cameras contract media formats data avatar render",
-    "measure": "errors types host interface contract media perceptual data drive render",
+    "measure": "errors types host interface contract media perceptual data avatar drive render",
     "app": "errors types host interface config contract media ops models data synthetic originals train avatar drive "
     "measure",
 }

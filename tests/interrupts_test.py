@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from tkjax import config
 from tkjax.avatar import bundle
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.host import interrupts
 from tkjax.media import audio
 from tkjax.models import load_system
@@ -137,7 +137,7 @@ def test_preprocessing_that_is_stopped_leaves_no_half_file_and_says_that_it_cont
 @pytest.mark.parametrize(("out", "stopped"), [("o.mp4", STOPS[0]), ("frames", STOPS[1])])
 def test_rendering_that_is_stopped_leaves_what_was_there_and_nothing_else(tmp_path, out, stopped):
     number, code, word = stopped
-    clip = Clip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
+    clip = DatasetClip(tiny.make_dataset(tmp_path / "dataset"), tmp_path / "cache")
     resolved = tiny.config()
     model = load_system(resolved.system)(resolved, clip.info)
     spec, variables = bundle.audio_spec(clip.audio), model.init(jax.random.key(0))

@@ -15,12 +15,12 @@ SIZE, N = 256, 15_000
 TRAIN = """
 import resource, sys
 from configs import er_nerf
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.train.loop import train
 root, workdir = sys.argv[1:]
 config = er_nerf.get_config("cpu")
 config.train.head.steps, config.train.preview_every = 40, 20
-clip = Clip(root, workdir + "/cache", size=config.data.size, preload="disk")
+clip = DatasetClip(root, workdir + "/cache", size=config.data.size, preload="disk")
 train(config, clip, workdir)
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -62,7 +62,7 @@ def pose(angle):
 
 
 def batch(frames=(3,), seed=0, rays=RAYS, sampler="rays"):
-    """Random pixels; of `lips` four tiles of PATCH x PATCH in the middle, as `tkjax.data.clip` gives them."""
+    """Random pixels; of `lips` four tiles of PATCH x PATCH in the middle, as `tkjax.data.dataset_clip` gives them."""
     parts = []
     for frame in frames:
         rng = np.random.default_rng([seed, frame])

@@ -1,5 +1,6 @@
 """The page is one file, the json is strict, and what is unknown is null."""
 
+import dataclasses
 import json
 import math
 import re
@@ -29,6 +30,20 @@ REPORT = {
     "notes": {"PSNR": "a < b"},
     "config": {"a": (1, 2)},
 }
+BLANK = {
+    "more_metrics": {},
+    "more_baselines": {},
+    **dict.fromkeys(("seam", "box_edge", "psnr_outside_mask")),
+    "params": {},
+    "response": {},
+    "comparison": ["model", "truth"],
+    "size": [8, 16],
+    "stages": ["head"],
+}
+
+
+def made(**changes) -> report.Report:
+    return report.Report(**{**BLANK, **REPORT, **changes})
 
 
 class Checker(HTMLParser):
@@ -44,7 +59,7 @@ class Checker(HTMLParser):
 
 def write(folder, rows=(), **kwargs):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"torn": ')
-    report.write(folder, REPORT, **kwargs)
+    report.write(folder, made(), **kwargs)
     return (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
 
 
@@ -87,7 +102,7 @@ def test_every_row_is_in_the_table_with_its_seams_and_parameters(tmp_path):
     pasted |= {"psnr_outside_mask": 100.0, "box_edge": None, "more_metrics": {"lpips": 0.01234}}
     extra = {"rows": [*REPORT["rows"], pasted], "params": {"head": 683509, "torso": 1199692, "total": 1883201}}
     extra |= {"more_metrics": {"lpips": None}, "comparison": ["model over the true torso", "truth"]}
-    report.write(tmp_path, {**REPORT, **extra}, worst=[("frame 3", np.full((8, 16, 3), 90, np.uint8))])
+    report.write(tmp_path, made(**extra), worst=[("frame 3", np.full((8, 16, 3), 90, np.uint8))])
     page = (tmp_path / "report.html").read_text()
     table = page[page.index("<table>") : page.index("</table>")]
     assert table.count('class="model"') == 2 and "given: torso + background" in table
@@ -125,7 +140,7 @@ RESPONSE = {
 
 
 def test_both_curves_of_a_response_are_drawn_and_what_is_unknown_has_its_sentence(tmp_path):
-    report.write(tmp_path, {**REPORT, "response": RESPONSE})
+    report.write(tmp_path, made(response=RESPONSE))
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 1 and "700 px change" in page and "lower face" in page
     assert "silence is &lt;unknown&gt;" in page and "too still" in page and "<td>0.25</td>" in page
@@ -136,13 +151,20 @@ def test_a_machine_without_matplotlib_gets_the_report_without_curves(tmp_path, m
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (tmp_path / "metrics.jsonl").write_text('{"stage": "a", "step": 1, "loss": 3.0}\n')
-    report.write(tmp_path, {**REPORT, "response": RESPONSE})
+    report.write(tmp_path, made(response=RESPONSE))
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page and "matplotlib is not installed" in page and "700 px change" in page
+
+
+def test_the_json_has_the_fields_of_the_report_and_the_demo_its_own(tmp_path):
+    _, data = write(tmp_path)
+    names = [field.name for field in dataclasses.fields(report.Report)]
+    assert list(data) == [n for n in names if n not in ("demo", "new_speech", "tracker")]
+    assert list(made(demo={}, new_speech={}, tracker={}).to_json()) == names
 
 
 def test_the_numbers_are_there_before_the_page_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report.write(tmp_path, REPORT)
+        report.write(tmp_path, made())
     assert json.loads((tmp_path / "report.json").read_text())["system"] == "er_nerf"

@@ -8,7 +8,7 @@ from PIL import Image
 from tests import peak, tiny, tiny_full, tiny_layers
 from tests.alpha_test import read_rgba
 from tkjax.app import cli, options
-from tkjax.data.clip import Clip, over
+from tkjax.data.dataset_clip import DatasetClip, over
 from tkjax.drive import motion, stream
 from tkjax.drive.scene import Scene, bleed
 from tkjax.errors import UserError
@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     tiny_full.make_dataset(folder / "cropped")
     tiny_full.make_dataset(folder / "keyed", keyed=True)
     for name in ("plain", "cropped", "keyed"):
-        clip = Clip(folder / name, folder / f"{name}-cache")
+        clip = DatasetClip(folder / name, folder / f"{name}-cache")
         out[name] = tiny_layers.save(folder / f"{name}-avatar", clip)
         if name == "plain":
             out["head"] = tiny_layers.save(folder / "head-avatar", clip, ["head"])

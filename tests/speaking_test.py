@@ -1,7 +1,6 @@
 """What makes an avatar speak: many frames in one call, a stage that only listens, rare frames, named randomness."""
 
 import dataclasses
-import types
 
 import flax.linen as nn
 import jax
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs import er_nerf, rad_nerf
 from tests.er_nerf_test import A, batch, info, tiny
+from tests.stubs.clip import FakeClip
 from tkjax.data import sampling
 from tkjax.data.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
 from tkjax.fields.audio import Conv
@@ -124,7 +124,8 @@ def test_rare_frames_are_repeated_until_they_are_the_share_asked_for_and_no_fram
 
 
 def test_blinks_and_wide_mouths_are_both_shown_more_and_nothing_where_no_share_is_asked_for():
-    clip = types.SimpleNamespace(eye_closed=np.zeros(100), lip_shape=np.zeros((100, 6)))
+    clip = FakeClip(n_frames=100, height=8, width=8)
+    clip.eye_closed, clip.lip_shape = np.zeros(100), np.zeros((100, 6))
     clip.eye_closed[3], clip.lip_shape[7, 0] = 1.0, 2.0
     count = np.bincount(shown_more(np.arange(100), clip, 0.05), minlength=100)
     assert count[3] > 3 and count[7] > 3 and count.sum() - count[3] - count[7] == 98

@@ -20,7 +20,7 @@ from tests import tiny, tiny_dataset
 from tkjax import config, contract
 from tkjax.avatar import avatar_json, bundle
 from tkjax.contract import Dataset
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.media import images
 from tkjax.models import load_system
@@ -45,7 +45,7 @@ sys.addaudithook(_note_opened)
 def place(tmp_path_factory):
     """A folder with `avatar`, `dataset`, and `outside`, which holds what a bundle may point at."""
     root = tmp_path_factory.mktemp("stranger")
-    clip = Clip(tiny.make_dataset(root / "clip", n=70), root / "cache")
+    clip = DatasetClip(tiny.make_dataset(root / "clip", n=70), root / "cache")
     resolved = tiny.config()
     variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
     bundle.save(root / "avatar", resolved, variables, 4, clip, bundle.audio_spec(clip.audio), {"statement": "mine"})
@@ -486,7 +486,7 @@ def test_consent_is_under_the_digest(copy):
 
 def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, monkeypatch):
     subject = bundle.load(copy)
-    clip = Clip(place / "clip", place / "cache")
+    clip = DatasetClip(place / "clip", place / "cache")
     variables = subject.variables(subject.model())
 
     def dies(*_):
@@ -501,7 +501,7 @@ def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, 
 
 def test_an_avatar_that_could_not_be_read_back_is_not_written(place, copy):
     subject = bundle.load(copy)
-    variables, clip = subject.variables(subject.model()), Clip(place / "clip", place / "cache")
+    variables, clip = subject.variables(subject.model()), DatasetClip(place / "clip", place / "cache")
     for consent in ({"statement": "\udc80"}, {"statement": 3}):
         with pytest.raises(UserError, match="consent"):
             bundle.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], consent)

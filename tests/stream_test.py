@@ -26,10 +26,10 @@ SPEC = stream.Spec(window=16, hop=2, left=8, channels=3, neighbours=8, n_frames=
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     """An avatar of the tiny dataset with untrained but known variables."""
-    from tkjax.data.clip import Clip
+    from tkjax.data.dataset_clip import DatasetClip
 
     folder = tmp_path_factory.mktemp("stream")
-    clip = Clip(tiny.make_dataset(folder / "dataset"), folder / "cache")
+    clip = DatasetClip(tiny.make_dataset(folder / "dataset"), folder / "cache")
     resolved = tiny.config()
     model = load_system(resolved.system)(resolved, clip.info)
     spec = bundle.audio_spec(clip.dataset.audio_features("logmel"))
@@ -81,7 +81,7 @@ def test_windows_are_those_of_the_contract(n_rows, n_frames):
 @pytest.mark.parametrize(("window", "hop", "left", "pad"), [(16, 2, 8, 8), (2, 2, 0, 0), (5, 3, 1, 2), (4, 2, 4, 4)])
 @given(n_rows=st.integers(1, 70), cuts=st.lists(st.integers(0, 70), max_size=6))
 def test_windows_are_those_of_the_training_loader(window, hop, left, pad, n_rows, cuts):
-    from tkjax.data.clip import audio_windows
+    from tkjax.data.dataset_clip import audio_windows
 
     rows = np.random.default_rng(0).normal(size=(n_rows, 3)).astype(np.float32)
     features = contract.AudioFeatures("logmel", rows, 50.0, 0.01, "x", window, hop, left, pad)

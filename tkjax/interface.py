@@ -6,9 +6,9 @@ and evaluator know nothing else about it. `tkjax.models.load_system` finds it.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
 
@@ -77,7 +77,7 @@ class Stage:
 class Model:
     """A talking-portrait system. Subclasses override what differs; instances hold only constants."""
 
-    def __init__(self, config: Any, info: SubjectInfo):
+    def __init__(self, config: ConfigDict, info: SubjectInfo):
         self.config, self.info = config, info
 
     def init(self, key: jax.Array) -> Variables:

@@ -1,6 +1,4 @@
-"""A clip in memory with the interface of `tkjax.data.clip.Clip`: smooth pictures of a blob that moves and speaks."""
-
-from types import SimpleNamespace
+"""A `tkjax.data.clip.Clip` in memory: smooth pictures of a blob that moves and speaks."""
 
 import numpy as np
 
@@ -70,7 +68,8 @@ class FakeClip:
         self.lower_face = self.boxes["face_box_px"].astype(np.float32)
         self.picture_missing = np.zeros(self.n_frames, bool)
         self.fps, self.plate = 25.0, self._background["plate"]
-        self.dataset = SimpleNamespace(manifest={"files": {}})
+        self.dataset, self.split, self.has_labels = None, "last", True
+        self.eye_area = self.lip_shape = None
 
     def _landmarks(self, cx: np.ndarray) -> np.ndarray:
         """68 points on the face; the inner lips' middle pairs are as far apart as the mouth is open."""
@@ -81,6 +80,18 @@ class FakeClip:
             points[:, bottom] = points[:, top] + np.stack([0 * cx, 0.04 + 0.06 * self.mouth], -1)
         points += np.stack([cx, np.full_like(cx, 0.45)], -1)[:, None]
         return (points * [self.width, self.height]).astype(np.float32)
+
+    @property
+    def train_frames(self) -> np.ndarray:
+        return np.arange(*self.train_range)
+
+    @property
+    def heldout_frames(self) -> np.ndarray:
+        return np.arange(*self.heldout_range)
+
+    def torso_rgba(self, i: int) -> np.ndarray:
+        alpha = np.any(self._background["torso"] != self._background["plate"], -1, keepdims=True)
+        return np.concatenate([self._background["torso"], 255 * alpha.astype(np.uint8)], -1)
 
     def audio_windows(self, frames) -> np.ndarray:
         frames = np.asarray(frames)

@@ -22,6 +22,7 @@ from tkjax.app import lock
 from tkjax.app.workdir import DATASET, dataset_of, read_run, update_run
 from tkjax.avatar import bundle
 from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.host.files import exchange, write_atomic
@@ -116,7 +117,7 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
         record |= {"eye": found.sizes.eye, "torso": found.sizes.torso}
         write_atomic(new / KEPT / RECORD, json.dumps(record, indent=1) + "\n")
         facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
-        if isinstance(clip, Clip):
+        if isinstance(clip, DatasetClip):
             finish(new, model, stages, raw, variables, path.name)
             facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
         if (workdir / "run.json").is_file():
@@ -227,7 +228,7 @@ def _clip(given: str | None, workdir: Path, found: Recognised, name: str) -> tup
             f"{root} has {dataset.n_frames} frames, but the checkpoint codes for {rows}; "
             "give the dataset that it was trained on"
         )
-    clip = Clip(root, workdir / "cache", audio_kind=kind)
+    clip = DatasetClip(root, workdir / "cache", audio_kind=kind)
     return clip, bundle.audio_spec(clip.audio)
 
 
@@ -249,7 +250,7 @@ def _kind(dataset: contract.Dataset, width: int) -> str:
 
 
 def describe(
-    file: Source, found: Recognised, name: str, about: str, occupancy: str, spec: dict, clip: Any
+    file: Source, found: Recognised, name: str, about: str, occupancy: str, spec: dict, clip: Clip
 ) -> list[str]:
     """What was recognised, what was taken, what could not be used: one fact a line."""
     sizes, top = found.sizes, file.facts["top"]
@@ -272,7 +273,7 @@ def describe(
         lines.append("no torso in this file: pictures show the head over the clip's own torso pictures")
     if not sizes.eye:
         lines.append("eyes: the checkpoint was trained without --exp_eye, so --fix_eye and --eye change nothing")
-    if isinstance(clip, Clip):
+    if isinstance(clip, DatasetClip):
         lines.append(f"dataset: {clip.dataset.root}, {clip.n_frames} frames")
         if not sizes.torso:
             lines.append("next: --mode=train --stages=torso trains a torso under this head")

@@ -24,12 +24,13 @@ from tkjax.app.workdir import (
     update_run,
 )
 from tkjax.avatar import bundle
-from tkjax.data.clip import Clip
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.drive import motion, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.measure import curves, evaluate, report
 from tkjax.measure.layers import paste_back_of
+from tkjax.measure.report import Report
 from tkjax.models import load_system
 from tkjax.ops import dispatch
 from tkjax.train import devices, loop
@@ -74,10 +75,12 @@ def use_backend(name: str) -> None:
         raise UserError(str(error)) from error
 
 
-def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> Clip:
+def open_clip(dataset: Path, workdir: Path, resolved: ConfigDict) -> DatasetClip:
     d = resolved.data
     kept_out = d.get("split", "last")  # a config.json of an older run has none
-    return Clip(dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind, split=kept_out)
+    return DatasetClip(
+        dataset, workdir / "cache", size=d.size, preload=d.preload, audio_kind=d.audio_kind, split=kept_out
+    )
 
 
 def reduced(stored: tuple[int, int], trained: tuple[int, int]) -> str:
@@ -122,7 +125,7 @@ def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
     return {"statement": None, "asked": False, "reason": "synthetic or imported dataset, not a video of a person"}
 
 
-def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> Clip:
+def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> DatasetClip:
     """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock."""
     clip = open_clip(dataset, workdir, resolved)
     if (
@@ -150,12 +153,12 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
 
 def score(
     workdir: Path,
-    clip: Clip,
+    clip: DatasetClip,
     models: str | None,
     extra: dict | None = None,
     videos=(),
     paste_back: str | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
     subject = bundle.load(workdir / "avatar")
     if subject.info != clip.info:
@@ -192,14 +195,14 @@ def score(
     result |= {"subject": clip.dataset.manifest["subject"], "avatar": subject.id, "consent": subject.meta["consent"]}
     extra = dict(extra or {})
     result["notes"] |= evaluate.perceptual_note(subject.config, stages) | extra.pop("notes", {})
-    result |= {"config": config.to_dict(subject.config), **extra}
-    shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(result['comparison'])}")]
-    report.write(workdir, result, worst, shown)
-    facts = {"metrics": result["metrics"], "response": result["response"]}
+    made = Report(**result, config=config.to_dict(subject.config), **extra)
+    shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(made.comparison)}")]
+    report.write(workdir, made, worst, shown)
+    facts = {"metrics": made.metrics, "response": made.response}
     report.log(workdir / "metrics.jsonl", {"stage": stages[-1], "step": subject.meta["step"], **facts})
-    print_scores(result)
+    print_scores(made)
     print(f"report: {workdir / 'report.html'}", flush=True)
-    return result
+    return made
 
 
 def _difference(a: Any, b: Any) -> str:
@@ -207,9 +210,9 @@ def _difference(a: Any, b: Any) -> str:
     return ", ".join(f"{k} is {there}, not {here}" for k, here, there in pairs)
 
 
-def print_scores(result: dict) -> None:
+def print_scores(made: Report) -> None:
     """One line per row and baseline of the report."""
-    columns = [*result["metrics"], *(k for k in evaluate.SEAM_KEYS if result[k] is not None)]
+    columns = [*made.metrics, *(k for k in evaluate.SEAM_KEYS if getattr(made, k) is not None)]
 
     def line(name: str, m: dict) -> str:
         digits = {k: 4 if k in ("ssim", "lmd_norm") else 2 for k in columns}
@@ -217,12 +220,12 @@ def print_scores(result: dict) -> None:
         return f"{name:32}" + "".join(f"{v:>{max(12, len(k) + 2)}}" for k, v in zip(columns, shown))
 
     print(f"{'held-out frames':32}" + "".join(f"{k:>{max(12, len(k) + 2)}}" for k in columns))
-    for row in result["rows"]:
-        print(line(f"{result['system']} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
-    for name, m in result["baselines"].items():
+    for row in made.rows:
+        print(line(f"{made.system} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
+    for name, m in made.baselines.items():
         print(line(name, m))
-    print("given layers: " + " + ".join(result["ground_truth_layers"]))
-    print(curves.lines(result["response"]), flush=True)
+    print("given layers: " + " + ".join(made.ground_truth_layers))
+    print(curves.lines(made.response), flush=True)
 
 
 def fit(
@@ -282,7 +285,7 @@ def train(
 
 def evaluate_avatar(
     workdir: Path, *, dataset: str | None = None, models: str | None = None, paste_back: str | None = None
-) -> dict[str, Any]:
+) -> Report:
     """`score` for the avatar of a workdir on its dataset, or on the one given."""
     workdir = existing_workdir(workdir)
     use_backend("")

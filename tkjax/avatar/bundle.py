@@ -34,6 +34,7 @@ from tkjax.contract.checks import check_picture
 from tkjax.contract.npz import npz_index, read_entry
 from tkjax.contract.refusal import refuse
 from tkjax.data import split
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
@@ -106,7 +107,7 @@ def save(
     resolved: ConfigDict,
     variables: Variables,
     step: int,
-    clip: Any,
+    clip: Clip,
     audio: dict,
     consent: dict,
     stages: Sequence[str] | None = None,
@@ -114,10 +115,8 @@ def save(
     """Write the bundle; its id.
 
     step: of the last finished stage; stages: the names of the finished ones, None for all of the system's; audio: the
-    spec of the training sound's features. clip: a `clip.Clip`, or anything with `info`, `fps`, `plate`, `train_range`,
-    the arrays `cam_to_world`, `eye_closed`, `expression`, `confidence` over its frames, `boxes` (face_box_px,
-    lips_box_px) and `torso_rgba(i)`. Without `heldout_range`, `eye_area`, `label(i)`, `landmarks68_px` or `dataset` the
-    avatar holds no held-out frames, eye areas, labels and faces, faces, or whole frames.
+    spec of the training sound's features. What the clip does not have (held-out frames, eye areas, labels, landmarks, a
+    dataset) the avatar does not hold: held-out frames, eye areas, labels and faces, faces, whole frames.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ def save(
     model = load_system(resolved.system)(resolved, clip.info)
     stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
     numbers, full = track.frame_numbers(clip), track.full_facts(clip)
-    n_train = len(split.train_frames(clip))
+    n_train = len(clip.train_frames)
     meta = {
         "format": FORMAT,
         "tool": f"tkjax {__version__}",
@@ -167,7 +166,7 @@ def _refuse_unreadable(facts: dict, path: Path) -> None:
         raise UserError(f"{path} cannot be written ({error}); look at --consent and at the settings") from error
 
 
-def _store(folder: Path, variables: Variables, clip: Any, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
+def _store(folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
     """Write what the bundle consists of; its entries for avatar.json."""
     files: dict[str, Any] = {
         "params": _write(folder, "params", ".npz", _npz(flatten(variables))),

@@ -18,7 +18,7 @@ from tkjax.contract import checks
 from tkjax.contract.npz import npz_index, read_entry
 from tkjax.contract.refusal import disk_errors, refuse
 from tkjax.contract.spec import Layout
-from tkjax.data import split
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.media import full_frames, images, paste_back
@@ -31,20 +31,20 @@ HEADER_BYTES = 64  # of a picture, which tell its size
 CHANNELS = {"torso": 4, "label": 1, "face": 1}
 
 
-def frame_numbers(clip: Any) -> Int[np.ndarray, " n"]:
+def frame_numbers(clip: Clip) -> Int[np.ndarray, " n"]:
     """The clip's frames in the order of the track: training first, then held out."""
-    return np.concatenate([split.train_frames(clip), split.heldout_frames(clip)])
+    return np.concatenate([clip.train_frames, clip.heldout_frames])
 
 
-def pack(clip: Any, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+def pack(clip: Clip, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """One track file: columns, and for each kind of picture `<kind>_png` (bytes in a row) with `<kind>_offsets`."""
     column = {name: getattr(clip, name) for name in COLUMNS[:4]}
     column |= {name: clip.boxes[name] for name in COLUMNS[4:]}
-    if getattr(clip, "eye_area", None) is not None:
+    if clip.eye_area is not None:
         column["eye_area"] = clip.eye_area
     out = {name: np.asarray(values)[frames] for name, values in column.items()}
     pictures = {"torso": [_torso_png(clip, int(i)) for i in frames]}
-    if hasattr(clip, "label"):
+    if clip.has_labels:
         labels = [clip.label(int(i)) for i in frames]
         faces = [face(clip, int(i), label) for i, label in zip(frames, labels)]
         pictures["label"] = [images.encode_png(label) for label in labels]
@@ -55,20 +55,20 @@ def pack(clip: Any, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     return out
 
 
-def _torso_png(clip: Any, i: int) -> bytes:
+def _torso_png(clip: Clip, i: int) -> bytes:
     """The torso of frame i at training size, straight alpha, colours 0 where alpha is 0 (they compress to nothing)."""
     rgba = clip.torso_rgba(i)
     return images.encode_png(np.where(rgba[..., 3:] > 0, rgba, 0).astype(np.uint8))
 
 
-def face(clip: Any, i: int, label: UInt8[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def face(clip: Clip, i: int, label: UInt8[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """The face of frame i: of its parsing classes where the dataset has them, else of its 68 landmarks."""
-    dataset = getattr(clip, "dataset", None)
+    dataset = clip.dataset
     if dataset is not None and "class_bytes" in dataset.manifest["members"]:
         classes = images.decode_png(dataset.frame_bytes("class_bytes", i), dataset.where("class_bytes", i))
         chosen = paste_back.face_of_classes(classes).view(np.uint8)
         return images.resize_majority(chosen, label.shape, 2).view(bool)
-    if getattr(clip, "landmarks68_px", None) is None:
+    if clip.landmarks68_px is None:
         return np.zeros(label.shape, bool)
     return paste_back.face_of_landmarks(clip.landmarks68_px[i], label)
 
@@ -146,13 +146,13 @@ def _check_pictures(path: Path, arrays: dict[str, np.ndarray], first: int, info:
 # ---------------------------------------------------------------- whole frames
 
 
-def full_facts(clip: Any) -> dict[str, Any] | None:
+def full_facts(clip: Clip) -> dict[str, Any] | None:
     """Where the crop lies in the whole frames; None for a clip without pictures.
 
     size: (width, height) of the frames, box: (x0, y0, x1, y1) of the crop in them. straight: their colours are the
     person's alone and want the matte. source: what they were made of.
     """
-    dataset = getattr(clip, "dataset", None)
+    dataset = clip.dataset
     if dataset is None:
         return None
     source, size = dataset.manifest.get("source") or {}, [dataset.width, dataset.height]
@@ -167,13 +167,13 @@ def full_facts(clip: Any) -> dict[str, Any] | None:
     return {"size": list(size), "box": list(box), "straight": straight, "source": dataset.digest}
 
 
-def background_trt(clip: Any) -> list[int] | None:
+def background_trt(clip: Clip) -> list[int] | None:
     """The constant colour behind a keyed person."""
-    dataset = getattr(clip, "dataset", None)
+    dataset = clip.dataset
     return None if dataset is None else (dataset.manifest.get("source") or {}).get("background_trt")
 
 
-def store_full(folder: Path, clip: Any) -> dict[str, dict]:
+def store_full(folder: Path, clip: Clip) -> dict[str, dict]:
     """The whole frames (and their matte) as hash-named files in `folder`: linked from the dataset, or made of its own
     frames. Entries for avatar.json."""
     dataset = clip.dataset

@@ -5,12 +5,12 @@ import concurrent.futures
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, Int
 
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.interface import Stage
 from tkjax.types import Batch
@@ -62,7 +62,7 @@ def repeated(frames: Int[np.ndarray, " n"], is_rare: Bool[np.ndarray, " N"], sha
     return np.sort(np.concatenate([frames, np.repeat(frames[picked], max(times - 1, 0))]))
 
 
-def shown_more(frames: Int[np.ndarray, " n"], clip: Any, share: float) -> Int[np.ndarray, " m"]:
+def shown_more(frames: Int[np.ndarray, " n"], clip: Clip, share: float) -> Int[np.ndarray, " m"]:
     """The frames with blinks (0.2 s of 4 s) and wide open mouths repeated, so that each kind is at least `share`.
 
     Closed is from half closed on; wide an inner gap of the lips 1.5 standard deviations above the mean.
@@ -84,7 +84,7 @@ def sampler_of(stage: Stage, step: int) -> str:
 
 
 def make_loader(
-    clip: Any,
+    clip: Clip,
     train_frames: Int[np.ndarray, " n"],
     stage: Stage,
     seed: int,

@@ -4,8 +4,6 @@
 the clip; one block, in the middle, where there are few. For clips whose end says nothing (a mouth that rests).
 """
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Int
 
@@ -35,18 +33,6 @@ def frames(
     if split == "last" or not len(held):
         return train, held
     return blocks(min(int(train[0]), int(held[0])), len(train) + len(held), len(held))
-
-
-def train_frames(clip: Any) -> Int[np.ndarray, " t"]:
-    """The training frames of a clip, or of a stand-in that has a range of them only."""
-    own = getattr(clip, "train_frames", None)
-    return np.arange(*clip.train_range) if own is None else own
-
-
-def heldout_frames(clip: Any) -> Int[np.ndarray, " h"]:
-    """The held-out frames of a clip, or of a stand-in that has a range of them only, or none."""
-    own = getattr(clip, "heldout_frames", None)
-    return np.arange(*getattr(clip, "heldout_range", (0, 0))) if own is None else own
 
 
 def runs(frames: Int[np.ndarray, " n"]) -> list[list[int]]:

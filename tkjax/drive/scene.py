@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from tkjax import contract
 from tkjax.avatar.bundle import Avatar
-from tkjax.data.clip import over
+from tkjax.data.dataset_clip import over
 from tkjax.drive.motion import Drive, read_background
 from tkjax.errors import UserError
 from tkjax.media.paste_back import SCHEMES, Paster

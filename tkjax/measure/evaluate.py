@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tkjax import __version__, contract, perceptual
 from tkjax.data import split
+from tkjax.data.clip import Clip
 from tkjax.drive import motion
 from tkjax.errors import UserError
 from tkjax.interface import Model
@@ -57,16 +59,16 @@ NOTES = {
 PASTED_ONLY = "of pictures pasted back into the source frame only (row full_frame)"
 
 
-def real_frames(clip: Any, seen: bool = False) -> Int[np.ndarray, " n"]:
+def real_frames(clip: Clip, seen: bool = False) -> Int[np.ndarray, " n"]:
     """Training frames with a picture of their own; seen: and with a detected face. All of them where there is none."""
-    frames = split.train_frames(clip)
+    frames = clip.train_frames
     real = frames[~np.asarray(clip.picture_missing)[frames]]
     real = real if len(real) else frames
     found = real[np.asarray(clip.confidence)[real] > 0] if seen else real
     return found if len(found) else real
 
 
-def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
+def mean_frame(clip: Clip) -> UInt8[np.ndarray, "H W 3"]:
     """Mean of the targets of `real_frames`, one frame in memory at a time."""
     total = np.zeros((clip.height, clip.width, 3), np.float64)
     frames = real_frames(clip)
@@ -75,9 +77,9 @@ def mean_frame(clip: Any) -> UInt8[np.ndarray, "H W 3"]:
     return np.rint(total / len(frames)).astype(np.uint8)
 
 
-def frames_to_score(clip: Any, max_frames: int) -> Int[np.ndarray, " n"]:
+def frames_to_score(clip: Clip, max_frames: int) -> Int[np.ndarray, " n"]:
     """Held-out frame numbers with a picture of their own, evenly thinned to max_frames (0 = all)."""
-    frames = split.heldout_frames(clip)
+    frames = clip.heldout_frames
     if not len(frames):
         raise UserError(
             "the dataset has no held-out frames; a clip of at least 11 frames keeps every eleventh for scoring"
@@ -108,7 +110,7 @@ class Seen:
 
 
 def look(
-    clip: Any, frames: Int[np.ndarray, " n"], actors: Sequence[Actor], video: VideoWriter, watch: Watch, *,
+    clip: Clip, frames: Int[np.ndarray, " n"], actors: Sequence[Actor], video: VideoWriter, watch: Watch, *,
     paste: PasteBack | None = None, lpips=None,
 ) -> Seen:  # fmt: skip
     """Render every frame in every combination of layers and score it beside the baselines; the last combination is
@@ -163,7 +165,7 @@ def count(parts: Mapping[str, PyTree]) -> dict[str, int]:
     return {**sizes, "total": sum(sizes.values())}
 
 
-def perceptual_note(config: Any, finished: Sequence[str]) -> dict[str, str]:
+def perceptual_note(config: ConfigDict, finished: Sequence[str]) -> dict[str, str]:
     """A note on the perceptual term of training, chosen as the model chooses it; none where no stage uses one."""
     name = config.train.get("lips", {}).get("perceptual")
     if name is None:
@@ -183,16 +185,16 @@ def versions() -> dict[str, str]:
 
 
 def comparison(
-    clip: Any, path: Path, frames: Int[np.ndarray, " n"], columns: int, text: Mapping[str, str]
+    clip: Clip, path: Path, frames: Int[np.ndarray, " n"], columns: int, text: Mapping[str, str]
 ) -> VideoWriter:
     """The comparison video of so many pictures a row; with the held-out sound where the frames are one run."""
     sound = _sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
     return VideoWriter(path, clip.height, columns * clip.width, fps=clip.fps, audio=sound, metadata=text)
 
 
-def _sound(clip: Any, frames: np.ndarray) -> Iterator[np.ndarray] | None:
+def _sound(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray] | None:
     """The blocks of the clip's sound that belong to these frames."""
-    if contract.AUDIO not in clip.dataset.manifest["files"]:
+    if clip.dataset is None or contract.AUDIO not in clip.dataset.manifest["files"]:
         return None
     rate = contract.AUDIO_HZ
     first, last = (round(f / clip.fps * rate) for f in (int(frames[0]), int(frames[-1]) + 1))
@@ -219,7 +221,7 @@ def training_speed(rows: list[dict]) -> dict[str, float | None]:
 
 
 def evaluate(
-    clip: Any, model: Model, variables: Variables, step: int, workdir: Path, *, system: str, max_frames: int = 0,
+    clip: Clip, model: Model, variables: Variables, step: int, workdir: Path, *, system: str, max_frames: int = 0,
     chunk_rays: int = 8192, models: str | None = None, marks: Mapping[str, str] | None = None,
     stages: Sequence[str] | None = None, paste: PasteBack | str = "not computed: the avatar has no whole source frames",
 ) -> tuple[dict, list[tuple[str, np.ndarray]]]:  # fmt: skip
@@ -245,10 +247,10 @@ def evaluate(
     add_curves(responding, watch, list(seen.seconds), BASELINES)
     missing = ({"lmd_px, lmd_norm": no_lips} if no_lips else {}) | ({"lpips": no_lpips} if no_lpips else {})
     facts = {
-        "kind": getattr(clip, "split", "last"),
-        "train_frames": len(split.train_frames(clip)),
-        "heldout_frames": len(split.heldout_frames(clip)),
-        "heldout_runs": split.runs(split.heldout_frames(clip)),
+        "kind": clip.split,
+        "train_frames": len(clip.train_frames),
+        "heldout_frames": len(clip.heldout_frames),
+        "heldout_runs": split.runs(clip.heldout_frames),
         "train_range": [int(v) for v in clip.train_range],
         "heldout_range": [int(v) for v in clip.heldout_range],
         "scored_frames": len(frames),

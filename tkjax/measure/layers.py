@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from tkjax.avatar.bundle import Avatar
+from tkjax.data.clip import Clip
 from tkjax.interface import Model
 from tkjax.media import images
 from tkjax.media.paste_back import Paster
@@ -87,13 +88,13 @@ class PasteBack:
         return images.resize_area(frame[rows[:, None], columns], hw)
 
 
-def paste_back_of(subject: Any, clip: Any, scheme: str | None) -> PasteBack | str:
+def paste_back_of(subject: Avatar, clip: Clip, scheme: str | None) -> PasteBack | str:
     """The avatar's whole frames for a clip's pictures, or why there is no such row. scheme None: blend."""
     if scheme == "none":
         return "not computed: --paste_back=none"
     if not subject.has_full:
         return "not computed: the avatar has no whole source frames"
-    if subject.meta["full"]["source"] != clip.dataset.digest:
+    if clip.dataset is None or subject.meta["full"]["source"] != clip.dataset.digest:
         return "not computed: the avatar's whole frames are of another dataset"
     row = {subject.frame_number(k): k for k in range(subject.n_track)}
     scheme = scheme or "blend"

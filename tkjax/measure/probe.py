@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from tkjax import contract
+from tkjax.data.clip import Clip
 from tkjax.interface import Model
 from tkjax.measure.layers import Combination, draw
 from tkjax.media import audio
@@ -43,7 +44,7 @@ NOTES = {
 class Actor:
     """A model that draws frames of a clip, driven by their own signals or by others."""
 
-    clip: Any
+    clip: Clip
     model: Model
     variables: Variables
     step: int
@@ -72,7 +73,7 @@ def at_percentiles(values: Float[np.ndarray, " n"], *percentiles: int) -> list[I
     return out
 
 
-def loudness(clip: Any, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def loudness(clip: Clip, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Each frame's own window along the first principal component of all of them: what varies most in any features."""
 
     def described(part: np.ndarray) -> np.ndarray:
@@ -84,7 +85,7 @@ def loudness(clip: Any, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"
     return centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
 
 
-def ends(clip: Any, train: Int[np.ndarray, " n"]) -> tuple[dict[str, tuple[list[dict], list[dict]]], dict[str, str]]:
+def ends(clip: Clip, train: Int[np.ndarray, " n"]) -> tuple[dict[str, tuple[list[dict], list[dict]]], dict[str, str]]:
     """Signal -> (fields of Batch at its low value, at its high one), one for each place; or signal -> why not."""
     values, why = {}, {}
     values["sound"] = loudness(clip, train)
@@ -99,12 +100,12 @@ def ends(clip: Any, train: Int[np.ndarray, " n"]) -> tuple[dict[str, tuple[list[
     return out, why
 
 
-def _fields(clip: Any, name: str, i: int) -> dict[str, Any]:
+def _fields(clip: Clip, name: str, i: int) -> dict[str, Any]:
     batch = clip.frame_batch(i)
     return {"audio": batch.audio} if name == "sound" else {"eye_closed": batch.eye_closed, "eye_area": batch.eye_area}
 
 
-def regions(clip: Any, i: int) -> dict[str, Bool[np.ndarray, "H W"]]:
+def regions(clip: Clip, i: int) -> dict[str, Bool[np.ndarray, "H W"]]:
     """The parts of a frame, the smaller ones first."""
 
     def inside(*boxes) -> np.ndarray:
@@ -163,7 +164,7 @@ def still_px(actor: Actor, train: Int[np.ndarray, " n"]) -> float:
     return float(np.mean([(m.max(-1) > STILL).sum() for m in moved])) if moved else 0.0
 
 
-def silence(clip: Any) -> tuple[Float[np.ndarray, "1 W T C"] | None, str]:
+def silence(clip: Clip) -> tuple[Float[np.ndarray, "1 W T C"] | None, str]:
     """(the windows of silence, "") or (None, why they are not known)."""
     info = clip.info
     if info.audio_kind != "logmel":

@@ -1,6 +1,7 @@
 """report.json and report.html: one self-contained page with table, curves, worst frames and the video."""
 
 import base64
+import dataclasses
 import html
 import importlib
 import io
@@ -63,6 +64,51 @@ table.pairs td{text-align:left;vertical-align:top}table.pairs td:first-child{col
 .plot{background:#fff;border-radius:4px}
 figcaption{color:var(--soft);font-size:.85rem}pre{background:var(--tint);padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
+
+
+Numbers = Mapping[str, Any]  # by their names; None where one could not be computed
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """What report.json holds, in its order. A number that could not be computed is null, and `reasons` says why.
+
+    The fields up to `size` are the evaluator's (`evaluate.evaluate`); metrics to psnr_outside_mask are those of the
+    first row, but for the last two, which belong to the row that is pasted back.
+    """
+
+    ground_truth_layers: Sequence[str]  # true layers under the first row's pictures
+    metrics: Numbers
+    more_metrics: Numbers
+    seam: float | None
+    box_edge: float | None
+    psnr_outside_mask: float | None
+    reasons: Mapping[str, str]  # name of a number -> why it is null
+    system: str
+    split: Mapping[str, Any]  # kind, numbers and ranges of training, held-out and scored frames
+    params: Mapping[str, int]  # numbers of parameters by part
+    baselines: Mapping[str, Numbers]
+    more_baselines: Mapping[str, Numbers]
+    response: Mapping[str, Any]  # do lips and eyes follow, what each signal moves (`measure.response`)
+    rows: Sequence[Mapping[str, Any]]  # one per combination of true and modelled layers, with all of the above
+    notes: Mapping[str, str]  # how a number is made
+    comparison: Sequence[str]  # captions of the pictures in comparison.mp4, from the left
+    size: Sequence[int]  # height, width
+    speed: Numbers
+    versions: Mapping[str, str]
+    stages: Sequence[str]  # that were trained
+    subject: str
+    avatar: str
+    consent: Mapping[str, Any]
+    config: Mapping[str, Any]
+    demo: Mapping[str, Any] | None = None  # these three of --mode=demo only
+    new_speech: Numbers | None = None
+    tracker: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a tree; what belongs to the demo is left out elsewhere."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in fields.items() if v is not None or k not in ("demo", "new_speech", "tracker")}
 
 
 def finite(value: Any) -> Any:
@@ -356,13 +402,13 @@ def page(
 
 def write(
     folder: Path,
-    report: Mapping,
+    report: Report,
     worst: Sequence[tuple[str, np.ndarray]] = (),
     videos: Sequence[tuple[Path, str]] = (),
 ) -> None:
     """report.json and then report.html into `folder`, curves from its metrics.jsonl: the numbers are there before
     anything is drawn, because a page is made again more easily than an evaluation."""
-    folder = Path(folder)
-    write_json(folder / "report.json", report)
-    text = page(report, read_metrics(folder / "metrics.jsonl"), worst, videos, folder)
+    folder, tree = Path(folder), report.to_json()
+    write_json(folder / "report.json", tree)
+    text = page(tree, read_metrics(folder / "metrics.jsonl"), worst, videos, folder)
     write_atomic(folder / "report.html", text.encode())

@@ -4,11 +4,11 @@ be read from colours. Gives the lip gaps and eye openings of each source of pict
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import model_files
 from tkjax.measure import curves
@@ -31,7 +31,7 @@ class Watch(contextlib.AbstractContextManager):
     train: training frames with a face and a picture of their own. folder: for a small file of the tracker.
     """
 
-    def __init__(self, clip: Any, train: Int[np.ndarray, " n"], folder: Path, models: str | None):
+    def __init__(self, clip: Clip, train: Int[np.ndarray, " n"], folder: Path, models: str | None):
         self._confidence = np.asarray(clip.confidence)
         self._frames: dict[str, list[int]] = {}
         self._read: dict[str, dict[str, list[float]]] = {}

@@ -4,11 +4,10 @@ Maths and constants: er-nerf dossier §3 (field, torso), §5 (losses, rates); wh
 differ, the code is followed. Rays, occupancy and stages: `hash_head`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from tkjax import losses
 from tkjax.interface import Rate, frame_keys
@@ -61,7 +60,7 @@ class Model(HashHead):
     WEIGHTED = ("rgb", "uncertainty")
     PLAIN = ("audio_norm", "eye_weight")
 
-    def __init__(self, config: Any, info: SubjectInfo):
+    def __init__(self, config: ConfigDict, info: SubjectInfo):
         m = config.model
         spec = GridSpec(2, m.grid_levels, 1, m.grid_base, m.grid_finest, m.grid_log2_entries)
         torso = make_torso(config, info, pose="anchors", xy_octaves=8, pose_octaves=3, deform_hidden=32)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from tkjax import losses, perceptual
 from tkjax.cameras import camera_z, euler_xyz, pixel_rays, to_ngp_axes, to_ngp_pose
@@ -92,7 +93,7 @@ class HashHead(BaseModel):
     WEIGHTED: tuple[str, ...] = ("rgb",)  # outputs that are summed with the compositor's weights
     PLAIN: tuple[str, ...] = ()  # outputs that are summed as they are
 
-    def __init__(self, config: Any, info: SubjectInfo, program: Program, torso: Torso):
+    def __init__(self, config: ConfigDict, info: SubjectInfo, program: Program, torso: Torso):
         super().__init__(config, info)
         m = config.model
         self.program, self.torso = program, torso
@@ -393,7 +394,7 @@ class HashHead(BaseModel):
         return {name: terms | more if name in ("head", "lips") else terms for name, terms in weights.items()}
 
 
-def make_torso(config: Any, info: SubjectInfo, **system: Any) -> Torso:
+def make_torso(config: ConfigDict, info: SubjectInfo, **system: Any) -> Torso:
     """The torso of config.model; `system`: pose, xy_octaves, pose_octaves, deform_hidden of `Torso`."""
     m = config.model
     spec = GridSpec(2, m.torso_levels, 2, 16, m.torso_finest, m.torso_log2_entries, "tiled")
@@ -417,7 +418,7 @@ def _check(m: Any) -> None:
         raise ValueError(f"model.box is {m.box}, expected three lower and three upper bounds within -1..1")
 
 
-def code_rows(config: Any, info: SubjectInfo) -> int:
+def code_rows(config: ConfigDict, info: SubjectInfo) -> int:
     """Rows of the tables of frame codes: model.code_rows, or a row per frame of a longer clip."""
     return max(config.model.code_rows, info.n_frames)
 

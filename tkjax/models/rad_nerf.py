@@ -19,11 +19,10 @@ Decided (code = the released code is followed, neither = ours):
   the original freezes it only where it is given a file of it).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from tkjax import losses
 from tkjax.interface import Rate, Stage
@@ -68,7 +67,7 @@ class Model(HashHead):
 
     PLAIN = ("ambient",)
 
-    def __init__(self, config: Any, info: SubjectInfo):
+    def __init__(self, config: ConfigDict, info: SubjectInfo):
         m = config.model
         space = GridSpec(3, m.grid_levels, FEATURES, m.grid_base, m.grid_finest, m.grid_log2_entries, m.grid_kind)
         ambient = GridSpec(

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
-from tkjax.data.clip import AUDIO_WINDOWS
+from tkjax.data.dataset_clip import AUDIO_WINDOWS
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays
-from tkjax.types import SubjectInfo
+from tkjax.types import Batch, SubjectInfo
 
 SIZE, RADIUS, FOVY_DEG = 450, 3.35, 21.24  # the originals' viewer (rad-nerf dossier §6.2, §8)
 OPEN_EYES = 0.25  # per cent of the picture (rad-nerf dossier §2.1)
@@ -43,11 +43,13 @@ def sound(width: int, avatar_ernerf: bool) -> dict[str, Any]:
 
 
 class StandIn:
-    """The attributes of `data.clip.Clip` that an avatar is saved from."""
+    """A `data.clip.Clip` of one frame that an avatar can be saved from; there is nothing in it to train on."""
 
     fps = 25.0
     n_frames = 1
-    train_range = (0, 1)
+    train_range, heldout_range = (0, 1), (0, 0)
+    digest, split, dataset, has_labels = "none", "last", None, False
+    lip_shape = landmarks68_px = None
 
     def __init__(self, spec: dict[str, Any]):
         focal = 0.5 * SIZE / math.tan(math.radians(0.5 * FOVY_DEG))
@@ -72,7 +74,31 @@ class StandIn:
         self.expression = np.zeros((1, 0), np.float32)
         box = np.array([[0, 0, SIZE, SIZE]], np.int32)
         self.boxes = dict.fromkeys(("face_box_px", "lips_box_px"), box)
+        self.eye_regions, self.lower_face = np.stack([box, box], 1), box.astype(np.float32)
+        self.picture_missing = np.ones(1, bool)
+        self.train_frames, self.heldout_frames = np.arange(1), np.arange(0)
 
     def torso_rgba(self, i: int) -> UInt8[np.ndarray, "H W 4"]:
         del i
         return np.zeros((SIZE, SIZE, 4), np.uint8)
+
+    def target(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        del i
+        return self.plate
+
+    def background(self, i: int, kind: str = "torso") -> UInt8[np.ndarray, "H W 3"]:
+        del i, kind
+        return self.plate
+
+    def label(self, i: int) -> UInt8[np.ndarray, "H W"]:
+        del i
+        return np.zeros((SIZE, SIZE), np.uint8)
+
+    def audio_windows(self, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n W T C"]:
+        info = self.info
+        return np.zeros((len(frames), info.audio_windows, info.audio_steps, info.audio_channels), np.float32)
+
+    def batch(self, *_, **__) -> Batch:
+        raise UserError("a checkpoint that was imported without its dataset has no frames to learn from or to score")
+
+    frame_batch = batch

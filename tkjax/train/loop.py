@@ -28,10 +28,11 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tkjax.data import split
 from tkjax.data.batches import global_frames, make_loader, name_number, prefetch, sampler_of, shown_more
+from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.interface import Model, Stage, initialise
 from tkjax.models import load_system
@@ -64,8 +65,8 @@ class Trained:
 class Run:
     """What stays fixed during a run; `record` is the content of run.json."""
 
-    config: Any
-    clip: Any
+    config: ConfigDict
+    clip: Clip
     workdir: Path
     model: Model
     stages: tuple[Stage, ...]
@@ -89,7 +90,7 @@ class Run:
     @property
     def train_frames(self) -> Int[np.ndarray, " n"]:
         """Frames of the training split whose face was found."""
-        frames = split.train_frames(self.clip)
+        frames = self.clip.train_frames
         return frames[np.asarray(self.clip.confidence)[frames] > 0]
 
     def say(self, text: str) -> None:
@@ -98,8 +99,8 @@ class Run:
 
 
 def train(
-    config: Any,
-    clip: Any,
+    config: ConfigDict,
+    clip: Clip,
     workdir: str | os.PathLike,
     *,
     stages: Sequence[str] | None = None,
@@ -109,7 +110,7 @@ def train(
 
     Args:
       config: the whole resolved config.
-      clip: `tkjax.data.clip.Clip`, or anything with its info, digest, train_range, confidence, cam_to_world,
+      clip: `tkjax.data.dataset_clip.Clip`, or anything with its info, digest, train_range, confidence, cam_to_world,
         intrinsics, batch and frame_batch.
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and previews/. A run that is there is continued.
       stages: names of the stages to train; None for all. A stage starts from the one before it that was trained.
@@ -324,7 +325,7 @@ def stage_key(run_key: jax.Array, stage: Stage) -> jax.Array:
     return jax.random.fold_in(key, stage.seed) if stage.seed else key
 
 
-def run_record(config: Any, clip: Any, n_frames: Mapping[str, int]) -> dict[str, Any]:
+def run_record(config: ConfigDict, clip: Clip, n_frames: Mapping[str, int]) -> dict[str, Any]:
     """What run.json says: the config and data that a restart must match, and facts about this start."""
     resolved = checkpoint.as_json(config.to_dict())
     resolved["train"]["frames"] = dict(n_frames)

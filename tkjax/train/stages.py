@@ -3,18 +3,19 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from tkjax.errors import UserError
 from tkjax.interface import Model, Stage
 from tkjax.models import load_system
 from tkjax.train import checkpoint
+from tkjax.types import SubjectInfo
 
 
-def stages_of(config: Any, model: Model) -> tuple[Stage, ...]:
+def stages_of(config: ConfigDict, model: Model) -> tuple[Stage, ...]:
     """The stages that have steps to train."""
     stages = tuple(stage for stage in model.stages() if stage.steps > 0)
     names = [stage.name for stage in stages]
@@ -76,7 +77,7 @@ def plan(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -> st
     return "stages: " + ", ".join(parts)
 
 
-def finished(config: Any, info: Any, workdir: str | os.PathLike) -> list[str]:
+def finished(config: ConfigDict, info: SubjectInfo, workdir: str | os.PathLike) -> list[str]:
     """Names of the stages that the workdir's checkpoints have finished, in order."""
     stages = stages_of(config, load_system(config.system)(config, info))
     return [stage.name for stage in stages if stands_at(Path(workdir), stage.name) >= stage.steps]
