@@ -1,4 +1,4 @@
-"""Builds the CPU kernels: tkjax/ops/cpu/_kernels<suffix>.so, a plain shared library that ctypes loads.
+"""Builds the CPU kernels: tkjax/ops/cpu/_kernels<suffix>.so, a plain shared library that ctypes loads. Ships configs/.
 
 Kernel sources (<op>.cc) are compiled once per instruction set, handlers (<op>_ffi.cc, isa.cc) once for the baseline.
 Headers: jax.ffi.include_dir(). Without a C++ compiler the install goes on, and the reference back end is used.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("tkjax/ops/cpu/src")
@@ -101,6 +102,18 @@ def build(target: Path) -> None:
     part.replace(target)
 
 
+class ShipConfigs(build_py):
+    """The wheel holds configs/ as tkjax/shipped/configs/, where `tkjax.config` looks outside the repository."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for path in sorted((ROOT / "configs").glob("*.py")):
+                target = Path(self.build_lib, "tkjax", "shipped", "configs", path.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+
+
 class BuildKernels(build_ext):
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
@@ -126,5 +139,5 @@ class BuildKernels(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("tkjax.ops.cpu._kernels", sources=[], optional=True)],
-        cmdclass={"build_ext": BuildKernels},
+        cmdclass={"build_ext": BuildKernels, "build_py": ShipConfigs},
     )

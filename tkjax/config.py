@@ -22,7 +22,8 @@ from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent  # where `configs/` lies
+HERE = Path(__file__).resolve().parent
+ROOT = HERE / "shipped" if (HERE / "shipped").is_dir() else HERE.parent  # where `configs/` lies: installed, repository
 SHARED = {"__init__", "base", "hash_head"}  # files of configs/ that are no system of their own
 DEFAULT_SPEC = "configs/er_nerf.py"
 SETTING = re.compile(r"[A-Za-z][A-Za-z0-9_]*")

@@ -24,6 +24,7 @@ def checkout(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "preprocess").mkdir()
+    (folder / "configs").mkdir()
     return folder
 
 
