@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from tkjax.interface import Model as BaseModel
 from tkjax.interface import Rate, Stage
@@ -27,7 +28,7 @@ class Gradient(BaseModel):
         return Render(
             rgb=jnp.concatenate([x, y, batch.background[..., :1]], -1) * variables.params,
             alpha=jnp.ones_like(x) * clock.progress,
-            depth=x + 100 * y if self.config else None,
+            depth=x + 100 * y if self.config.depth else None,
         )
 
     def stages(self):
@@ -47,9 +48,9 @@ def frame(background=None):
     )  # fmt: skip
 
 
-def model(kind=Gradient, config=True):
+def model(kind=Gradient, depth=True):
     kind.calls = ()
-    return kind(config, SubjectInfo(1, *HW, "logmel", 3, 2, 8, 4, (1.0, 1.0, 0.0, 0.0)))
+    return kind(ConfigDict({"depth": depth}), SubjectInfo(1, *HW, "logmel", 3, 2, 8, 4, (1.0, 1.0, 0.0, 0.0)))
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 4, 34, 35, 36])
@@ -73,7 +74,7 @@ def test_tiles_have_the_size_asked_for_and_whole_frames_are_named():
 
 
 def test_a_model_without_depth_has_none():
-    assert render_image(model(config=None), Variables(jnp.float32(1), {}), frame(), HW).depth is None
+    assert render_image(model(depth=False), Variables(jnp.float32(1), {}), frame(), HW).depth is None
 
 
 @pytest.mark.parametrize("hw, chunk", [((0, 5), 8), ((7, 5), -1)])

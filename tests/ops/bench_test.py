@@ -194,8 +194,8 @@ def test_scaling_binds_the_children_to_so_many_cores(monkeypatch):
     monkeypatch.setattr(
         scaling,
         "CHILD",
-        scaling.CHILD.replace("print(json", "keep = next(iter(bench_scaling.CASES.items())); "
-        "bench_scaling.CASES = dict([keep])\nprint(json"),
+        scaling.CHILD.replace("print(json", "keep = next(iter(scaling.CASES.items())); "
+        "scaling.CASES = dict([keep])\nprint(json"),
     )  # fmt: skip
     rows = scaling.threads(1000, True)
     assert {row["threads"] for row in rows} == {1}
