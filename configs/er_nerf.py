@@ -73,6 +73,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "demo":
         c.train.speech.steps = 500
         h.steps = 5000
+        h.lr_tables, h.lr_net = 1e-2, 1e-3  # twice as much: 0.4 dB more, but new speech opens the mouth 7 % less
         lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32

@@ -215,15 +215,15 @@ def test_corners_are_found_again_far_from_their_tracks_but_not_in_another_shot()
     assert far > 0.5 * len(tracks.length)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_what_is_found_again_holds_the_drift_of_chains(seed):
     """Short tracks whose corners slip a little downwards from frame to frame: the head seems to nod away."""
     rng = np.random.default_rng(seed)
-    n, m, slip = 240, 30, 0.02
+    n, m, slip = 120, 20, 0.03
     rotation = np.tile(np.diag([1.0, -1.0, -1.0]), (n, 1, 1))
     translation = np.tile([0.0, 0, 85], (n, 1))
     chains, closed = ([], []), ([], [])
-    for a in rng.integers(0, n - m + 1, 300):
+    for a in rng.integers(0, n - m + 1, 120):
         direction = rng.normal(size=3)
         direction[2] = abs(direction[2])
         point = refine.HEAD_CENTRE_CM + direction / np.linalg.norm(direction) * refine.HEAD_RADII_CM
