@@ -61,7 +61,6 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.frames, h.rays = 16, 256
         h.sampler = "close"  # a quarter of the rays on the lips, a twelfth on the eyes
         h.rare = 0.15
-        h.lr_tables, h.lr_net = 2e-2, 2e-3  # twice the paper's: 8000 steps do not get where its 100,000 do
         h.lambda_speech, h.lr_audio = 1e-3, 3e-4  # what the speech stage has learnt is refined, not forgotten
         # 0: the paper's 1e-4 presses on both attentions at every ray, and within 8000 steps nothing presses back enough
         h.lambda_amb = 0.0
@@ -73,7 +72,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "demo":
         c.train.speech.steps = 500
         h.steps = 5000
-        h.lr_tables, h.lr_net = 1e-2, 1e-3  # twice as much: 0.4 dB more, but new speech opens the mouth 7 % less
         lips.steps, t.steps = 500, 1000
     if variant == "smoke":
         c.data.size = 32
