@@ -14,6 +14,12 @@ from preprocess.tracking import pose_checks, refine
 N, F, CENTRE = 60, 1300.0, np.array([256.0, 256.0])
 
 
+def runs(first, length, xy_px):
+    """Tracks of consecutive frames from `first` on."""
+    frames = [np.arange(a, a + m) for a, m in zip(first, length, strict=True)]
+    return refine.Tracks(length, np.concatenate([np.zeros(0, int), *frames]), xy_px)
+
+
 def simulated(seed: int, noise_px: float, outliers: float):
     """True poses, tracks of points on a lumpy head, and landmark-like poses that are off by slow rotations."""
     rng = np.random.default_rng(seed)
@@ -42,7 +48,7 @@ def simulated(seed: int, noise_px: float, outliers: float):
     pivot = np.array([0.0, 0.0, 5.0])  # the face stays in place
     moved = translation + np.einsum("nij,j->ni", rotation - start, pivot)
     return (
-        refine.Tracks.runs(np.array(first), np.array(length), np.concatenate(xy)),
+        runs(np.array(first), np.array(length), np.concatenate(xy)),
         rotation,
         translation,
         start,
@@ -74,7 +80,7 @@ def test_true_poses_stay_as_they_are():
 
 def test_without_tracks_nothing_changes():
     _, rotation, translation, _, _ = simulated(5, 0.0, 0.0)
-    empty = refine.Tracks.runs(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)))
+    empty = runs(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)))
     found, at, before, after = refine.adjust(empty, rotation, translation, F, CENTRE, 1.0)
     np.testing.assert_array_equal(found, rotation)
     np.testing.assert_array_equal(at, translation)
@@ -95,7 +101,7 @@ def test_corners_are_followed_inside_the_mask_only():
 
     tracks = refine.follow(frames(), 0.4)
     assert len(tracks.length) > 10 and tracks.length.max() > 10
-    starts = np.cumsum(tracks.length) - tracks.length
+    starts = tracks.start
     for begin, m in zip(starts, tracks.length, strict=True):
         xy = tracks.xy_px[begin : begin + m]
         assert ((xy > 38) & (xy < 122)).all()
@@ -106,8 +112,9 @@ def test_tracks_end_at_a_cut_and_begin_anew():
     texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (160, 160)).astype(np.uint8), (0, 0), 2.0)
     where = np.ones((160, 160), bool)
     tracks = refine.follow(iter([(texture, where)] * 30), 0.4, [13])
-    last = tracks.first + tracks.length
-    assert len(last) and ((last <= 13) | (tracks.first >= 13)).all() and (tracks.first == 13).any()
+    first = tracks.frame[tracks.start]
+    last = first + tracks.length
+    assert len(last) and ((last <= 13) | (first >= 13)).all() and (first == 13).any()
 
 
 def test_corners_are_carried_as_the_face_moves():
@@ -130,7 +137,7 @@ def test_corners_are_followed_through_fast_motion(hz):
 
     face = np.array([[60.0, 60], [100, 60], [80, 90]]) + np.stack([path, 0 * path], -1)[:, None]
     tracks = refine.follow(frames(), 0.4, face_px=face + rng.normal(0, 0.5, face.shape))
-    starts = np.cumsum(tracks.length) - tracks.length
+    starts = tracks.start
     assert len(starts) > 20 and np.median(tracks.length) > 15
     for begin, m in zip(starts, tracks.length, strict=True):
         x, at = tracks.xy_px[begin : begin + m, 0], path[tracks.frame[begin : begin + m]]
@@ -152,7 +159,7 @@ def test_refinement_keeps_fast_motion():
         point = refine.HEAD_CENTRE_CM + direction / np.linalg.norm(direction) * refine.HEAD_RADII_CM
         cam = rotation[a : a + m] @ point + translation[a : a + m]
         xy.append(F * cam[:, :2] / cam[:, 2:] + CENTRE + rng.normal(scale=0.3, size=(m, 2)))
-    tracks = refine.Tracks.runs(first, np.full(150, m), np.concatenate(xy))
+    tracks = runs(first, np.full(150, m), np.concatenate(xy))
     start = Rotation.from_rotvec(rng.normal(0, 0.01, (N, 3))).as_matrix() @ rotation
     found, at, _, _ = refine.adjust(tracks, start, translation, F, CENTRE, 1.0)
 

@@ -6,8 +6,8 @@ Corners of the picture that are followed by optical flow over many frames know n
 
 Per window of frames: corners inside the head's label, outside eyes and mouth, are followed with the pyramidal
 Lucas-Kanade method, forwards and backwards; then every corner is looked for once more in frames far from its track,
-because a chain of tracks drifts (0.4 degrees within 13 s, which move hair by 1.4 pixels of 256). Then Gauss-Newton,
-points eliminated by the Schur complement, minimises
+because a chain of tracks drifts (by 0.9 degrees within 13 s, benchmarks/NOTES.md). Then Gauss-Newton, points eliminated
+by the Schur complement, minimises
     sum_o rho(|proj(R_f X_p + t_f) - x_o| / SIGMA_PX) + sum_p |X_p - X_p0|^2 / POINT_SIGMA_CM^2
     + sum_f |log(R_f R_f0^T)|^2 / ROTATION_SIGMA^2 + |(t_f - t_f0) / TRANSLATION_SIGMA_CM|^2
     + sum_fk |proj(R_f A_k + t_f) - proj(R_f0 A_k + t_f0)|^2 / ANCHOR_SIGMA_PX^2,
@@ -61,20 +61,10 @@ class Tracks:
     frame: np.ndarray
     xy_px: np.ndarray
 
-    @classmethod
-    def runs(cls, first: np.ndarray, length: np.ndarray, xy_px: np.ndarray) -> "Tracks":
-        """Tracks of consecutive frames from `first` [T] on."""
-        offset = np.arange(len(xy_px)) - np.repeat(np.cumsum(length) - length, length)
-        return cls(length, np.repeat(first, length) + offset, xy_px)
-
     @property
     def start(self) -> np.ndarray:
         """Number [T] of each track's first observation."""
         return np.cumsum(self.length) - self.length
-
-    @property
-    def first(self) -> np.ndarray:
-        return self.frame[self.start]
 
 
 def _carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
