@@ -15,6 +15,7 @@ from typing import Any
 from tkjax.contract.refusal import ContractError
 from tkjax.contract.spec import FILE_NAME, MANIFEST, SHA256, SHARD_NAME
 from tkjax.host import stored
+from tkjax.host.files import sync
 
 STAGING = ".write"  # files of a write that has not been committed
 ASIDE = ".pending"  # fixed-name files of a generation other than the one published under the plain names
@@ -29,14 +30,6 @@ def fsync(file: io.BufferedIOBase) -> None:
     """Hand what was written to the disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sha256_file(path: Path) -> str:
@@ -84,10 +77,10 @@ def put_in_place(root: Path, manifest: Mapping[str, Any], raw: bytes, moved: lis
     with open(staged, "wb") as f:
         f.write(raw)
         fsync(f)
-    _fsync_folder(aside)
-    _fsync_folder(root)
+    sync(aside)
+    sync(root)
     os.replace(staged, root / MANIFEST)  # from here on the new dataset is the one that is read
-    _fsync_folder(root)
+    sync(root)
     return old
 
 
