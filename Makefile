@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test check test-slow test-lowering bench lint clean
 help:
 	@echo "make demo       synthetic subject -> avatar -> talking mp4 and report in runs/demo (about 9 minutes)"
-	@echo "make test       the default test run (about 20 minutes, less with a warm cache)"
+	@echo "make test       the default test run (about 17 minutes, less with a warm cache)"
 	@echo "make check      the quick loop (under 3 minutes)"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-lowering  the Triton kernels lowered through JAX for CUDA, without a GPU"
