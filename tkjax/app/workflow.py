@@ -19,9 +19,9 @@ from tkjax.app.workdir import (
     dataset_of,
     existing_workdir,
     preprocess_seconds,
-    read_run,
+    read_facts,
     stop_on_failures,
-    update_run,
+    update_facts,
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
@@ -109,7 +109,7 @@ def preprocess(workdir: Path, video: str, settings: Mapping[str, Any] = {}) -> N
 def make_dataset(workdir: Path, video: str, settings: Mapping[str, Any]) -> None:
     """`preprocess` for a caller that holds the workdir's lock."""
     torch_side.run("preprocess", preprocess_arguments({"video": video, "workdir": str(workdir), **settings}))
-    update_run(Path(workdir), dataset=DATASET, video=str(video))
+    update_facts(Path(workdir), dataset=DATASET, video=str(video))
 
 
 def preprocess_arguments(settings: Mapping[str, Any]) -> list[str]:
@@ -136,7 +136,7 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
     def on_event(name: str, facts: dict) -> None:
         if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir
             config.write(resolved, workdir / "config.json")
-            update_run(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
+            update_facts(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
 
     variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event)
     done = loop.finished(resolved, clip.info, workdir)
@@ -258,7 +258,7 @@ def fit(
         stop_on_failures(root, preparing.get("accept") or ())
         record = consent_record(consent, bool(video))
         if not dataset and not video:  # continuing: what was said before still holds
-            record = read_run(workdir).get("consent") or record
+            record = read_facts(workdir).get("consent") or record
         clip = train_and_save(resolved, root, workdir, record, stages)
         devices.by_the_first(lambda: score(workdir, clip, models, paste_back=paste_back), "evaluation")
 
@@ -270,7 +270,7 @@ def train(
     """Every stage (or those named) on a dataset that is there, then the avatar."""
     loop.initialise_distributed(*processes)
     resolved = resolve(workdir, spec, overrides)
-    stored = read_run(workdir)
+    stored = read_facts(workdir)
     statement = consent or (stored.get("consent") or {}).get("statement")
     record = consent_record(statement, "video" in stored)
     if "video" in stored and not dataset and not statement:
