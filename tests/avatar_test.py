@@ -223,13 +223,13 @@ def test_missing_parts_are_named(copy):
         bundle.load(copy)
 
 
-def test_unflatten_names_what_does_not_fit():
+def test_arrays_that_do_not_fit_a_tree_are_named():
     tree = {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 2))}}
-    flat = bundle.flatten(tree)
+    flat = bundle.arrays_of(tree)
     assert set(flat) == {"a", "b/c"}
     for wrong, name in (({**flat, "x": flat["a"]}, "x"), ({"a": flat["a"]}, "b/c"), ({**flat, "a": np.zeros(4)}, "a")):
         with pytest.raises(UserError, match=name):
-            bundle.unflatten(tree, wrong, "file")
+            bundle.fitted(tree, wrong, "file")
 
 
 def test_an_avatar_of_an_earlier_config_gets_what_the_settings_have_gained():

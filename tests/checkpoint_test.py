@@ -11,23 +11,24 @@ from hypothesis import strategies as st
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
+from tkjax import trees
 from tkjax.errors import UserError
 from tkjax.models import load_system
 from tkjax.train import checkpoint
-from tkjax.train.checkpoint import Checkpoints, check_run, flatten, latest_step, truncate_metrics, unflatten
+from tkjax.train.checkpoint import Checkpoints, check_run, latest_step, truncate_metrics
 from tkjax.train.loop import load_variables, train
 
 names = st.text("abc_0", min_size=1, max_size=4)
-trees = st.recursive(
+nested = st.recursive(
     st.integers(0, 9), lambda sub: st.dictionaries(names, sub, min_size=1, max_size=3) | st.lists(sub, min_size=1)
 )
 
 
-@given(trees)
+@given(nested)
 def test_flattening_is_undone_and_every_leaf_has_its_own_path(tree):
-    flat = flatten(tree)
+    flat = trees.flatten(tree)
     assert len(flat) == len(jax.tree.leaves(tree))
-    assert unflatten(tree, flat) == tree
+    assert trees.unflatten(tree, flat) == tree
 
 
 @pytest.fixture

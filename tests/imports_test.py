@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # room of tkjax -> the rooms that it may import, from the ground up
 ROOMS = {
     "errors": "",
+    "trees": "",
     "types": "",
     "losses": "",
     "ops": "",
@@ -30,11 +31,11 @@ ROOMS = {
     "data": "errors types host interface contract media",
     "synthetic": "errors cameras contract media",
     "originals": "errors types host contract formats data fields ops",
-    "train": "errors types host interface config data models render ops",
-    "avatar": "errors types host interface config contract media data models",
+    "train": "errors trees types host interface config data models render ops",
+    "avatar": "errors trees types host interface config contract media data models",
     "drive": "errors types host cameras contract media formats data avatar render",
     "measure": "errors types host interface contract media perceptual data avatar drive render",
-    "app": "errors types host interface config contract media ops models data synthetic originals train avatar drive "
+    "app": "errors trees types host interface config contract media ops models data synthetic originals train avatar drive "
     "measure",
 }
 # room of preprocess -> the rooms of preprocess that it may import

@@ -273,7 +273,7 @@ def content_of_avatar(folder: Path) -> dict:
     subject = bundle.load(folder)
     out = {"meta": json.dumps(subject.meta, sort_keys=True), "plate": subject.plate}
     out |= {k: getattr(subject, k) for k in ("cam_to_world", "expression", "confidence", "face_box_px", "eye_area")}
-    out |= bundle.flatten(subject.variables(subject.model()))
+    out |= bundle.arrays_of(subject.variables(subject.model()))
     pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
     return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tkjax import config, contract, interface
+from tkjax import config, contract, interface, trees
 from tkjax.app import lock
 from tkjax.app.workdir import DATASET, dataset_of, read_facts, update_facts
 from tkjax.avatar import bundle
@@ -169,7 +169,7 @@ def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple
     """(the model's variables with the file's numbers, where its occupancy comes from). What the file does not have is
     as in a new model."""
     template = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = {path: leaf.shape for path, leaf in checkpoint.flatten(template.params).items()}
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(template.params).items()}
     params = weights.fresh(shapes)
     if not found.sizes.eye and found.system == "er_nerf":
         params = weights.without_eye(weights.to_params(found.tensors, tensors, weights.drop_eye(params)))
@@ -178,7 +178,7 @@ def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple
     state, about = weights.occupancy(tensors)
     state["torso/alpha"] = np.asarray(tensors.get("density_grid_torso", model.torso.init_state()["alpha"]), np.float32)
     flat = {f"params/{k}": v for k, v in params.items()} | {f"state/{k}": v for k, v in state.items()}
-    return bundle.unflatten(template, flat, "the checkpoint"), about
+    return bundle.fitted(template, flat, "the checkpoint"), about
 
 
 def finish(

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tkjax import __version__, config, contract, interface
+from tkjax import __version__, config, contract, interface, trees
 from tkjax.avatar import avatar_json, track
 from tkjax.avatar.avatar_json import CONSENT, FORMAT, META, REMEDY, TRACK_FRAMES
 from tkjax.contract.checks import check_picture
@@ -46,23 +46,17 @@ from tkjax.types import PyTree, SubjectInfo, Variables
 _json_digest, _dump = avatar_json.json_digest, avatar_json.dump
 
 
-def flatten(tree: PyTree) -> dict[str, np.ndarray]:
+def arrays_of(tree: PyTree) -> dict[str, np.ndarray]:
     """{'params/a/b': array} of a pytree; half-precision leaves are stored as float32."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    out = {}
-    for path, leaf in leaves:
-        value = np.asarray(leaf)
-        if jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-            value = value.astype(np.float32)
-        out[jax.tree_util.keystr(path, simple=True, separator="/")] = value
-    return out
+    arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
+    floats = {path for path, a in arrays.items() if jax.numpy.issubdtype(a.dtype, jax.numpy.floating)}
+    return {path: a.astype(np.float32) if path in floats else a for path, a in arrays.items()}
 
 
 def check_fit(template: PyTree, arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
     """UserError names the first of the arrays (or of what describes them) that `template` has not, or has of another
     shape or kind of number; else {key: leaf of the template}."""
-    leaves = jax.tree_util.tree_leaves_with_path(template)
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): like for path, like in leaves}
+    wanted = trees.flatten(template)
     for key in sorted(set(wanted) ^ set(arrays)):
         where = "lacks" if key in wanted else "has an unknown"
         raise UserError(f"{name} {where} array {key[:200]!r}: it was not made by this system's version")
@@ -76,11 +70,11 @@ def check_fit(template: PyTree, arrays: Mapping[str, Any], name: str) -> dict[st
     return wanted
 
 
-def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
+def fitted(template: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
     """The arrays in the structure, shapes and dtypes of `template`; UserError names the first that does not fit."""
     wanted = check_fit(template, arrays, name)
-    values = [jax.numpy.asarray(arrays[key], like.dtype) for key, like in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(template), values)
+    values = {key: jax.numpy.asarray(arrays[key], like.dtype) for key, like in wanted.items()}
+    return trees.unflatten(template, values)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -169,7 +163,7 @@ def _refuse_unreadable(facts: dict, path: Path) -> None:
 def _store(folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
     """Write what the bundle consists of; its entries for avatar.json."""
     files: dict[str, Any] = {
-        "params": _write(folder, "params", ".npz", _npz(flatten(variables))),
+        "params": _write(folder, "params", ".npz", _npz(arrays_of(variables))),
         "background": _write(folder, "background", ".png", images.encode_png(np.asarray(clip.plate))),
         "track": [],
     }
@@ -371,9 +365,7 @@ class Avatar:
             index = npz_index(file, path)
             flat = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in index.items()}
             check_fit(template, flat, str(path))  # before anything is read: shapes may claim any size
-            return unflatten(
-                template, {k: read_entry(file, e, path, k, check=True) for k, e in index.items()}, str(path)
-            )
+            return fitted(template, {k: read_entry(file, e, path, k, check=True) for k, e in index.items()}, str(path))
 
 
 def _model(settings: ConfigDict, info: SubjectInfo, where: Path) -> interface.Model:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tkjax import trees
 from tkjax.config import leaves
 from tkjax.errors import UserError
 from tkjax.host import stored
@@ -41,17 +42,6 @@ EXEMPT = (
 )
 MEET_TIMEOUT_S = 3600  # one process may decode a clip or compile while the others wait
 ITEMS = ("params", "state", "ema", "rest")
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """{path of the leaf: leaf}, paths joined by '/'."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in leaves}
-
-
-def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    """The inverse of `flatten` for a tree built like `like`."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
 def meet(place: str, timeout_s: int = MEET_TIMEOUT_S) -> None:
@@ -95,7 +85,7 @@ class Checkpoints:
         The arrays are copied first: the caller donates them to its next step, and the host view that
         a save reads may share their memory.
         """
-        copies = {name: flatten(jax.tree.map(jax.numpy.copy, tree)) for name, tree in items.items()}
+        copies = {name: trees.flatten(jax.tree.map(jax.numpy.copy, tree)) for name, tree in items.items()}
         args = {name: ocp.args.StandardSave(flat) for name, flat in copies.items() if flat}
         self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(dict(meta))))
 
@@ -107,7 +97,7 @@ class Checkpoints:
         """
         out = {}
         for name, tree in like.items():
-            want = flatten(tree)
+            want = trees.flatten(tree)
             have = self.shapes(step, name)
             for path in sorted(want.keys() | have.keys()):
                 a, b = have.get(path), tuple(want[path].shape) if path in want else None
@@ -123,7 +113,7 @@ class Checkpoints:
             if abstract:
                 args = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
                 abstract = self.manager.restore(step, args=args)[name]
-            out[name] = unflatten(tree, abstract)
+            out[name] = trees.unflatten(tree, abstract)
         return out
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
