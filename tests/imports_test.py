@@ -35,8 +35,8 @@ ROOMS = {
     "avatar": "errors trees types host interface config contract media data models",
     "drive": "errors types host cameras contract media formats data avatar render",
     "measure": "errors types host interface contract media perceptual data avatar drive render",
-    "app": "errors trees types host interface config contract media ops models data synthetic originals train avatar drive "
-    "measure",
+    "app": "errors trees types host interface config contract media ops models data synthetic originals train avatar "
+    "drive measure",
 }
 # room of preprocess -> the rooms of preprocess that it may import
 GROUPS = {
