@@ -16,6 +16,7 @@ from tkjax.contract.commit import fsync
 from tkjax.contract.npz import Entry, Rows, npz_index, read_entry, read_rows, write_npz
 from tkjax.contract.refusal import ContractError, disk_errors, first_bad, refuse
 from tkjax.contract.spec import FPS, VERSION
+from tkjax.contract.windows import cut_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,7 @@ class AudioFeatures:
 
     def window_at(self, frame: int) -> np.ndarray:
         """[window, C] of video frame `frame` (any integer), zeros outside the sequence."""
-        first = self.hop * int(frame) - self.left
-        out = np.zeros((self.window, self.channels), np.float32)
-        a, b = max(first, 0), min(first + self.window, len(self.features))
-        if a < b:
-            out[a - first : b - first] = self.features[a:b]
-        return out
+        return cut_windows(self.features, np.array(frame), self.window, self.hop, self.left)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the features and their kind, as the manifest and the avatar hold it."""

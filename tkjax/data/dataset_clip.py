@@ -53,10 +53,8 @@ def audio_windows(
     before the first or behind the last (`features.n_windows`) is all zeros.
     """
     frames = np.asarray(frame_indices, np.int64)[:, None] + np.arange(n_windows) - n_windows // 2
-    steps = features.hop * frames[..., None] - features.left + np.arange(features.window)
-    inside = (steps >= 0) & (steps < len(features.features))
-    inside &= ((frames >= 0) & (frames < features.n_windows))[..., None]
-    return features.features[np.where(inside, steps, 0)] * inside[..., None].astype(np.float32)
+    f = features
+    return contract.cut_windows(f.features, frames, f.window, f.hop, f.left, end=f.n_windows)
 
 
 class DatasetClip:

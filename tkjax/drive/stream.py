@@ -75,20 +75,15 @@ def start(spec: Spec) -> Carry:
     return Carry(0, 0, np.zeros((0, spec.channels), np.float32))
 
 
-def window(spec: Spec, carry: Carry, frame: int, end: int | None) -> Float[np.ndarray, "T C"]:
-    """The window of one frame: steps hop·frame - left … + window - 1, zeros outside the sound.
+def windows_of(spec: Spec, carry: Carry, frames: Sequence[int], end: int | None) -> Float[np.ndarray, "W T C"]:
+    """The windows of frames, zeros outside the sound.
 
     end: number of the sound's steps, None while it goes on. As in training, a window before the first frame
     or behind the last (ceil(end / hop) of them, or spec.heard) is all zeros.
     """
-    out = np.zeros((spec.window, spec.channels), np.float32)
-    behind = (spec.heard is not None and frame >= spec.heard) or (end is not None and spec.hop * frame >= end)
-    if frame >= 0 and not behind:
-        first = spec.hop * frame - spec.left - carry.first_row
-        a, b = max(first, 0), min(first + spec.window, len(carry.rows))
-        if a < b:
-            out[a - first : b - first] = carry.rows[a:b]
-    return out
+    ends = [spec.heard, None if end is None else -(-end // spec.hop)]
+    heard = min((n for n in ends if n is not None), default=max(frames) + 1)
+    return contract.cut_windows(carry.rows, np.array(frames), spec.window, spec.hop, spec.left, carry.first_row, heard)
 
 
 def advance(
@@ -107,7 +102,7 @@ def advance(
         if not ended and spec.hop * (frame + ahead) + max(spec.window - spec.left, 1) > have:
             break
         around = range(frame - behind, frame + ahead + 1)
-        windows = np.stack([window(spec, carry, j, have if ended else None) for j in around])
+        windows = windows_of(spec, carry, around, have if ended else None)
         if spec.smooth_lips:
             lips = windows if lips is None else KEEP_LIPS * lips + (1 - KEEP_LIPS) * windows
             windows = lips
