@@ -15,7 +15,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from tkjax.data import split
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
-from tkjax.host.files import write_atomic
+from tkjax.host.files import put, write_atomic
 from tkjax.media import images
 from tkjax.media.full_frames import FullFrames
 from tkjax.models import load_system
@@ -147,7 +146,7 @@ def save(
     waiting = folder / avatar_json.consent_name(record)  # read in its place until it is there
     write_atomic(waiting, record)
     write_atomic(folder / META, _dump(meta))
-    os.replace(waiting, folder / CONSENT)
+    put(waiting, folder / CONSENT)
     _remove_stale(folder, meta)
     return meta["id"]
 
