@@ -24,8 +24,8 @@ from tkjax.avatar import bundle
 from tkjax.data.clip import Clip
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
-from tkjax.host import torch_side
-from tkjax.host.files import exchange, write_atomic
+from tkjax.host import files, torch_side
+from tkjax.host.files import write_atomic
 from tkjax.models import load_system
 from tkjax.originals import layout, source, stand_in, weights
 from tkjax.originals.layout import NAMES
@@ -123,7 +123,7 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
         if (workdir / "run.json").is_file():
             shutil.copy(workdir / "run.json", new / "run.json")
         update_facts(new, consent=consent, **facts)
-        exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
+        files.exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
     finally:
         shutil.rmtree(new, ignore_errors=True)
     for line in describe(file, found, name, about, occupancy, spec, clip):

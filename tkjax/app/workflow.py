@@ -33,7 +33,7 @@ from tkjax.measure.layers import paste_back_of
 from tkjax.measure.report import Report
 from tkjax.models import load_system
 from tkjax.ops import dispatch
-from tkjax.train import devices, loop
+from tkjax.train import devices, loop, plan
 
 Overrides = Sequence[tuple[str, str]]  # settings of the config by their dotted names
 Processes = tuple[str | None, int | None, int | None]  # host:port of the first, how many, which one this is
@@ -139,7 +139,7 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
             update_facts(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
 
     variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event)
-    done = loop.finished(resolved, clip.info, workdir)
+    done = plan.finished(resolved, clip.info, workdir)
 
     def save() -> None:
         steps = {stage.name: stage.steps for stage in load_system(resolved.system)(resolved, clip.info).stages()}

@@ -14,7 +14,7 @@ from tkjax.contract.npz import Entry, Rows, npz_index, read_entry, read_rows, wr
 from tkjax.contract.refusal import ContractError, disk_errors, first_bad, refuse
 from tkjax.contract.spec import FPS, VERSION
 from tkjax.contract.windows import cut_windows
-from tkjax.host.files import whole
+from tkjax.host import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def save_audio_rows(path: str | Path, header: AudioHeader, blocks: Iterable[np.n
     for name, (letter, shape) in _MEMBERS.items():
         if not shape and name != "version":
             arrays[name] = {"i": np.int64, "f": np.float64, "U": np.str_}[letter](getattr(header, name))
-    with whole(path) as part, open(part, "wb") as f:
+    with files.whole(path) as part, open(part, "wb") as f:
         write_npz(f, arrays)
 
 

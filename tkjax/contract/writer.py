@@ -48,7 +48,7 @@ from tkjax.contract.spec import (
     is_offsets,
     offsets_of,
 )
-from tkjax.host.files import sync
+from tkjax.host import files
 
 _WRITABLE = "a folder that can be written"
 
@@ -280,7 +280,7 @@ class DatasetWriter:
         staged = self.root / STAGING / "shard.npz"
         with open(staged, "wb") as f:
             contract.write_npz(f, arrays)  # the package's: whoever replaces it there replaces it here
-        sync(staged)
+        files.sync(staged)
         sha = sha256_file(staged)
         name = f"shard-{len(self._shards):05d}-{sha[:8]}.npz"
         os.replace(staged, staged.with_name(name))
@@ -304,7 +304,7 @@ class DatasetWriter:
                 else:
                     with open(data, "rb") as f:
                         shutil.copyfileobj(f, out, 1 << 20)
-            sync(staged)
+            files.sync(staged)
         except OSError as e:
             staged.unlink(missing_ok=True)
             raise ContractError(f"{e.filename or where}: {e.strerror or e}, expected content for {name}") from e

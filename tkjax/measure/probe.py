@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tkjax import contract
 from tkjax.data.clip import Clip
 from tkjax.interface import Model
-from tkjax.measure.layers import Combination, draw
+from tkjax.measure import layers
+from tkjax.measure.layers import Combination
 from tkjax.media import audio
 from tkjax.render.image import final_clock, to_draw
 from tkjax.types import Variables
@@ -59,7 +60,7 @@ class Actor:
         clock = final_clock(self.step, self.layers.stage)
         hw = (clip.height, clip.width)
         batch = jax.tree.map(jnp.asarray, batch)
-        return draw(self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays)
+        return layers.draw(self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays)
 
 
 def at_percentiles(values: Float[np.ndarray, " n"], *percentiles: int) -> list[Int[np.ndarray, " k"]]:

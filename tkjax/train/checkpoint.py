@@ -19,8 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tkjax import trees
-from tkjax.config import leaves
+from tkjax import config, trees
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
@@ -212,7 +211,7 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence
         return
     differ = []
     for part in ("config", "data"):
-        old, new = leaves(before.get(part, {})), leaves(run[part])
+        old, new = config.leaves(before.get(part, {})), config.leaves(run[part])
         for key in sorted(old.keys() | new.keys()):
             name = key if part == "config" else f"dataset {key}"
             exempt = part == "config" and any(key == e or key.startswith(e + ".") for e in (*EXEMPT, *free))
