@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import tiny, tiny_full
 from tkjax import config, contract
-from tkjax.avatar import bundle
+from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.track import face
 from tkjax.data.dataset_clip import DatasetClip, over
 from tkjax.errors import UserError
@@ -204,8 +204,8 @@ def test_an_avatar_of_format_1_is_still_read(copy):
     for name in ("stages", "n_train", "heldout_first", "full", "background_trt"):
         del meta[name]
     del meta["files"]["full"]
-    meta["digest"] = bundle._json_digest(meta)
-    (copy / "avatar.json").write_bytes(bundle._dump(meta))
+    meta["digest"] = avatar_json.json_digest(meta)
+    (copy / "avatar.json").write_bytes(avatar_json.dump(meta))
     subject = bundle.load(copy)
     assert subject.stages == ("all",) and subject.n_train == subject.n_track and not subject.has_full
     assert subject.torso(3).shape == (24, 32, 4)
