@@ -23,8 +23,8 @@ def test_tracker_agrees_with_truth(models_dir, seed, motion):
         output_face_blendshapes=True,
         output_facial_transformation_matrixes=True,
     )
-    _, p = synthetic.speak(seed, 12.0, size=256, motion_range=motion)
-    p = p.take(range(0, p.n_frames, 6))
+    _, p = synthetic.speak(seed, 12.0, size=160, motion_range=motion)
+    p = p.take(range(0, p.n_frames, 8))
     found, tracked, scores = [], [], []
     with vision.FaceLandmarker.create_from_options(options) as tracker:
         for frame in p.frames():
