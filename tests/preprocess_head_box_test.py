@@ -95,9 +95,10 @@ def test_shoulders_outside_the_frame_or_the_matte_are_skipped(shoulders):
 
 
 def test_points_with_a_low_score_do_not_count():
-    points, ears = body(scores=0.29), body()
-    assert head_box._points(points)[0] is None and head_box._points(points)[1] == []
-    assert len(head_box._points(ears)[1]) == 2
+    known, matte = (729, 109, 1191, 571), matte_with(120, {800: 560, 1120: 540})
+    assert head_box.original_rule([(body(scores=0.3), matte)], False, "clip") == known
+    *_, without = head_box.original_frame(None, [], body().face_box, matte)
+    assert head_box.original_rule([(body(scores=0.29), matte)], False, "clip") == without != known
 
 
 def test_a_clip_without_one_usable_frame_is_one_sentence():

@@ -151,9 +151,9 @@ def test_gaps_below_the_shoulder_close_down_to_the_border():
     person[10:20] = True
     person[30:, 3] = True
     everywhere = np.ones_like(person)
-    assert labels._fill_down(person, everywhere, 25)[10:].all()
-    assert not labels._fill_down(person, everywhere, 5)[25, 5]
-    assert not labels._fill_down(person, everywhere, 12)[25, 5] and labels._fill_down(person, everywhere, 12)[25, 3]
+    assert labels.fill_down(person, everywhere, 25)[10:].all()
+    assert not labels.fill_down(person, everywhere, 5)[25, 5]
+    assert not labels.fill_down(person, everywhere, 12)[25, 5] and labels.fill_down(person, everywhere, 12)[25, 3]
 
 
 def test_posteriors_are_distributions_and_the_oval_is_skin():

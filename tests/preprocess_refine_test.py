@@ -121,7 +121,7 @@ def test_corners_are_carried_as_the_face_moves():
     rng = np.random.default_rng(0)
     before, xy = rng.normal(80, 20, (9, 2)), rng.normal(80, 40, (5, 2))
     turn = 1.2 * Rotation.from_euler("z", 20, degrees=True).as_matrix()[:2, :2]
-    np.testing.assert_allclose(refine._carried(xy, before, before @ turn.T + [3, 4]), xy @ turn.T + [3, 4], rtol=1e-4)
+    np.testing.assert_allclose(refine.carried(xy, before, before @ turn.T + [3, 4]), xy @ turn.T + [3, 4], rtol=1e-4)
 
 
 @pytest.mark.parametrize("hz", [1.0, 3.0])

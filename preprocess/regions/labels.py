@@ -87,7 +87,7 @@ def decide(posterior: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
     likely = (posterior[segment.BACKGROUND] < 0.5) | bone
     person = largest(likely, oval) | _from_below(likely & (v < -1), h * w // 200)
     low = (v < -1.15) | ((v < -0.95) & (np.abs(u) > 1.4))  # hair does not overhang there: gaps are in the clothes
-    person |= _fill_down(_close(person, low, 0.16 * half) & low, low, round(0.6 * half))
+    person |= fill_down(_close(person, low, 0.16 * half) & low, low, round(0.6 * half))
     person = fill_holes(person, h * w // 100)
     kind = posterior[1:].argmax(0) + 1
     cloth = posterior[segment.CLOTH] > posterior[segment.SKIN]
@@ -120,7 +120,7 @@ def _from_below(mask: np.ndarray, least: int) -> np.ndarray:
     return keep[component]
 
 
-def _fill_down(person: np.ndarray, where: np.ndarray, most: int) -> np.ndarray:
+def fill_down(person: np.ndarray, where: np.ndarray, most: int) -> np.ndarray:
     """Below a pixel of the person, close gaps of at most `most` rows down to the next one or to the lower border."""
     h = len(person)
     row = np.arange(h, dtype=np.int32)[:, None]
@@ -166,7 +166,7 @@ def mattes(chunk: dict[str, np.ndarray]) -> list[np.ndarray] | None:
     return [decode_png(b) for b in chunks.unpack(chunk, "alpha")] if "alpha_bytes" in chunk else None
 
 
-def _with_matte(posterior: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+def with_matte(posterior: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """Posteriors [4,h,w] whose background is what the matte says."""
     if alpha is None:
         return posterior
@@ -207,7 +207,7 @@ def label_chunk(frames: str, track: str, n_frames: int, index: int, colours: seg
         points = held[k]["landmarks_px"][i % chunks.CHUNK_FRAMES].astype(np.float64)
         picture = small(rgb)
         found = segment.posterior(colours, picture, points * (picture.shape[1] / rgb.shape[1]))
-        return _with_matte(found, alpha), rgb, points, alpha
+        return with_matte(found, alpha), rgb, points, alpha
 
     before = load(a - 1) if a else None
     this = load(a)

@@ -67,7 +67,7 @@ class Tracks:
         return np.cumsum(self.length) - self.length
 
 
-def _carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
+def carried(xy: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """float32: points [m,2] moved, turned and scaled as the points before [v,2] must be to lie on now [v,2]."""
     a, b = before @ [1, 1j], now @ [1, 1j]
     centre = a.mean()
@@ -121,9 +121,9 @@ def _found_again(tracks: list, keys: dict, shot: np.ndarray, face_px: np.ndarray
             if shot[key] != shot[other] or not outside:
                 continue
             xy = np.array([tracks[n][1][key - tracks[n][0]] for n in outside], np.float32)
-            guess = _carried(xy, face_px[key], face_px[other])
+            guess = carried(xy, face_px[key], face_px[other])
             new, good = _flow(
-                grey, picture, xy, guess, lambda v, a=other, b=key: _carried(v, face_px[a], face_px[b]), scale, options
+                grey, picture, xy, guess, lambda v, a=other, b=key: carried(v, face_px[a], face_px[b]), scale, options
             )
             good &= _inside(where, new)
             good[good] &= _likeness(grey, xy[good], picture, new[good], side) > ALIKE
@@ -161,10 +161,10 @@ def follow(
             old = np.array([points[-1] for _, points in live], np.float32)
             guess, back = None, None
             if face_px is not None:
-                guess = _carried(old, face_px[index - 1], face_px[index])
+                guess = carried(old, face_px[index - 1], face_px[index])
 
                 def back(xy, index=index):
-                    return _carried(xy, face_px[index], face_px[index - 1])
+                    return carried(xy, face_px[index], face_px[index - 1])
 
             new, good = _flow(before, grey, old, guess, back, scale, options)
             good &= _inside(where, new)
