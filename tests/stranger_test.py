@@ -492,8 +492,7 @@ def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, 
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle.os, "replace", dies)
-    monkeypatch.setattr(bundle, "write_atomic", lambda path, data: Path(path).write_bytes(data))
+    monkeypatch.setattr(bundle, "put", dies)  # the last step: consent.json gets its name
     with pytest.raises(KeyboardInterrupt):
         bundle.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], {"statement": "changed"})
     assert bundle.load(copy).meta["consent"] == {"statement": "changed"}
