@@ -28,7 +28,8 @@ from tkjax.data.batches import make_loader
 from tkjax.errors import UserError
 from tkjax.ops import composite_packed, dispatch, field, march_packed
 from tkjax.render.image import final_clock, picture, pixel_grid, render_image
-from tkjax.train.devices import AXIS, replicate, shard
+from tkjax.train import devices
+from tkjax.train.devices import AXIS
 from tkjax.train.optim import optimiser
 from tkjax.train.step import TrainState, check_terms, make_step
 
@@ -87,14 +88,14 @@ def step_run(subject, clip):
     tx = optimiser(stage.rates, labels, stage.steps)
     frames = np.arange(*clip.train_range)
     load = make_loader(clip, frames, stage, config.seed, 1, sharded, model.signals())
-    batches = [shard(load(i), sharded, 1) for i in range(16)]
+    batches = [devices.shard(load(i), sharded, 1) for i in range(16)]
     sampler = stage.samplers[0]
     zeros = {k: jnp.zeros(2) for k in check_terms(model, stage, variables, {sampler: load(0)})}
     state = TrainState(
         step=jnp.int32(0), key=jax.random.key_data(jax.random.key(0)), params=variables.params, state=variables.state,
         opt=tx.init(variables.params), ema=variables.params if stage.ema else None, sums=zeros,
     )  # fmt: skip
-    now = {"state": jax.tree.map(jnp.copy, replicate(state, replicated)), "n": 0}
+    now = {"state": jax.tree.map(jnp.copy, devices.replicate(state, replicated)), "n": 0}
     step = make_step(model, stage, tx, trained, mesh)
 
     def call():

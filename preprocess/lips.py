@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from preprocess.faces.landmarker import detect
+from preprocess.faces import landmarker
 from preprocess.pipeline import need_model
 from preprocess.resumable import progress
 from preprocess.workers import native, ordered, pool
@@ -85,7 +85,7 @@ def find_landmarks(frames: Iterator[np.ndarray], expected: int, model: Path) -> 
             yield str(model), held
 
     with tempfile.TemporaryDirectory() as folder, pool(Path(folder) / "workers.log") as executor:
-        faces = list(progress(ordered(executor, detect, batches()), expected, "landmarks"))
+        faces = list(progress(ordered(executor, landmarker.detect, batches()), expected, "landmarks"))
     if not faces:
         raise UserError("there are no frames to find landmarks in")
     return {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import tiny, tiny_full
 from tkjax import config, contract
-from tkjax.avatar import bundle
+from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.track import face, info_of
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.data.frame_cache import over
@@ -219,8 +219,8 @@ def test_an_avatar_of_format_1_is_still_read(copy):
     for name in ("stages", "n_train", "heldout_first", "full", "background_trt"):
         del meta[name]
     del meta["files"]["full"]
-    meta["digest"] = bundle._json_digest(meta)
-    (copy / "avatar.json").write_bytes(bundle._dump(meta))
+    meta["digest"] = avatar_json.json_digest(meta)
+    (copy / "avatar.json").write_bytes(avatar_json.dump(meta))
     subject = bundle.load(copy)
     assert subject.stages == ("all",) and subject.n_train == subject.n_track and not subject.has_full
     assert subject.torso(3).shape == (24, 32, 4)
@@ -241,13 +241,13 @@ def test_missing_parts_are_named(copy):
         bundle.load(copy)
 
 
-def test_unflatten_names_what_does_not_fit():
+def test_arrays_that_do_not_fit_a_tree_are_named():
     tree = {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 2))}}
-    flat = bundle.flatten(tree)
+    flat = bundle.arrays_of(tree)
     assert set(flat) == {"a", "b/c"}
     for wrong, name in (({**flat, "x": flat["a"]}, "x"), ({"a": flat["a"]}, "b/c"), ({**flat, "a": np.zeros(4)}, "a")):
         with pytest.raises(UserError, match=name):
-            bundle.unflatten(tree, wrong, "file")
+            bundle.fitted(tree, wrong, "file")
 
 
 def test_an_avatar_of_an_earlier_config_gets_what_the_settings_have_gained():

@@ -11,23 +11,24 @@ from hypothesis import strategies as st
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
+from tkjax import trees
 from tkjax.errors import UserError
 from tkjax.models import load_system
-from tkjax.train import checkpoint
-from tkjax.train.checkpoint import Checkpoints, check_run, flatten, latest_step, truncate_metrics, unflatten
-from tkjax.train.loop import load_variables, train
+from tkjax.train import checkpoint, loop
+from tkjax.train.checkpoint import Checkpoints, check_run, latest_step, truncate_metrics
+from tkjax.train.loop import load_variables
 
 names = st.text("abc_0", min_size=1, max_size=4)
-trees = st.recursive(
+nested = st.recursive(
     st.integers(0, 9), lambda sub: st.dictionaries(names, sub, min_size=1, max_size=3) | st.lists(sub, min_size=1)
 )
 
 
-@given(trees)
+@given(nested)
 def test_flattening_is_undone_and_every_leaf_has_its_own_path(tree):
-    flat = flatten(tree)
+    flat = trees.flatten(tree)
     assert len(flat) == len(jax.tree.leaves(tree))
-    assert unflatten(tree, flat) == tree
+    assert trees.unflatten(tree, flat) == tree
 
 
 @pytest.fixture
@@ -171,16 +172,16 @@ def test_loading_from_an_empty_workdir_and_an_unknown_stage_say_so(tmp_path):
 def test_a_finished_run_trains_no_more_and_other_settings_are_refused(tmp_path):
     clip, events = FakeClip(), []
     config = stub_config("constant", steps=10)
-    first = train(config, clip, tmp_path)
+    first = loop.train(config, clip, tmp_path)
     config.train.log_every = 3
-    again = train(config, clip, tmp_path, on_event=lambda name, facts: events.append(name))
+    again = loop.train(config, clip, tmp_path, on_event=lambda name, facts: events.append(name))
     assert events == ["stage"]
     np.testing.assert_array_equal(first.params["logit"], again.params["logit"])
     config.seed = 1
     with pytest.raises(UserError, match=r"seed \(0 there, 1 now\)"):
-        train(config, clip, tmp_path)
+        loop.train(config, clip, tmp_path)
     with pytest.raises(UserError, match="dataset digest"):
-        train(stub_config("constant", steps=10), FakeClip(seed=3), tmp_path)
+        loop.train(stub_config("constant", steps=10), FakeClip(seed=3), tmp_path)
 
 
 def test_another_number_of_threads_is_a_logged_warning(tmp_path, caplog, monkeypatch):
@@ -190,8 +191,8 @@ def test_another_number_of_threads_is_a_logged_warning(tmp_path, caplog, monkeyp
 
     config = stub_config("constant", steps=20)
     with pytest.raises(KeyboardInterrupt):
-        train(config, FakeClip(), tmp_path, on_event=stop)
+        loop.train(config, FakeClip(), tmp_path, on_event=stop)
     threads = checkpoint.n_threads()
     monkeypatch.setattr(checkpoint, "n_threads", lambda: threads + 5)
-    train(config, FakeClip(), tmp_path)
+    loop.train(config, FakeClip(), tmp_path)
     assert any(f"{threads} threads" in m and f"{threads + 5}" in m for m in caplog.messages)

@@ -156,7 +156,7 @@ def test_a_damaged_run_file_is_a_user_error(tmp_path):
 
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json"):
-        workdir.read_run(tmp_path)
+        workdir.read_facts(tmp_path)
 
 
 def test_known_bad_releases_are_repaired_before_jax_starts_and_only_with_a_gpu_plugin(monkeypatch):
@@ -185,8 +185,8 @@ def test_doctor_names_devices_versions_back_ends_and_models(tmp_path):
 def test_json_of_a_run_merges_facts(tmp_path):
     from tkjax.app import workdir
 
-    workdir.update_run(tmp_path, a=1)
-    workdir.update_run(tmp_path, b=2)
+    workdir.update_facts(tmp_path, a=1)
+    workdir.update_facts(tmp_path, b=2)
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2}
 
 

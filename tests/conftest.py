@@ -13,6 +13,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+# Parallel workers share the processors: OpenMP's threads would spin while they wait for each other (PyTorch, 10 times)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TKJAX_OFFLINE"] = "1"  # no test waits for a network; those of fetching serve themselves
 
 from hypothesis import settings  # noqa: E402

@@ -238,8 +238,15 @@ def test_render_equals_the_literal_field_marched_and_composited(model, variables
     assert opaque >= 2
 
 
-def test_colour_is_a_padded_sigmoid():
-    assert float(jax.nn.sigmoid(2.0) * 1.002 - 0.001) == pytest.approx(0.881559, abs=1e-6)
+@pytest.mark.parametrize("sign, end", [(1, 1.001), (-1, -0.001)])
+def test_colours_end_a_thousandth_outside_their_range(variables, draw, sign, end):
+    """The originals' padded sigmoid: what it gives where its input is as large as can be."""
+    colour = variables.params["colour"]
+    last = max(name for name in colour if name.startswith("kernel"))
+    far = colour | {last: jnp.full_like(colour[last], 1e6 * sign)}
+    got = draw(variables.replace(params=variables.params | {"colour": far}), batch(rays=RAYS))
+    np.testing.assert_allclose(got.rgb, np.broadcast_to(end * got.alpha, got.rgb.shape), atol=2e-6)
+    assert np.asarray(got.alpha).max() > 0.5
 
 
 def test_waves_change_nothing(variables, run):

@@ -16,8 +16,8 @@ from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.interface import Rate, Stage
-from tkjax.measure import evaluate, formulas, report, scores
-from tkjax.measure.layers import PasteBack, combinations
+from tkjax.measure import evaluate, formulas, layers, report, scores
+from tkjax.measure.layers import PasteBack
 from tkjax.models import load_system
 from tkjax.render.image import final_clock
 from tkjax.types import Render, Variables
@@ -179,11 +179,11 @@ def test_the_comparison_shows_every_combination_and_the_truth(clip, layered):
 
 def test_only_finished_stages_are_drawn(clip):
     model = Layered(tiny.config(), clip.info)
-    assert [c.stage for c in combinations(model)] == ["lips", "torso"]
-    assert [(c.stage, c.given) for c in combinations(model, ["head"])] == [("head", ("torso", "background"))]
-    assert [(c.stage, c.given) for c in combinations(model, ["torso"])] == [("torso", ("background",))]
+    assert [c.stage for c in layers.combinations(model)] == ["lips", "torso"]
+    assert [(c.stage, c.given) for c in layers.combinations(model, ["head"])] == [("head", ("torso", "background"))]
+    assert [(c.stage, c.given) for c in layers.combinations(model, ["torso"])] == [("torso", ("background",))]
     with pytest.raises(ValueError, match=r"\['mouth'\].*head, lips, torso"):
-        combinations(model, ["mouth"])
+        layers.combinations(model, ["mouth"])
 
 
 def whole(clip, i):

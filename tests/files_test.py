@@ -84,3 +84,16 @@ def test_a_lock_is_held_by_one_and_missing_locks_are_a_warning(tmp_path, monkeyp
     with pytest.warns(UserWarning, match="nothing keeps a second run out"):
         files.take_lock(second, tmp_path)
     os.close(second)
+
+
+def test_what_is_put_in_its_place_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "file.part").write_text("new")
+    done, sync, replace = [], files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda path: (sync(path), done.append(("sync", path.name))))
+    monkeypatch.setattr(os, "replace", lambda a, b: (replace(a, b), done.append(("name", b.name))))
+    for part, path in (("part", "folder"), ("file.part", "file")):
+        done.clear()
+        files.put(tmp_path / part, tmp_path / path)
+        assert done == [("sync", part), ("name", path), ("sync", tmp_path.name)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

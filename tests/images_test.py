@@ -211,4 +211,4 @@ def test_wrong_arrays_are_refused():
         with pytest.raises(ValueError, match="expected uint8"):
             images.encode_png(bad)
     with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
-        images._check(np.zeros((4, 4)), (3,))
+        images.encode_jpeg(np.zeros((0, 4, 3), np.uint8))

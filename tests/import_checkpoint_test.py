@@ -191,7 +191,7 @@ def test_the_import_says_what_it_recognised_took_and_left(imported):
     if case.kind == "rolling":
         assert "optimizer" in said and "epoch 28, global_step 203616" in said
     subject = bundle.load(workdir / "avatar")
-    params = bundle.flatten(subject.variables(subject.model()).params)
+    params = bundle.arrays_of(subject.variables(subject.model()).params)
     ours = sum(v.size for k, v in params.items() if not k.startswith("torso/"))
     theirs = sum(int(np.prod(s)) for k, s in originals.shapes(
         case.system, case.audio, case.torso, case.camera, 10000, case.eye
@@ -233,7 +233,7 @@ def test_the_export_imports_to_the_same_avatar(imported, exported, tmp_path):
     flags = {"weights": case.take} if case.take else {}
     run("import", source=exported, workdir=tmp_path / "W", **flags)
     first, second = (bundle.load(w / "avatar") for w in (workdir, tmp_path / "W"))
-    a, b = (bundle.flatten(s.variables(s.model())) for s in (first, second))
+    a, b = (bundle.arrays_of(s.variables(s.model())) for s in (first, second))
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
@@ -523,7 +523,7 @@ def test_training_goes_on_under_an_imported_head(small, tmp_path):
     run("import", source=tmp_path / "x.pth", workdir=workdir)  # again, with the dataset that the workdir knows
     before = bundle.load(workdir / "avatar")
     assert before.stages == ("head", "lips")  # 203616 steps are more than the head's
-    a = bundle.flatten(before.variables(before.model()).params)
+    a = bundle.arrays_of(before.variables(before.model()).params)
     few = {"train.torso.steps": "2", "train.torso.rays": "32", "train.torso.ema_every": "1", "train.preview_every": "0"}
     few = [*few.items(), ("model.chunk", "64")]
     opts = options.Options("train", {"workdir": str(workdir), "stages": ("torso",), "consent": "a test"}, few)
@@ -531,7 +531,7 @@ def test_training_goes_on_under_an_imported_head(small, tmp_path):
         cli.run(opts)
     after = bundle.load(workdir / "avatar")
     assert after.stages == ("head", "lips", "torso")
-    b = bundle.flatten(after.variables(after.model()).params)
+    b = bundle.arrays_of(after.variables(after.model()).params)
     same = {k for k in a if np.array_equal(a[k], b[k])}
     assert {k for k in a if not k.startswith("torso/")} <= same and "torso/colour/kernel_0" not in same
     np.testing.assert_array_equal(b["density/kernel_1"], originals.averaged(file)["sigma_net.net.1.weight"].T)
@@ -605,7 +605,7 @@ def test_only_avatars_with_the_originals_shapes_are_exported(tmp_path):
         said = run("import", source=tmp_path / "y.pth", workdir=tmp_path / "again")
         assert ("head and torso" in said) == whole
         first, second = (bundle.load(tmp_path / w / "avatar") for w in ("W", "again"))
-        a, b = (bundle.flatten(s.variables(s.model()).params) for s in (first, second))
+        a, b = (bundle.arrays_of(s.variables(s.model()).params) for s in (first, second))
         for key in a:
             if whole or not key.startswith("torso/"):
                 np.testing.assert_array_equal(a[key], b[key], err_msg=key)

@@ -298,7 +298,7 @@ def test_an_import_that_fails_at_any_place_leaves_what_was_there(tmp_path, witho
         (bundle, "save", full),
         (config, "write", full),
         (importing, "write_atomic", full),
-        (importing, "update_run", full),
+        (importing, "update_facts", full),
         (files.os, "rename", the_seventh),
     ]
     for module, name, fail in places:

@@ -18,8 +18,7 @@ from tests import er_layout
 from tkjax import cameras, contract
 from tkjax.data.dataset_clip import DatasetClip, audio_windows
 from tkjax.errors import UserError
-from tkjax.formats import feature_arrays, transforms
-from tkjax.formats.tables import ranges
+from tkjax.formats import feature_arrays, tables, transforms
 from tkjax.media import audio, images
 from tkjax.media.video import VideoWriter, read_frames
 
@@ -747,7 +746,7 @@ def test_without_sound_or_arrays_there_is_nothing_to_train_on(whole, tmp_path, c
 
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_are_compact_and_complete(numbers):
-    text = ranges(numbers)
+    text = tables.ranges(numbers)
     back = set()
     for part in filter(None, text.split(", ")):
         a, _, b = part.partition("-")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # room of tkjax -> the rooms that it may import, from the ground up
 ROOMS = {
     "errors": "",
+    "trees": "",
     "signals": "",
     "samplers": "errors",
     "types": "errors signals",
@@ -24,7 +25,7 @@ ROOMS = {
     "config": "errors host",
     "contract": "errors signals host",
     "media": "errors host contract",
-    "formats": "errors contract",
+    "formats": "errors signals contract",
     "perceptual": "errors host types losses",
     "fields": "types cameras ops",
     "render": "errors types interface ops",
@@ -32,12 +33,12 @@ ROOMS = {
     "data": "errors signals samplers types host interface contract media",
     "synthetic": "errors cameras contract media",
     "originals": "errors signals types host contract formats data fields ops",
-    "train": "errors types host interface config data models render ops",
-    "avatar": "errors signals types host interface config contract media data models",
+    "train": "errors trees types host interface config data models render ops",
+    "avatar": "errors trees signals types host interface config contract media data models",
     "drive": "errors signals types host cameras contract media formats data avatar render",
     "measure": "errors signals types host interface contract media perceptual data avatar drive render",
-    "app": "errors signals types host interface config contract media ops models data synthetic originals train avatar "
-    "drive measure",
+    "app": "errors trees signals types host interface config contract media ops models data synthetic originals train "
+    "avatar drive measure",
 }
 # room of preprocess -> the rooms of preprocess that it may import
 GROUPS = {

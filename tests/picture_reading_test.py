@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.response_test import face, speech
+from tests.curves_test import face, speech
 from tkjax.measure import curves, picture_reading
 
 H, W, SCALE = 120, 120, 40.0

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess import chunks
-from preprocess.checks import FAIL, GOOD, WARN, read
+from preprocess import checks, chunks
+from preprocess.checks import FAIL, GOOD, WARN
 from preprocess.output import qa
 from preprocess.regions import label_checks, label_repair, labels, plate, segment
 from tkjax.contract import LABEL_BACKGROUND, LABEL_HEAD, LABEL_NECK, LABEL_TORSO
@@ -242,10 +242,10 @@ def test_the_stages_write_what_they_measured(tmp_path, pans):
         (tmp_path / name).mkdir()
     labels.labels(tmp_path / "labels", frames, track, 10, labels.parse_method("auto"), Here(), 25.0)
     plate.plate(tmp_path / "plate", frames, tmp_path / "labels", 10)
-    found = read(tmp_path / "labels")
+    found = checks.read(tmp_path / "labels")
     assert {c.stage for c in found} == {"labels"} and len(found) == len(label_checks.MEASURES)
     assert FAIL not in {c.verdict for c in found}
-    background = next(c for c in read(tmp_path / "plate") if c.stage == "background")
+    background = next(c for c in checks.read(tmp_path / "plate") if c.stage == "background")
     assert background.verdict == (WARN if pans else GOOD)
     assert chunks.column(tmp_path / "labels", 10, "measures").shape == (10, len(label_checks.MEASURES))
     assert decode_png(chunks.picture(tmp_path / "labels", 3, "label")).shape == (SIZE, SIZE)

@@ -114,9 +114,11 @@ def test_baselines_use_neither_made_up_pictures_nor_unseen_faces(clip):
 def test_evaluation_keeps_no_picture_on_the_disk(clip, tmp_path, monkeypatch):
     """A stand-in for the tracker: what reaches it is what was drawn, once where a source stands still."""
 
+    sent = []
+
     class Pipe:
         def __init__(self, module, arguments):
-            self.sent, self.out = [], arguments[arguments.index("--out") + 1]
+            self.sent, self.out = sent, arguments[arguments.index("--out") + 1]
 
         def write(self, head, data):
             self.sent.append(np.frombuffer(data, np.uint8).reshape(24, 32, 3))
@@ -135,7 +137,7 @@ def test_evaluation_keeps_no_picture_on_the_disk(clip, tmp_path, monkeypatch):
         for i in (30, 31, 32):
             seen.add("mean_frame", i, clip.target(0))
             seen.add(watch.TRUTH, i, clip.target(i))
-        assert list(tmp_path.iterdir()) == [] and len(seen._faces._feed.sent) == 4
+        assert list(tmp_path.iterdir()) == [] and len(sent) == 4
         seen.finish()
     assert seen.measured_by == watch.TRACKER
     assert seen.points["mean_frame"][:, 0, 0] == pytest.approx(np.full(3, clip.target(0).mean()), rel=1e-5)

@@ -21,10 +21,11 @@ from tests.stubs.config import smoke_config, stub_config
 from tkjax.host import model_files
 from tkjax.interface import initialise
 from tkjax.measure import evaluate as evaluator
-from tkjax.measure.layers import combinations
+from tkjax.measure import layers
 from tkjax.models import load_system, systems
 from tkjax.render.image import final_clock, picture, render_image
-from tkjax.train.loop import load_variables, train
+from tkjax.train import loop
+from tkjax.train.loop import load_variables
 from tkjax.train.optim import optimiser
 from tkjax.train.step import make_loss
 from tkjax.types import ClipFacts, Clock, Variables
@@ -62,14 +63,14 @@ def undisturbed(system, tmp_path_factory):
     """(workdir, result, events)"""
     config, clip, *_ = system
     workdir, events = tmp_path_factory.mktemp("undisturbed"), []
-    variables = train(config, clip, workdir, on_event=lambda name, facts: events.append((name, facts)))
+    variables = loop.train(config, clip, workdir, on_event=lambda name, facts: events.append((name, facts)))
     return workdir, variables, events
 
 
 def draw(model, variables, clip, i, steps=1):
     """The first row of the evaluation: what the model draws over all layers that can be given."""
-    layers = combinations(model)[0]
-    batch, clock = clip.frame_batch(i, layers.behind, model.signals()), final_clock(steps, layers.stage)
+    whole = layers.combinations(model)[0]
+    batch, clock = clip.frame_batch(i, whole.behind, model.signals()), final_clock(steps, whole.stage)
     frame = jax.tree.map(jnp.asarray, batch)
     image = render_image(model, variables, frame, batch.image_hw, clock, 256)
     return np.asarray(picture(image, frame.background.reshape(image.rgb.shape)))
@@ -170,8 +171,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(system, undisturbed, tmp_pat
             raise Stop
 
     with pytest.raises(Stop):
-        train(config, clip, tmp_path, on_event=stop)
-    assert equal(train(config, clip, tmp_path), expected)
+        loop.train(config, clip, tmp_path, on_event=stop)
+    assert equal(loop.train(config, clip, tmp_path), expected)
     rows = [[json.loads(r) for r in (d / "metrics.jsonl").read_text().splitlines()] for d in (workdir, tmp_path)]
     steps, resumed = ([(r["stage"], r["step"], r["loss"]) for r in part] for part in rows)
     assert resumed == steps

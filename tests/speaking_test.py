@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from configs import er_nerf, rad_nerf
 from tests.er_nerf_test import A, batch, info, tiny
 from tests.stubs.clip import FakeClip
-from tkjax.data import sampling
-from tkjax.data.batches import MOST_REPEATS, frames_of_step, name_number, repeated, shown_more
+from tkjax.data import batches, sampling
+from tkjax.data.batches import MOST_REPEATS, frames_of_step, name_number, shown_more
 from tkjax.fields.audio import Conv
 from tkjax.models import er_nerf as system
 from tkjax.models.hash_head import SPEECH
-from tkjax.train.stages import chosen
+from tkjax.train import plan
 from tkjax.train.step import make_loss
 from tkjax.types import Clock
 
@@ -92,8 +92,8 @@ def test_full_has_neither_a_speech_stage_nor_its_term(configs):
 
 def test_the_head_can_be_trained_without_the_stage_that_listens(model, tmp_path):
     stages = model.stages()
-    assert chosen(stages, [0] * len(stages), ["head"], tmp_path) == {"head"}
-    assert chosen(stages, [0] * len(stages), None, tmp_path) == {s.name for s in stages}
+    assert plan.chosen(stages, [0] * len(stages), ["head"], tmp_path) == {"head"}
+    assert plan.chosen(stages, [0] * len(stages), None, tmp_path) == {s.name for s in stages}
 
 
 def test_what_a_stage_draws_at_random_hangs_on_its_name_alone():
@@ -109,7 +109,7 @@ def test_rare_frames_are_repeated_until_they_are_the_share_asked_for_and_no_fram
     closed = min(n, closed)
     rare = np.zeros(n + 5, bool)
     rare[5 : 5 + closed] = True
-    out = repeated(np.arange(5, n + 5), rare, share)
+    out = batches.repeated(np.arange(5, n + 5), rare, share)
     count = np.bincount(out, minlength=n + 5)[5:]
     assert set(out) == set(range(5, n + 5)) and np.all(count[closed:] == 1)
     assert closed == 0 or count[:closed].min() == count[:closed].max() <= MOST_REPEATS

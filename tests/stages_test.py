@@ -14,7 +14,7 @@ from tkjax.errors import UserError
 from tkjax.interface import Stage, initialise
 from tkjax.models.er_nerf import Model
 from tkjax.render.image import picture
-from tkjax.train.loop import chosen, finished, plan, stage_key, train
+from tkjax.train import loop, plan
 from tkjax.types import Clock
 
 STAGES = tuple(Stage(name, steps, 64, {}, {}) for name, steps in (("head", 10), ("lips", 5), ("torso", 5)))
@@ -37,7 +37,7 @@ STAGES = tuple(Stage(name, steps, 64, {}, {}) for name, steps in (("head", 10), 
     ],
 )
 def test_chosen_stages(stands, wanted, expected, tmp_path):
-    assert chosen(STAGES, stands, wanted, tmp_path) == expected
+    assert plan.chosen(STAGES, stands, wanted, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_chosen_stages(stands, wanted, expected, tmp_path):
 )
 def test_impossible_choices_are_refused(stands, wanted, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        chosen(STAGES, stands, wanted, tmp_path)
+        plan.chosen(STAGES, stands, wanted, tmp_path)
 
 
 def test_the_plan_says_what_is_done_and_what_comes():
-    assert plan(STAGES, (10, 2, 0), {"lips", "torso"}) == (
+    assert plan.in_words(STAGES, (10, 2, 0), {"lips", "torso"}) == (
         "stages: head finished (10 steps), lips next (from step 2 of 5), torso then (5 steps)"
     )
-    assert plan(STAGES, (0, 0, 0), {"head"}).endswith("lips not now (5 steps), torso not now (5 steps)")
+    assert plan.in_words(STAGES, (0, 0, 0), {"head"}).endswith("lips not now (5 steps), torso not now (5 steps)")
 
 
 def leaves(variables):
@@ -68,15 +68,15 @@ def leaves(variables):
 
 def test_one_stage_at_a_time_gives_what_all_at_once_give(tmp_path, capsys):
     config, clip = stub_config("ad_nerf", 10), FakeClip()
-    together = train(config, clip, tmp_path / "a")
-    head = train(config, clip, tmp_path / "b", stages=("head",))
-    assert finished(config, clip.info, tmp_path / "b") == ["head"]
+    together = loop.train(config, clip, tmp_path / "a")
+    head = loop.train(config, clip, tmp_path / "b", stages=("head",))
+    assert plan.finished(config, clip.info, tmp_path / "b") == ["head"]
     with pytest.raises(UserError, match="needs stage head first"):
-        train(config, clip, tmp_path / "c", stages=("torso",))
+        loop.train(config, clip, tmp_path / "c", stages=("torso",))
     capsys.readouterr()
-    both = train(config, clip, tmp_path / "b", stages=("torso",))
+    both = loop.train(config, clip, tmp_path / "b", stages=("torso",))
     assert "head finished (10 steps), torso next (10 steps)" in capsys.readouterr().out
-    assert finished(config, clip.info, tmp_path / "b") == ["head", "torso"]
+    assert plan.finished(config, clip.info, tmp_path / "b") == ["head", "torso"]
     assert all(np.array_equal(x, y) for x, y in zip(leaves(together), leaves(both)))
     assert not all(np.array_equal(x, y) for x, y in zip(leaves(head), leaves(both)))
 
@@ -238,5 +238,5 @@ def test_maps_show_depth_ambient_and_uncertainty(model, render, variables):
 
 def test_a_stages_seed_repeats_it_with_other_numbers_from_the_same_stage_before():
     key, stage = jax.random.key(0), STAGES[1]
-    keys = [jax.random.key_data(stage_key(key, s)) for s in (stage, dataclasses.replace(stage, seed=1), stage)]
+    keys = [jax.random.key_data(loop.stage_key(key, s)) for s in (stage, dataclasses.replace(stage, seed=1), stage)]
     assert np.array_equal(keys[0], keys[2]) and not np.array_equal(keys[0], keys[1])

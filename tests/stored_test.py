@@ -81,7 +81,7 @@ def test_only_plain_files_below_a_folder_are_opened(tmp_path):
 def test_a_damaged_run_record_is_one_sentence(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=r"run\.json .*remove it") as error:
-        workdir.read_run(tmp_path)
+        workdir.read_facts(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -274,7 +274,7 @@ def content_of_avatar(folder: Path) -> dict:
     out = {"meta": json.dumps(subject.meta, sort_keys=True), "plate": subject.plate}
     out |= {k: getattr(subject, k) for k in ("cam_to_world", "confidence", "face_box_px")}
     out |= {f"signal {k}": s.values for k, s in subject.signals.items()}
-    out |= bundle.flatten(subject.variables(subject.model()))
+    out |= bundle.arrays_of(subject.variables(subject.model()))
     pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
     return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
 
@@ -496,7 +496,7 @@ def test_a_save_that_is_killed_anywhere_leaves_a_consent_that_fits(place, copy, 
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle.os, "replace", dies)
+    monkeypatch.setattr(bundle, "put", dies)
     monkeypatch.setattr(bundle, "write_atomic", lambda path, data: Path(path).write_bytes(data))
     with pytest.raises(KeyboardInterrupt):
         bundle.save(copy, subject.config, variables, 4, clip, subject.meta["audio"], {"statement": "changed"})

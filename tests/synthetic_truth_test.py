@@ -8,8 +8,8 @@ from PIL import Image, ImageFilter
 
 from tkjax import contract, synthetic
 from tkjax.errors import UserError
+from tkjax.media import video
 from tkjax.media.images import decode_png, decode_rgb
-from tkjax.media.video import probe
 from tkjax.synthetic import controls, landmarks, render, shape
 
 SIZE = 96
@@ -228,7 +228,7 @@ def test_make_writes_a_clip_with_sound_and_a_dataset_twice_the_same(tmp_path):
     assert manifest["files"] == contract.validate(b)["files"]  # every file's sha256
     assert manifest["n_frames"] == 8 and manifest["landmark_scheme"] == "ibug68"
     assert {"depth", "alpha_bytes"} <= set(manifest["members"])
-    info = probe(tmp_path / "a" / "clip.mp4")
+    info = video.probe(tmp_path / "a" / "clip.mp4")
     assert (info.n_frames, info.width, info.height, info.has_audio) == (8, 48, 48, True)
     data = contract.Dataset(a)
     rgb = decode_rgb(data.frame_bytes("image_bytes", 5))

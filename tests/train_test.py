@@ -18,8 +18,8 @@ from tests.stubs.config import stub_config
 from tkjax.data.batches import epoch_order, frames_of_step, global_frames, name_number, prefetch
 from tkjax.errors import UserError
 from tkjax.models import load_system
+from tkjax.train import loop
 from tkjax.train import loop as trainer
-from tkjax.train.loop import train
 
 
 class Wrong(constant.Model):
@@ -117,7 +117,7 @@ def test_prefetching_keeps_the_order_and_passes_errors_on():
 )
 def test_terms_and_weights_that_do_not_match_are_named_before_training(tmp_path, fault, message):
     with pytest.raises(UserError, match=message):
-        train(wrong_config(fault), FakeClip(), tmp_path)
+        loop.train(wrong_config(fault), FakeClip(), tmp_path)
     assert not (tmp_path / "checkpoints" / "run.json").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_non_finite_number_stops_with_its_steps_and_leaves_the_last_good_check
     config = wrong_config(fault)
     config.train.log_every = 4
     with pytest.raises(UserError, match=r"non-finite between steps (\d+) and (\d+)") as info:
-        train(config, FakeClip(), tmp_path)
+        loop.train(config, FakeClip(), tmp_path)
     words = str(info.value).replace(";", "").split()
     first, last = int(words[words.index("steps") + 1]), int(words[words.index("steps") + 3])
     assert first <= bad_step <= last
@@ -149,7 +149,7 @@ def finished(tmp_path_factory):
     handler.emit = lambda record: records.append(record.getMessage())
     logging.getLogger("jax").addHandler(handler)
     with jax.log_compiles(True):
-        variables = train(config, FakeClip(), workdir, on_event=lambda name, facts: events.append((name, facts)))
+        variables = loop.train(config, FakeClip(), workdir, on_event=lambda name, facts: events.append((name, facts)))
     logging.getLogger("jax").removeHandler(handler)
     return config, workdir, variables, events, records
 
@@ -210,7 +210,7 @@ def test_the_average_of_a_run_is_the_recursion_over_its_parameters(tmp_path):
     config = stub_config("constant", steps=6)
     config.train.checkpoint_every = 1
     config.train.keep_checkpoints = 10
-    average = np.asarray(train(config, FakeClip(), tmp_path).params["logit"])
+    average = np.asarray(loop.train(config, FakeClip(), tmp_path).params["logit"])
     model = load_system(config.system)(config, FakeClip().info)
     key = jax.random.fold_in(jax.random.key(config.seed), name_number("init"))
     expected = np.asarray(model.init(key).params["logit"], np.float64)
@@ -250,11 +250,11 @@ def test_launchers_with_several_tasks_are_joined(monkeypatch, variable):
 def test_a_setting_that_cannot_work_is_refused_before_the_run_is_announced(tmp_path):
     events = []
     with pytest.raises(ValueError, match="'rayz' is unknown"):
-        train(wrong_config("sampler"), FakeClip(), tmp_path, on_event=lambda name, facts: events.append(name))
+        loop.train(wrong_config("sampler"), FakeClip(), tmp_path, on_event=lambda name, facts: events.append(name))
     assert events == []
 
 
 def test_a_run_without_a_step_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no stage of .* has a step to train"):
-        train(stub_config("constant", 0), FakeClip(), tmp_path)
+        loop.train(stub_config("constant", 0), FakeClip(), tmp_path)
     assert not list(tmp_path.iterdir())

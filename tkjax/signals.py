@@ -111,30 +111,39 @@ def ranged(info: SignalInfo, values: Float[np.ndarray, "n C"], frames: Int[np.nd
     return dataclasses.replace(info, low=low, high=high)
 
 
-def steps_of(info: SignalInfo, frames: Int[np.ndarray, "..."]) -> Int[np.ndarray, "... T"]:
-    """The steps of the windows of frames, outside the clip too."""
-    return info.hop * np.asarray(frames, np.int64)[..., None] - info.left + np.arange(info.window)
+def cut_windows(
+    rows: np.ndarray, frames: np.ndarray, window: int, hop: int, left: int, first: int = 0, end: int | None = None
+) -> np.ndarray:
+    """The windows of video frames, float32 [*frames, window, C]: steps hop·f - left … hop·f - left + window - 1.
+
+    rows: [m, C], the steps first … first + m - 1 of the sequence; there are zeros outside them. frames: whole numbers
+    of any shape. end: frames before 0, and from this one on, have windows of zeros alone; None: all frames have steps.
+    """
+    frames = np.asarray(frames, np.int64)
+    steps = hop * frames[..., None] - left - first + np.arange(window)
+    inside = (steps >= 0) & (steps < len(rows))
+    if end is not None:
+        inside &= ((frames >= 0) & (frames < end))[..., None]
+    out = np.zeros((*steps.shape, rows.shape[1]), np.float32)
+    out[inside] = rows[steps[inside]]
+    return out
 
 
 def windows(
     signal: Signal, frames: Int[np.ndarray, " B"], use: Use, first: int = 0, n_frames: int | None = None
 ) -> Float[np.ndarray, "B W T C"]:
-    """What a model hears of a signal at each frame: its W windows of T steps.
+    """What a model hears of a signal at each frame: its W windows of T steps, see `cut_windows`.
 
-    A step outside the values is 0, and so is with edge `zeros` the whole window of a frame before the first or behind
-    the last; with `repeat` the window of the first or last frame stands there. Of a signal that streams, values[0] is
-    its step number `first`, and n_frames frames have a window (None: as many as the values last).
+    A neighbour outside the clip is zeros; with edge `repeat` the window of the first or last frame stands there. Of a
+    signal that streams, values[0] is its step number `first`, and n_frames frames have a window (None: as many as the
+    values last).
     """
     last = signal.n_frames if n_frames is None else n_frames
     around = np.asarray(frames, np.int64)[:, None] + np.arange(-use.before, use.after + 1)
     if use.edge == "repeat":
         around = np.clip(around, 0, last - 1)
-    steps = steps_of(signal.info, around) - first
-    inside = (steps >= 0) & (steps < len(signal.values))
-    inside &= ((around >= 0) & (around < last))[..., None]
-    if not len(signal.values):
-        return np.zeros((*steps.shape, signal.info.channels), np.float32)
-    return signal.values[np.where(inside, steps, 0)] * inside[..., None].astype(np.float32)
+    i = signal.info
+    return cut_windows(signal.values, around, i.window, i.hop, i.left, first, last)
 
 
 def of_frames(

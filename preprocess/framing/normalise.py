@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.chunks import CHUNK_FRAMES, has_chunk, pack, write_chunk
+from preprocess import chunks
+from preprocess.chunks import CHUNK_FRAMES
 from preprocess.framing import full_frame
 from preprocess.framing.survey import FPS, Framing
 from preprocess.keying import backdrop
@@ -60,12 +61,12 @@ def normalise(folder: Path, source: Path, framing: Framing, expected_frames: int
 
     def flush() -> None:
         if blobs:
-            packed = [pack(name, rows) for name, rows in blobs.items()]
-            write_chunk(folder, (n - 1) // CHUNK_FRAMES, {k: v for p in packed for k, v in p.items()})
+            packed = [chunks.pack(name, rows) for name, rows in blobs.items()]
+            chunks.write_chunk(folder, (n - 1) // CHUNK_FRAMES, {k: v for p in packed for k, v in p.items()})
             blobs.clear()
 
     for encoders in progress(_pictures(source, keyed, framing), expected_frames, "normalise"):
-        if not has_chunk(folder, n // CHUNK_FRAMES) or blobs:
+        if not chunks.has_chunk(folder, n // CHUNK_FRAMES) or blobs:
             for name, encode in encoders.items():
                 blobs.setdefault(name, []).append(encode())
         n += 1

@@ -33,7 +33,7 @@ from preprocess.importers import (
     whole_frames,
 )
 from preprocess.importers.folder_layout import SYSTEMS, Notes
-from preprocess.importers.folder_plan import Plan, columns, make_plan, sound_numbers, split_of, summary
+from preprocess.importers.folder_plan import Plan, make_plan, sound_numbers, split_of
 from preprocess.importers.frame_pictures import Files, Pictures
 from preprocess.importers.whole_frames import Full
 from preprocess.resumable import progress, say, sha256_file
@@ -42,7 +42,6 @@ from tkjax import contract
 from tkjax.contract import DatasetWriter
 from tkjax.errors import UserError
 from tkjax.formats import tables, transforms
-from tkjax.formats.tables import ranges
 from tkjax.media import images
 from tkjax.media.images import decode_rgb, encode_png, resize_area
 
@@ -201,8 +200,8 @@ def _report_differences(differences: list[tuple[float, int]], folder: str, notes
     if far:
         worst, at = min(differences)
         notes.said.append(
-            f"the targets in {folder} differ from frame + parsing + plate at {ranges(far)} (worst {worst:.1f} dB at "
-            f"{at}); frame + parsing + plate is trained on"
+            f"the targets in {folder} differ from frame + parsing + plate at {tables.ranges(far)} "
+            f"(worst {worst:.1f} dB at {at}); frame + parsing + plate is trained on"
         )
 
 
@@ -256,7 +255,7 @@ def run(source: Path, out: Path, system: str | None = None) -> Path:
     say(f"recognised: {SYSTEMS[system]} dataset, because of {', '.join(why)}")
     plan = make_plan(source, system, notes)
     old = check_place(out, plan)
-    members, names = columns(plan)
+    members, names = folder_plan.columns(plan)
     split = split_of(plan)
     swapped = order_is_swapped(plan, members["landmarks_px"])
     frames = frame_files(plan)
@@ -273,7 +272,7 @@ def run(source: Path, out: Path, system: str | None = None) -> Path:
             full.facts |= {"first_img_id": int(plan.ids[0])}
             made = blocks(plan, plate, swapped, frames, full, Path(folder))
             write(out, plan, members, names, split, full.facts, plate, made, sounds, Path(folder))
-    summary(plan, out, split, unchanged)
+    folder_plan.summary(plan, out, split, unchanged)
     return out
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tkjax.errors import UserError
 from tkjax.formats import transforms
-from tkjax.formats.transforms import read_entry, read_json, split
+from tkjax.formats.transforms import read_entry, read_json
 
 SYSTEMS = {"ad_nerf": "AD-NeRF", "rad_nerf": "RAD-NeRF", "er_nerf": "ER-NeRF", "avatar_ernerf": "Avatar-ERNeRF"}
 # What only one project writes, most telling first.
@@ -117,7 +117,7 @@ def read_transforms(root: Path, notes: Notes) -> Transforms:
         path = root / name
         if not path.is_file():
             continue
-        head, frames = split(read_json(path), path)
+        head, frames = transforms.split(read_json(path), path)
         out.head = out.head or head
         for key in ("focal_len", "fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h"):
             if out.parts and head.get(key) != out.head.get(key):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.importers import folder_layout, misnumbering, numbering, track_columns
-from preprocess.importers.folder_layout import Notes, Transforms, fill, numbered
+from preprocess.importers.folder_layout import Notes, Transforms
 from preprocess.resumable import say
 from tkjax import contract
 from tkjax.contract import boxes_from_landmarks68
 from tkjax.errors import UserError
-from tkjax.formats.tables import ranges
+from tkjax.formats import tables
 from tkjax.media import images
 
 FOLDERS = ("ori_imgs", "gt_imgs", "com_imgs", "torso_imgs", "parsing", "parsing_label")
@@ -39,9 +39,9 @@ class Plan:
 
 def make_plan(root: Path, system: str, notes: Notes) -> Plan:
     """Read the json files and see which frames there are; UserError when they are of no use."""
-    files = {name: numbered(root / name, folder_layout.PICTURES) for name in FOLDERS}
+    files = {name: folder_layout.numbered(root / name, folder_layout.PICTURES) for name in FOLDERS}
     files["targets"] = files["gt_imgs"] or files["com_imgs"]
-    files["lms"] = numbered(root / "ori_imgs", (".lms",))
+    files["lms"] = folder_layout.numbered(root / "ori_imgs", (".lms",))
     transforms = folder_layout.read_transforms(root, notes)
     pictures = {**files["targets"], **files["ori_imgs"]}
     size = picture_size(pictures, root)
@@ -55,7 +55,7 @@ def make_plan(root: Path, system: str, notes: Notes) -> Plan:
     seen = [i for i in named if i in pictures]
     if not seen:
         raise UserError(
-            f"{root}: none of the {len(named)} frames of the json ({ranges(named)}) has a picture in ori_imgs; "
+            f"{root}: none of the {len(named)} frames of the json ({tables.ranges(named)}) has a picture in ori_imgs; "
             "expected <img_id>.jpg files"
         )
     notes.hole("named by the json, but without any picture at the end of the clip: left out",
@@ -115,7 +115,7 @@ def columns(plan: Plan) -> tuple[dict[str, np.ndarray], list[str]]:
     posed = np.isin(ids, list(t.poses))
     notes.hole("not in the json: confidence 0, pose of the nearest frame", ids[~named])
     out = {
-        "cam_to_world": fill(t.poses, ids).astype(np.float32),
+        "cam_to_world": folder_layout.fill(t.poses, ids).astype(np.float32),
         "landmarks_px": points,
         **boxes_from_landmarks68(points, *plan.size),
         "eye_closed": blinks(plan, points, found),
@@ -157,13 +157,13 @@ def expression(plan: Plan) -> tuple[np.ndarray, list[str]]:
         return np.zeros((len(plan.ids), 0), np.float32), []
     k = track.exp.shape[1]
     notes.took.append(f"track_params.pt: exp [{len(track.exp)}, {k}] -> expression")
-    return fill(rows, plan.ids).astype(np.float32), [f"exp{k}_{j:02d}" for j in range(k)]
+    return folder_layout.fill(rows, plan.ids).astype(np.float32), [f"exp{k}_{j:02d}" for j in range(k)]
 
 
 def sound_numbers(plan: Plan) -> np.ndarray:
     """aud_id of all frames: those of frames that the json lacks run on from the nearest."""
     offsets = {i: np.int64(a - i) for i, a in plan.transforms.aud_id.items()}
-    return plan.ids + fill(offsets, plan.ids)
+    return plan.ids + folder_layout.fill(offsets, plan.ids)
 
 
 # ---------------------------------------------------------------- summary
@@ -198,7 +198,7 @@ def summary(plan: Plan, out: Path, split: dict[str, list[int]], unchanged: bool)
     for text in notes.said:
         say(f"note: {text}")
     for text, ids in notes.holes.items():
-        say(f"hole: {text}: {ranges(ids)} ({len(set(ids))} frame{'s' if len(set(ids)) > 1 else ''})")
+        say(f"hole: {text}: {tables.ranges(ids)} ({len(set(ids))} frame{'s' if len(set(ids)) > 1 else ''})")
     left = left_over(plan.root, notes.used)
     said = ", ".join(name if n == 1 and "*" not in name else f"{name} ({n})" for name, n in left.items())
     say(f"could not use: {said or 'nothing was left over'}")

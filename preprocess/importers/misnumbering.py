@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from preprocess.importers.folder_layout import Notes, Transforms
 from preprocess.importers.track_columns import read_lms
-from tkjax.formats.tables import ranges
+from tkjax.formats import tables
 
 RIGID = (*range(27, 36), 36, 39, 42, 45)  # nose and corners of the eyes
 BETTER = 0.8  # the error of the frames that another numbering moves must fall at least to this share
@@ -210,14 +210,16 @@ def unshift(
     found = min((search.run(s) for s in starts), key=lambda s: search.better(s) if s.any() else np.inf)
     if not found.any() or search.better(found) > BETTER:
         if gaps:
-            notes.said.append(f"frames without landmarks ({ranges(gaps)}): the json's poses are kept at its img_id")
+            notes.said.append(
+                f"frames without landmarks ({tables.ranges(gaps)}): the json's poses are kept at its img_id"
+            )
         return t
     numbers = np.arange(n) + found
     lost = sorted(set(range(int(numbers[-1]) + 1)) - set(numbers.tolist()))
     notes.said.append(
         f"the poses of the json stand too early from img_id {int(np.argmax(found > 0))} on, because the original "
-        f"counted only frames with landmarks (without: {ranges(lost)}); each pose, split and sound index was put to "
-        "its own frame"
+        f"counted only frames with landmarks (without: {tables.ranges(lost)}); each pose, split and sound index was "
+        "put to its own frame"
     )
     number = dict(enumerate(numbers.tolist()))
     return Transforms(
@@ -251,7 +253,7 @@ def check_fit(t: Transforms, lms: dict[int, Path], camera: dict[str, float], shi
     error = errors_px(_world(poses, camera, seen), poses, camera, seen)
     bad = error > FITS * face
     if bad.mean() > OFTEN:
-        at = ranges(i for i, b in zip(found, bad, strict=True) if b)
+        at = tables.ranges(i for i, b in zip(found, bad, strict=True) if b)
         notes.said.append(
             f"the poses of the json do not fit the landmarks, in no numbering: {np.median(error[bad]):.1f} px beside "
             f"them, of a face of {face:.0f} px (expected below {FITS * face:.1f}), at img_id {at}; they may be another "

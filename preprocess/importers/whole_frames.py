@@ -161,13 +161,13 @@ def own_colour(
     rgb: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "H W"], trt: tuple[int, int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The person's colour F of I = a F + (1 - a) B, continued smoothly where a is below SURE."""
-    from preprocess.keying.matting import extend
+    from preprocess.keying import matting
 
     a = alpha[..., None].astype(np.float32) / 255
     solved = np.clip((rgb - (1 - a) * np.array(trt, np.float32)) / np.maximum(a, SURE), 0, 255)
     sure = a[..., 0] >= SURE
     if not sure.all():
-        solved = np.where(sure[..., None], solved, extend(solved, sure))
+        solved = np.where(sure[..., None], solved, matting.extend(solved, sure))
     return np.clip(np.rint(solved), 0, 255).astype(np.uint8)
 
 

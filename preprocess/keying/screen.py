@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from preprocess.keying import matting
 from preprocess.keying.backdrop import OWN_ALPHA, TARGET, Hue, Reference
-from preprocess.keying.matting import Screen, extend
+from preprocess.keying.matting import Screen
 from preprocess.resumable import progress
 from tkjax.errors import UserError
 from tkjax.media import video
@@ -49,7 +50,7 @@ def learn(pictures: Iterable[np.ndarray], reference: Reference, name: str) -> Sc
     mean = (stack * shows[..., None]).sum(0) / np.maximum(count, 1)[..., None]
     sure = count >= max(1, len(looks) // 12)
     sure = sure if sure.any() else count > 0
-    plate = cv2.GaussianBlur(extend(mean, sure), (0, 0), 2.0)
+    plate = cv2.GaussianBlur(matting.extend(mean, sure), (0, 0), 2.0)
     if hue is None:
         return Screen(plate, None, _spread(np.sqrt(((stack - plate) ** 2).mean(-1))[shows]))
     return Screen(plate, hue, _spread(np.abs(1 - hue.excess(stack) / np.maximum(hue.excess(plate), 10))[shows]))

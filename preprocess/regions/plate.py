@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from preprocess import chunks
-from preprocess.checks import GOOD, Check, judge, write
+from preprocess import checks, chunks
+from preprocess.checks import GOOD, Check, judge
 from preprocess.resumable import progress
 from tkjax.errors import UserError
 from tkjax.host.files import write_atomic
@@ -161,4 +161,4 @@ def plate(folder: Path, frames: Path, labels: Path, n_frames: int) -> None:
         raise UserError(f"{e}: the labels take the whole picture for it; give a clip that shows some background") from e
     write_atomic(folder / "background.png", encode_png(picture))
     write_atomic(folder / "filled.png", encode_png(filled.astype(np.uint8) * 255))
-    write(folder, _judge(looks, picture, filled))
+    checks.write(folder, _judge(looks, picture, filled))

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from preprocess.faces.face_model import FACE_OVAL
-from preprocess.regions.label_repair import hanging
+from preprocess.regions import label_repair
 from preprocess.regions.plate import MOVED, MOVING, fill_nearest, moved_share, small, soften
 
 BACKGROUND, HAIR, SKIN, CLOTH = range(4)
@@ -269,7 +269,9 @@ def learn(pictures: list[np.ndarray], landmarks: list[np.ndarray]) -> Colours:
     plate = _plate(pictures, starts, face_px, clothed, moving)
     for turn in range(ROUNDS):
         least, low = (0.35, SKIN_FROM) if turn else (1.0, -1.0)  # at first nothing is known of what lies below the chin
-        hair = [hanging(p[HAIR] > least, v, face_px / 2) for p, (_, v) in zip(posteriors, coords, strict=True)]
+        hair = [
+            label_repair.hanging(p[HAIR] > least, v, face_px / 2) for p, (_, v) in zip(posteriors, coords, strict=True)
+        ]
         own = [np.stack([part | (v > HAIR_FROM), v > low]) for part, (_, v) in zip(hair, coords, strict=True)]
         log_hist = _histograms(bins, posteriors, own)
         log_steady = _steady_histograms(steady, posteriors, moving)

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy.ndimage import map_coordinates
 
-from preprocess import chunks
-from preprocess.checks import Check, judge, write
+from preprocess import checks, chunks
+from preprocess.checks import Check, judge
 from preprocess.framing.survey import FPS, face_height, timestamps
 from tkjax.contract import default_split
 from tkjax.host.files import write_atomic
@@ -258,7 +258,7 @@ def content(folder: Path, landmarks: Path, wav: Path, n_frames: int, hw: tuple[i
     found = chunks.column(landmarks, n_frames, "found")
     cuts = find_cuts(small, points, found)
     write_atomic(folder / CONTENT, json.dumps({"cuts": cuts.tolist()}).encode())
-    write(folder, [
+    checks.write(folder, [
         *judge_cuts(small, points, found, cuts, hw),
         *judge_stillness(small, points, found, read_audio(wav)),
         *judge_lips(points, found),

@@ -32,7 +32,8 @@ from preprocess.command import exit_code
 from preprocess.workers import native
 from tkjax.contract.npz import write_npz
 from tkjax.errors import UserError
-from tkjax.host.files import whole, write_atomic
+from tkjax.host import files
+from tkjax.host.files import write_atomic
 
 try:
     with native("torch"):
@@ -210,7 +211,7 @@ def read(path: Path, folder: Path) -> None:
         "bare": bare,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / "tensors.npz") as part, part.open("wb") as file:
+    with files.whole(folder / "tensors.npz") as part, part.open("wb") as file:
         write_npz(file, {name: _array(v) for name, v in tensors.items()})
     write_atomic(folder / "facts.json", json.dumps(facts, indent=1) + "\n")
 
@@ -228,7 +229,7 @@ def write(folder: Path, path: Path) -> None:
             ema["shadow_params"] = [tensors[f"ema/{i}"] for i in range(facts["ema"]["length"])]
             whole_file["ema"] = {**ema, "collected_params": None}
         whole_file["model"] = model
-    with whole(path) as part, part.open("wb") as file:  # a file, since torch would store the temporary name
+    with files.whole(path) as part, part.open("wb") as file:  # a file, since torch would store the temporary name
         torch.save(whole_file, file)
 
 

@@ -241,10 +241,6 @@ def test_head_indices(level, cell, index, backend):
     assert reads(backend, HEAD, level, cell, index) == pytest.approx(0.75**2, abs=2e-3)
 
 
-def test_unreduced_hash():
-    assert 3 ^ (5 * 2654435761) % 2**32 == 387276918
-
-
 @dossier
 @pytest.mark.parametrize("level, cell, index", [(9, (10, 250), 8474), (15, (5, 40), 16429), (0, (3, 5), 88)])
 def test_torso_indices(level, cell, index, backend):

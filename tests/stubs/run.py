@@ -12,7 +12,8 @@ import numpy as np
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config, stub_config
-from tkjax.train.loop import initialise_distributed, train
+from tkjax.train import loop
+from tkjax.train.loop import initialise_distributed
 
 
 class SlowClip(FakeClip):
@@ -34,7 +35,9 @@ def main(workdir, system="ad_nerf", steps=20, frames=0, devices=0, delay_s=0.0, 
     config.train.checkpoint_every, config.train.log_every = save_every, 3
     clip = SlowClip()
     clip.delay_s = delay_s
-    variables = train(config, clip, workdir, on_event=lambda name, facts: print(json.dumps([name, facts]), flush=True))
+    variables = loop.train(
+        config, clip, workdir, on_event=lambda name, facts: print(json.dumps([name, facts]), flush=True)
+    )
     assert "torch" not in sys.modules, "jax and torch never meet in one process"
     flat = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(variables)]
     print(json.dumps(["result", np.concatenate(flat).tolist()]), flush=True)

@@ -105,7 +105,7 @@ def _wrong(record: dict[str, Any]) -> str:
 def export(subject: bundle.Avatar, record: dict, kept: Source | None) -> tuple[dict, list | None, dict]:
     """(state dict, the moving average's tensors or None, facts for the file); facts["tensors"] are those written."""
     model = subject.model()
-    flat = bundle.flatten(subject.variables(model))
+    flat = bundle.arrays_of(subject.variables(model))
     params = {path.removeprefix("params/"): v for path, v in flat.items() if path.startswith("params/")}
     system, eye = subject.config.system, record.get("eye", True)
     torso = record["torso"] if record else "torso" in subject.meta.get("stages", ())

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tkjax import config, contract, interface
+from tkjax import config, contract, interface, trees
 from tkjax.app import lock
-from tkjax.app.workdir import DATASET, dataset_of, read_run, update_run
+from tkjax.app.workdir import DATASET, dataset_of, read_facts, update_facts
 from tkjax.avatar import bundle
 from tkjax.data.clip import Clip
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
-from tkjax.host import torch_side
-from tkjax.host.files import exchange, write_atomic
+from tkjax.host import files, torch_side
+from tkjax.host.files import write_atomic
 from tkjax.models import load_system
 from tkjax.originals import layout, source, stand_in, weights
 from tkjax.originals.layout import NAMES
@@ -68,7 +68,7 @@ def take_dataset(path: Path, workdir: Path, system: str | None) -> None:
     arguments += [f"--system={system}"] if system else []
     with lock.alone(workdir):
         torch_side.run("preprocess.importers.dataset", arguments)
-        update_run(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
+        update_facts(workdir, dataset=DATASET, imported_dataset=str(path.absolute()))
     warn_of_kind(workdir)
     if (workdir / KEPT / RECORD).is_file():
         print("import the checkpoint again, so that its avatar takes cameras, plate and torso from this dataset")
@@ -111,7 +111,7 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
         raw = fill(model, found, file.model)[0] if chosen == "ema" else variables
         stages = _stages(model, found, file)
         consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
-        consent = read_run(workdir).get("consent") or consent
+        consent = read_facts(workdir).get("consent") or consent
         _avatar_as_before(workdir / "avatar", new / "avatar")
         steps = model.stages()[-1].steps
         own = bundle.save(new / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
@@ -125,8 +125,8 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
             facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
         if (workdir / "run.json").is_file():
             shutil.copy(workdir / "run.json", new / "run.json")
-        update_run(new, consent=consent, **facts)
-        exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
+        update_facts(new, consent=consent, **facts)
+        files.exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
     finally:
         shutil.rmtree(new, ignore_errors=True)
     for line in describe(file, found, name, about, occupancy, spec, clip):
@@ -172,7 +172,7 @@ def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple
     """(the model's variables with the file's numbers, where its occupancy comes from). What the file does not have is
     as in a new model."""
     template = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = {path: leaf.shape for path, leaf in checkpoint.flatten(template.params).items()}
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(template.params).items()}
     params = weights.fresh(shapes)
     if not found.sizes.eye and found.system == "er_nerf":
         params = weights.without_eye(weights.to_params(found.tensors, tensors, weights.drop_eye(params)))
@@ -181,7 +181,7 @@ def fill(model: Any, found: Recognised, tensors: dict[str, np.ndarray]) -> tuple
     state, about = weights.occupancy(tensors)
     state["torso/alpha"] = np.asarray(tensors.get("density_grid_torso", model.torso.init_state()["alpha"]), np.float32)
     flat = {f"params/{k}": v for k, v in params.items()} | {f"state/{k}": v for k, v in state.items()}
-    return bundle.unflatten(template, flat, "the checkpoint"), about
+    return bundle.fitted(template, flat, "the checkpoint"), about
 
 
 def finish(
@@ -219,7 +219,7 @@ def _stages(model: interface.Model, found: Recognised, file: Source) -> list[str
 
 def _clip(given: str | None, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
     """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file."""
-    has = given or read_run(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
+    has = given or read_facts(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
     if not has:
         spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
         return stand_in.StandIn(spec), spec

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 
 from tkjax.errors import UserError
-from tkjax.host.files import take_lock, writing
+from tkjax.host import files
+from tkjax.host.files import take_lock
 from tkjax.train import checkpoint, devices
 
 LOCK = ".lock"
@@ -44,7 +45,7 @@ def alone(workdir: str | os.PathLike) -> Iterator[None]:
 def _held(path: Path) -> Iterator[None]:
     fresh = [p for p in (path, *path.parents) if not p.exists()]
     try:
-        with writing(path, "a --workdir that can be written"):
+        with files.writing(path, "a --workdir that can be written"):
             path.mkdir(parents=True, exist_ok=True)
             fd = _locked(path / LOCK)
     except BlockingIOError as error:

@@ -9,7 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from tkjax.config import FALSE, TRUE, near
+from tkjax import config
+from tkjax.config import FALSE, TRUE
 from tkjax.errors import UserError
 
 
@@ -292,7 +293,7 @@ def _value(name: str, text: str) -> Any:
     flag = FLAGS[name]
     if flag.kind == "str":
         if flag.choices and text not in flag.choices:
-            raise UserError(f"--{name}={text} is unknown; {near(text, flag.choices)}")
+            raise UserError(f"--{name}={text} is unknown; {config.near(text, flag.choices)}")
         if not text.strip():
             raise UserError(f"--{name} is empty; give it a value or leave it out")
         return text
@@ -302,7 +303,7 @@ def _value(name: str, text: str) -> Any:
             raise UserError(f"--{name} is empty; give it a value or leave it out")
         for part in parts:
             if flag.choices and part not in flag.choices:
-                raise UserError(f"--{name}={text}: {part} is unknown; {near(part, flag.choices)}")
+                raise UserError(f"--{name}={text}: {part} is unknown; {config.near(part, flag.choices)}")
         return parts
     if flag.kind == "ints":
         try:
@@ -324,7 +325,7 @@ def _absl_parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname} is no flag; {near(error.flagname, [*FLAGS, *ALIASES])}") from None
+        raise UserError(f"--{error.flagname} is no flag; {config.near(error.flagname, [*FLAGS, *ALIASES])}") from None
     except flags.Error as error:
         text = " ".join(str(error).split())
         name = next((n for n in [*FLAGS, *ALIASES] if f"--{n}=" in text or text.endswith(f"--{n}")), None)
@@ -348,7 +349,7 @@ def parse(argv: list[str]) -> Options:
     if mode is None:
         raise UserError(f"--mode is missing; choose one of {', '.join(MODES)} (--help explains them)")
     if mode not in MODES:
-        raise UserError(f"--mode={mode} is unknown; {near(mode, MODES)}")
+        raise UserError(f"--mode={mode} is unknown; {config.near(mode, MODES)}")
     given = {n: values[n].value for n in FLAGS if values[n].present and n != "mode"}
     known = (*MODES[mode].needs, *MODES[mode].takes)
     for name in [*given, *(["config"] if overrides else [])]:

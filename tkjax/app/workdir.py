@@ -20,7 +20,7 @@ DATASET = "dataset"
 REMEDY = "remove it and run the command again"
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
+def read_facts(workdir: Path) -> dict[str, Any]:
     """The facts of run.json, none where there is no such file."""
     path = workdir / "run.json"
     if not path.is_file():
@@ -35,9 +35,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
     return facts
 
 
-def update_run(workdir: Path, **facts: Any) -> dict[str, Any]:
+def update_facts(workdir: Path, **facts: Any) -> dict[str, Any]:
     """Merge facts into run.json."""
-    merged = {**read_run(workdir), **facts}
+    merged = {**read_facts(workdir), **facts}
     write_atomic(workdir / "run.json", (json.dumps(merged, indent=2) + "\n").encode())
     return merged
 
@@ -59,7 +59,7 @@ def dataset_of(workdir: Path, given: str | os.PathLike | None = None) -> Path:
         if not (path / contract.MANIFEST).is_file():
             raise UserError(f"--dataset: {path} holds no dataset ({contract.MANIFEST} is missing)")
         return path
-    stored = read_run(workdir).get("dataset")
+    stored = read_facts(workdir).get("dataset")
     path = Path(os.path.normpath(workdir / stored)) if stored else workdir / DATASET
     if not (path / contract.MANIFEST).is_file():
         raise UserError(

@@ -19,9 +19,9 @@ from tkjax.app.workdir import (
     dataset_of,
     existing_workdir,
     preprocess_seconds,
-    read_run,
+    read_facts,
     stop_on_failures,
-    update_run,
+    update_facts,
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
@@ -35,7 +35,7 @@ from tkjax.measure.report import Report
 from tkjax.models import load_system
 from tkjax.ops import dispatch
 from tkjax.signals import SOUND
-from tkjax.train import devices, loop
+from tkjax.train import devices, loop, plan
 from tkjax.types import SubjectInfo
 
 Overrides = Sequence[tuple[str, str]]  # settings of the config by their dotted names
@@ -112,7 +112,7 @@ def preprocess(workdir: Path, video: str, settings: Mapping[str, Any] = {}) -> N
 def make_dataset(workdir: Path, video: str, settings: Mapping[str, Any]) -> None:
     """`preprocess` for a caller that holds the workdir's lock."""
     torch_side.run("preprocess", preprocess_arguments({"video": video, "workdir": str(workdir), **settings}))
-    update_run(Path(workdir), dataset=DATASET, video=str(video))
+    update_facts(Path(workdir), dataset=DATASET, video=str(video))
 
 
 def preprocess_arguments(settings: Mapping[str, Any]) -> list[str]:
@@ -139,10 +139,10 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
     def on_event(name: str, facts: dict) -> None:
         if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir
             config.write(resolved, workdir / "config.json")
-            update_run(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
+            update_facts(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
 
     variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event)
-    done = loop.finished(resolved, clip.info, workdir)
+    done = plan.finished(resolved, clip.info, workdir)
 
     def save() -> None:
         steps = {stage.name: stage.steps for stage in load_system(resolved.system)(resolved, clip.info).stages()}
@@ -269,7 +269,7 @@ def fit(
         stop_on_failures(root, preparing.get("accept") or ())
         record = consent_record(consent, bool(video))
         if not dataset and not video:  # continuing: what was said before still holds
-            record = read_run(workdir).get("consent") or record
+            record = read_facts(workdir).get("consent") or record
         clip = train_and_save(resolved, root, workdir, record, stages)
         devices.by_the_first(lambda: score(workdir, clip, models, paste_back=paste_back), "evaluation")
 
@@ -281,7 +281,7 @@ def train(
     """Every stage (or those named) on a dataset that is there, then the avatar."""
     loop.initialise_distributed(*processes)
     resolved = resolve(workdir, spec, overrides)
-    stored = read_run(workdir)
+    stored = read_facts(workdir)
     statement = consent or (stored.get("consent") or {}).get("statement")
     record = consent_record(statement, "video" in stored)
     if "video" in stored and not dataset and not statement:

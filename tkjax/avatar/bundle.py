@@ -16,7 +16,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tkjax import __version__, config, contract, interface
+from tkjax import __version__, config, contract, interface, trees
 from tkjax.avatar import avatar_json, track
 from tkjax.avatar.avatar_json import CONSENT, FORMAT, META, REMEDY, TRACK_FRAMES
 from tkjax.contract.checks import check_picture
@@ -38,7 +37,7 @@ from tkjax.data import split
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
-from tkjax.host.files import write_atomic
+from tkjax.host.files import put, write_atomic
 from tkjax.media import images
 from tkjax.media.full_frames import FullFrames
 from tkjax.models import load_system
@@ -48,23 +47,17 @@ from tkjax.types import PyTree, SubjectInfo, Variables
 _json_digest, _dump = avatar_json.json_digest, avatar_json.dump
 
 
-def flatten(tree: PyTree) -> dict[str, np.ndarray]:
+def arrays_of(tree: PyTree) -> dict[str, np.ndarray]:
     """{'params/a/b': array} of a pytree; half-precision leaves are stored as float32."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    out = {}
-    for path, leaf in leaves:
-        value = np.asarray(leaf)
-        if jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-            value = value.astype(np.float32)
-        out[jax.tree_util.keystr(path, simple=True, separator="/")] = value
-    return out
+    arrays = {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
+    floats = {path for path, a in arrays.items() if jax.numpy.issubdtype(a.dtype, jax.numpy.floating)}
+    return {path: a.astype(np.float32) if path in floats else a for path, a in arrays.items()}
 
 
 def check_fit(template: PyTree, arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
     """UserError names the first of the arrays (or of what describes them) that `template` has not, or has of another
     shape or kind of number; else {key: leaf of the template}."""
-    leaves = jax.tree_util.tree_leaves_with_path(template)
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): like for path, like in leaves}
+    wanted = trees.flatten(template)
     for key in sorted(set(wanted) ^ set(arrays)):
         where = "lacks" if key in wanted else "has an unknown"
         raise UserError(f"{name} {where} array {key[:200]!r}: it was not made by this system's version")
@@ -78,11 +71,11 @@ def check_fit(template: PyTree, arrays: Mapping[str, Any], name: str) -> dict[st
     return wanted
 
 
-def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
+def fitted(template: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
     """The arrays in the structure, shapes and dtypes of `template`; UserError names the first that does not fit."""
     wanted = check_fit(template, arrays, name)
-    values = [jax.numpy.asarray(arrays[key], like.dtype) for key, like in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(template), values)
+    values = {key: jax.numpy.asarray(arrays[key], like.dtype) for key, like in wanted.items()}
+    return trees.unflatten(template, values)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -156,7 +149,7 @@ def save(
     waiting = folder / avatar_json.consent_name(record)  # read in its place until it is there
     write_atomic(waiting, record)
     write_atomic(folder / META, _dump(meta))
-    os.replace(waiting, folder / CONSENT)
+    put(waiting, folder / CONSENT)
     _remove_stale(folder, meta)
     return meta["id"]
 
@@ -174,7 +167,7 @@ def _store(
 ) -> dict:
     """Write what the bundle consists of; its entries for avatar.json."""
     files: dict[str, Any] = {
-        "params": _write(folder, "params", ".npz", _npz(flatten(variables))),
+        "params": _write(folder, "params", ".npz", _npz(arrays_of(variables))),
         "background": _write(folder, "background", ".png", images.encode_png(np.asarray(clip.plate))),
         "track": [],
     }
@@ -376,9 +369,7 @@ class Avatar:
             index = npz_index(file, path)
             flat = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in index.items()}
             check_fit(template, flat, str(path))  # before anything is read: shapes may claim any size
-            return unflatten(
-                template, {k: read_entry(file, e, path, k, check=True) for k, e in index.items()}, str(path)
-            )
+            return fitted(template, {k: read_entry(file, e, path, k, check=True) for k, e in index.items()}, str(path))
 
 
 def _model(settings: ConfigDict, info: SubjectInfo, where: Path) -> interface.Model:

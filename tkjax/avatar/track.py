@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tkjax.contract.spec import Layout
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
+from tkjax.host.files import hidden, put
 from tkjax.interface import Model
 from tkjax.media import full_frames, images, paste_back
 from tkjax.signals import SOUND
@@ -233,13 +233,13 @@ def store_full(folder: Path, clip: Clip) -> dict[str, dict]:
 
 def _adopt(folder: Path, stem: str, make) -> dict:
     """Let `make` write a file, and give it the name of its content."""
-    part = folder / f".{stem}.{os.getpid()}.part.mp4"
+    part = hidden(folder / stem, "part", ".mp4")
     part.unlink(missing_ok=True)
     try:
         make(part)
         digest = sha256(part)
         name = f"{stem}-{digest[:8]}.mp4"
-        os.replace(part, folder / name)
+        put(part, folder / name)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ pictures (negative: early); `audio.wav` and the features are in step.
 Every refusal is a `ContractError` of one sentence with file, member and expectation.
 
 Files: `spec` what version 1 fixes, `manifest` the manifest, `checks` what frames must be, `landmarks` points and
-boxes, `npz` the container, `audio_features` sound features, `reader`, `writer`, `commit` how a write takes effect.
+boxes, `npz` the container, `audio_features` sound features, `windows` how they are cut, `reader`, `writer`,
+`commit` how a write takes effect.
 """
 
 from tkjax.contract.audio_features import (

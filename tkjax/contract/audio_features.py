@@ -1,10 +1,8 @@
 """Sound features of a clip, `audio_<kind>.npz`: the sequence and how windows are cut from it."""
 
-import contextlib
 import dataclasses
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from tkjax.contract.commit import fsync
 from tkjax.contract.npz import Entry, Rows, npz_index, read_entry, read_rows, write_npz
 from tkjax.contract.refusal import ContractError, disk_errors, first_bad, refuse
 from tkjax.contract.spec import FPS, VERSION
+from tkjax.host import files
+from tkjax.signals import cut_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +75,7 @@ class AudioFeatures:
 
     def window_at(self, frame: int) -> np.ndarray:
         """[window, C] of video frame `frame` (any integer), zeros outside the sequence."""
-        first = self.hop * int(frame) - self.left
-        out = np.zeros((self.window, self.channels), np.float32)
-        a, b = max(first, 0), min(first + self.window, len(self.features))
-        if a < b:
-            out[a - first : b - first] = self.features[a:b]
-        return out
+        return cut_windows(self.features, np.array(frame), self.window, self.hop, self.left)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the features and their kind, as the manifest and the avatar hold it."""
@@ -174,17 +168,8 @@ def save_audio_rows(path: str | Path, header: AudioHeader, blocks: Iterable[np.n
     for name, (letter, shape) in _MEMBERS.items():
         if not shape and name != "version":
             arrays[name] = {"i": np.int64, "f": np.float64, "U": np.str_}[letter](getattr(header, name))
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(path, "a place that can be written"):
-            with open(part, "wb") as f:
-                write_npz(f, arrays)
-                fsync(f)
-            os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with files.whole(path) as part, open(part, "wb") as f:
+        write_npz(f, arrays)
 
 
 def load_audio_features(path: str | Path) -> AudioFeatures:

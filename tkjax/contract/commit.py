@@ -5,7 +5,6 @@ replaced, and the files that stand aside get their plain names.
 """
 
 import hashlib
-import io
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from tkjax.contract.refusal import ContractError
 from tkjax.contract.spec import FILE_NAME, MANIFEST, SHA256, SHARD_NAME
 from tkjax.host import stored
-from tkjax.host.files import sync
+from tkjax.host.files import put, sync
 
 STAGING = ".write"  # files of a write that has not been committed
 ASIDE = ".pending"  # fixed-name files of a generation other than the one published under the plain names
@@ -24,12 +23,6 @@ ASIDE = ".pending"  # fixed-name files of a generation other than the one publis
 def aside_name(name: str, sha: str) -> str:
     """A file's name in the folder of those that stand aside."""
     return f"{sha[:16]}-{staged_name(name)}"
-
-
-def fsync(file: io.BufferedIOBase) -> None:
-    """Hand what was written to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def sha256_file(path: Path) -> str:
@@ -74,13 +67,10 @@ def put_in_place(root: Path, manifest: Mapping[str, Any], raw: bytes, moved: lis
         moved.append(target)
         os.replace(source, target)
     staged = staging / MANIFEST
-    with open(staged, "wb") as f:
-        f.write(raw)
-        fsync(f)
+    staged.write_bytes(raw)
     sync(aside)
     sync(root)
-    os.replace(staged, root / MANIFEST)  # from here on the new dataset is the one that is read
-    sync(root)
+    put(staged, root / MANIFEST)  # from here on the new dataset is the one that is read
     return old
 
 

@@ -18,7 +18,6 @@ from tkjax.contract.checks import check_picture, check_type, check_values, check
 from tkjax.contract.commit import (
     ASIDE,
     STAGING,
-    fsync,
     named_files,
     publish,
     put_in_place,
@@ -51,6 +50,7 @@ from tkjax.contract.spec import (
     is_offsets,
     offsets_of,
 )
+from tkjax.host import files
 from tkjax.signals import Signal
 
 _WRITABLE = "a folder that can be written"
@@ -292,7 +292,7 @@ class DatasetWriter:
         staged = self.root / STAGING / "shard.npz"
         with open(staged, "wb") as f:
             contract.write_npz(f, arrays)  # the package's: whoever replaces it there replaces it here
-            fsync(f)
+        files.sync(staged)
         sha = sha256_file(staged)
         name = f"shard-{len(self._shards):05d}-{sha[:8]}.npz"
         os.replace(staged, staged.with_name(name))
@@ -316,7 +316,7 @@ class DatasetWriter:
                 else:
                     with open(data, "rb") as f:
                         shutil.copyfileobj(f, out, 1 << 20)
-                fsync(out)
+            files.sync(staged)
         except OSError as e:
             staged.unlink(missing_ok=True)
             raise ContractError(f"{e.filename or where}: {e.strerror or e}, expected content for {name}") from e

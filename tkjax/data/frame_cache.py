@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tkjax import contract
 from tkjax.contract import ContractError, Dataset
 from tkjax.errors import UserError
-from tkjax.host.files import take_lock, write_atomic, writing
+from tkjax.host.files import put, sync, take_lock, write_atomic, writing
 from tkjax.media import images
 
 CHANNELS = {"target": (3,), "background": (3,), "label": ()}  # cached array -> its axes behind [N, H, W]
@@ -209,7 +209,7 @@ def _built(dataset: Dataset, folder: Path, size: tuple[int, int], plate: np.ndar
         shutil.rmtree(folder)
     part = folder.with_suffix(".part")
     _build(dataset, part, size, plate, facts)
-    os.replace(part, folder)
+    put(part, folder)
     arrays = _opened(folder, facts)
     if arrays is None:
         raise UserError(f"{folder}: what was written there is gone, expected a folder that nobody else changes")
@@ -257,8 +257,8 @@ def _build(dataset: Dataset, part: Path, size: tuple[int, int], plate: np.ndarra
                     bar.update()
                 text = json.dumps({"facts": facts, "frames": min(a + _CHUNK, dataset.n_frames)})
                 write_atomic(progress, text.encode())
-        for fd, _ in files.values():
-            os.fsync(fd)
+    for name in facts["shapes"]:
+        sync(part / f"{name}.npy")
     write_atomic(part / "complete.json", json.dumps(facts).encode())
     progress.unlink()
 

@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from tkjax.cameras import NGP_FROM_WORLD
 from tkjax.fields.program import groups
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field, freq_encode
+from tkjax.ops.packing import pack, unpack
 from tkjax.types import Array
 
 GRID = GridSpec(dims=2, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
@@ -163,16 +164,16 @@ class Torso:
         if wanted is not None:
             mask &= wanted
         rows = self.rows(params, cam_to_world, frame if train else jnp.zeros_like(frame))
-        rank, source, total = _pack(mask.reshape(-1))
-        points = self.shrink * at.reshape(-1, 2)[source]
+        packing = pack(mask.reshape(-1), 1)
+        points = self.shrink * at.reshape(-1, 2)[packing.ray]
         if b == 1 and not train:
             folded = self._folded(params, rows)
-            packed = field(self.picture_program, points, {}, folded, total=total, chunk=self.chunk)
+            packed = field(self.picture_program, points, {}, folded, total=packing.total, chunk=self.chunk)
         else:
-            index = None if b == 1 else source // r
+            index = None if b == 1 else packing.ray // r
             rows = {name: (values, index) for name, values in rows.items()}
-            packed = field(self.program, points, rows, params, total=total, chunk=self.chunk)
-        out = _unpack(packed, rank, source, total, mask.reshape(-1)).reshape(b, r, 4)
+            packed = field(self.program, points, rows, params, total=packing.total, chunk=self.chunk)
+        out = unpack(packed, packing, mask.reshape(-1, 1)).reshape(b, r, 4)
         alpha = out[..., :1]
         return alpha * out[..., 1:], alpha, {"evaluated": mask}
 
@@ -228,32 +229,3 @@ def lookup(grid: Float[Array, "S S"], coordinates: Float[Array, "*N 2"]) -> Floa
     near, far = (1.0 - col, col)
     weights = jnp.stack([near * (1.0 - row), near * row, far * (1.0 - row), far * row], -1)
     return jnp.sum(corners[index] * weights, -1)
-
-
-def _pack(mask: Bool[Array, " N"]):
-    """(rank [N]: the place of each pixel of the mask among the packed ones; source [N]: the pixel at each place, 0 at
-    and beyond total; total)."""
-    rank = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    n = mask.shape[0]
-    places = jnp.where(mask, rank, n)
-    source = jnp.zeros(n, jnp.int32).at[places].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
-    return rank, source, rank[-1] + 1
-
-
-@jax.custom_vjp
-def _unpack(packed, rank, source, total, mask):
-    """[N,C] packed values -> [N,C] by pixel, zero where not in the mask. The gradient is a gather as well."""
-    return jnp.where(mask[:, None], packed[jnp.maximum(rank, 0)], 0.0)
-
-
-def _unpack_fwd(packed, rank, source, total, mask):
-    return _unpack(packed, rank, source, total, mask), (source, total)
-
-
-def _unpack_bwd(residuals, g):
-    source, total = residuals
-    live = jnp.arange(g.shape[0]) < total
-    return jnp.where(live[:, None], g[source], 0.0), None, None, None, None
-
-
-_unpack.defvjp(_unpack_fwd, _unpack_bwd)

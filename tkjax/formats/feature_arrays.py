@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from tkjax.contract import FPS, AudioFeatures
 from tkjax.errors import UserError
+from tkjax.signals import cut_windows
 
 CUTS = {16: (2, 8), 2: (2, 0)}  # T -> hop, left of a cutter of the originals
 RATE_HZ = 50.0
@@ -167,7 +168,8 @@ def from_windows(
 
 def to_windows(features: AudioFeatures, n: int | None = None) -> Float[np.ndarray, "N T C"]:
     """The original's array of the first n frames (default: all that the sound lasts)."""
-    return np.stack([features.window_at(i) for i in range(features.n_windows if n is None else n)])
+    f = features
+    return cut_windows(f.features, np.arange(f.n_windows if n is None else n), f.window, f.hop, f.left)
 
 
 def load_features(path: str | Path, wanted: Mapping[str, Any]) -> AudioFeatures:

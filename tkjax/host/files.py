@@ -45,13 +45,18 @@ def whole(path: str | Path, suffix: str = "", expected: str = PLACE) -> Iterator
         with writing(path, expected):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            sync(part)
-            os.replace(part, path)
-            with contextlib.suppress(OSError):  # folders cannot be waited for everywhere, nor by everybody
-                sync(path.parent)
+            put(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def put(part: Path, path: Path) -> None:
+    """Give a finished file or folder its name; the content reaches the disk before the name does (fsync)."""
+    sync(part)
+    os.replace(part, path)
+    with contextlib.suppress(OSError):  # folders cannot be waited for everywhere, nor by everybody
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

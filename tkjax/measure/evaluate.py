@@ -1,8 +1,8 @@
 """Held-out frames against the truth: 8-bit pictures at training size, the same crops for every row (design §8).
 
-A row is one combination of true and modelled layers (`combinations`), or the picture pasted back into the whole source
-frame; the baselines stand beside them and are scored alike. Frames pass one at a time; only sums, the worst few and
-landmarks stay in memory.
+A row is one combination of true and modelled layers (`layers.combinations`), or the picture pasted back into the whole
+source frame; the baselines stand beside them and are scored alike. Frames pass one at a time; only sums, the worst few
+and landmarks stay in memory.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from tkjax.data.clip import Clip
 from tkjax.drive import motion
 from tkjax.errors import UserError
 from tkjax.interface import Model
-from tkjax.measure import curves, formulas, probe, scores
-from tkjax.measure.layers import Combination, PasteBack, combinations
+from tkjax.measure import curves, formulas, layers, probe, scores
+from tkjax.measure.layers import Combination, PasteBack
 from tkjax.measure.probe import Actor
 from tkjax.measure.response import add_curves, responding_to
-from tkjax.measure.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS, mean, score
+from tkjax.measure.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS
 from tkjax.measure.watch import TRUTH, Watch
 from tkjax.media import audio
 from tkjax.media.video import VideoWriter
@@ -102,7 +102,7 @@ class Seen:
     seconds: dict[str, list[float]]
 
     def row(self, source: str, keys: tuple[str, ...]) -> dict[str, float | None]:
-        return {k: mean(self.scores[source][k]) for k in keys}
+        return {k: scores.mean(self.scores[source][k]) for k in keys}
 
     def fps(self, source: str) -> float | None:
         timed = self.seconds[source][1:]
@@ -117,10 +117,10 @@ def look(
     pasted back. The video gets the combinations side by side, then the truth; `watch` sees every picture."""
     average = mean_frame(clip, actors[0].layers)
     train = real_frames(clip, seen=True)
-    layers = [a.layers for a in actors]
+    combined = [a.layers for a in actors]
     intrinsics = np.asarray(clip.intrinsics)
     nearest = train[motion.nearest_pose(clip.cam_to_world[frames], intrinsics, clip.cam_to_world[train], intrinsics)]
-    rendered = (*(c.name for c in layers), *((PASTED,) if paste else ()))
+    rendered = (*(c.name for c in combined), *((PASTED,) if paste else ()))
     all_scores = {s: {k: [] for k in (*KEYS, *MORE_KEYS, *SEAM_KEYS)} for s in (*rendered, *BASELINES)}
     seconds: dict[str, list[float]] = {s: [] for s in rendered}
     worst: list[tuple[float, int, np.ndarray]] = []
@@ -140,11 +140,11 @@ def look(
             seconds[actor.layers.name].append(time.perf_counter() - began)
         strip = np.concatenate([*pictures.values(), target], 1)
         targets = dict.fromkeys((*pictures, *BASELINES), target)
-        targets |= {c.name: np.asarray(clip.target(i, *c.compared)) for c in layers[1:]}
+        targets |= {c.name: np.asarray(clip.target(i, *c.compared)) for c in combined[1:]}
         if paste:
             began = time.perf_counter()
-            frame, base, mask = paste.paste(i, pictures[layers[-1].name], alpha, label)
-            seconds[PASTED].append(seconds[layers[-1].name][-1] + time.perf_counter() - began)
+            frame, base, mask = paste.paste(i, pictures[combined[-1].name], alpha, label)
+            seconds[PASTED].append(seconds[combined[-1].name][-1] + time.perf_counter() - began)
             pictures[PASTED], targets[PASTED] = (paste.cut(v, target.shape[:2]) for v in (frame, base))
             all_scores[PASTED]["box_edge"].append(formulas.box_edge_error(frame, base, paste.box))
             all_scores[PASTED]["psnr_outside_mask"].append(formulas.psnr_outside(frame, base, mask))
@@ -153,7 +153,7 @@ def look(
             all_scores[source]["seam"].append(seam)
         pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k]), *first.compared))}
         for source, image in pictures.items():
-            for key, value in score(image, targets[source], *boxes).items():
+            for key, value in scores.score(image, targets[source], *boxes).items():
                 all_scores[source][key].append(value)
             if lpips is not None:
                 all_scores[source]["lpips"].append(lpips(image, targets[source]))
@@ -238,13 +238,13 @@ def evaluate(
     is pasted back. Writes workdir/comparison.mp4. `models` is --models_dir; what needs a model file that is not there
     is None and `reasons` says why. stages: those that are finished, None for all. paste: or why nothing is pasted.
     """
-    frames, layers = frames_to_score(clip, max_frames), combinations(model, stages)
+    frames, combined = frames_to_score(clip, max_frames), layers.combinations(model, stages)
     lpips, no_lpips = scores.lpips(models)
     paste, no_paste = (None, paste) if isinstance(paste, str) else (paste, "")
-    actors = [Actor(clip, model, variables, step, c, chunk_rays) for c in layers]
+    actors = [Actor(clip, model, variables, step, c, chunk_rays) for c in combined]
     train = real_frames(clip, seen=True)
     with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder, Watch(clip, train, Path(folder), models) as watch:
-        with comparison(clip, Path(workdir) / COMPARISON, frames, len(layers) + 1, marks or {}) as video:
+        with comparison(clip, Path(workdir) / COMPARISON, frames, len(combined) + 1, marks or {}) as video:
             seen = look(clip, frames, actors, video, watch, paste=paste, lpips=lpips)
         responding = responding_to(watch, actors[0], frames, train)
         watch.finish()
@@ -267,7 +267,7 @@ def evaluate(
         "baselines": {b: seen.row(b, KEYS) for b in BASELINES},
         "more_baselines": {b: seen.row(b, MORE_KEYS) for b in BASELINES},
     }
-    rows = [_row(seen, c.name, c.given, missing) | common | baselines for c in layers]
+    rows = [_row(seen, c.name, c.given, missing) | common | baselines for c in combined]
     if paste:
         rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
     for row, source in zip(rows, seen.seconds, strict=True):
@@ -282,7 +282,7 @@ def evaluate(
         "reasons": {k: v for k, v in rows[0]["reasons"].items() if k not in of_frames}
         | {k: why[k] for k, value in of_frames.items() if value is None},
         "notes": dict(NOTES),
-        "comparison": [*(c.caption for c in layers), "truth"],
+        "comparison": [*(c.caption for c in combined), "truth"],
         "size": [int(clip.height), int(clip.width)],
     }
     return report, seen.worst

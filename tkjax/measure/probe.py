@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tkjax import contract
 from tkjax.data.clip import Clip
 from tkjax.interface import Model
-from tkjax.measure.layers import Combination, draw
+from tkjax.measure import layers
+from tkjax.measure.layers import Combination
 from tkjax.media import audio
 from tkjax.render.image import final_clock, to_draw
 from tkjax.signals import SOUND, Use, windows
@@ -66,7 +67,9 @@ class Actor:
         clock = final_clock(self.step, self.layers.stage)
         hw = (clip.height, clip.width)
         batch = jax.tree.map(jnp.asarray, batch)
-        rgb, alpha = draw(self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays)
+        rgb, alpha = layers.draw(
+            self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays
+        )
         return self.layers.over(clip, i, rgb), alpha
 
 

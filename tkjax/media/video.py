@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float, UInt8
 
 from tkjax.errors import UserError
-from tkjax.host.files import hidden, replace_all, sync
+from tkjax.host import files
 from tkjax.media import hdr
 from tkjax.media.audio import RATE, decode_audio, moving_picture, open_media, resample_blocks
 
@@ -285,7 +285,7 @@ class VideoWriter:
         self._audio, channels = _audio_blocks(audio, audio_hz)
         if self._audio is not None:
             self._kept = next(self._audio, np.zeros((channels, 0), np.float32))  # a bad file fails here, early
-        self._part = hidden(self.path, "part", self.path.suffix)
+        self._part = files.hidden(self.path, "part", self.path.suffix)
         self._container = self._open(metadata or {}, crf, channels, gop)
 
     def _codecs(self, crf: int) -> tuple[str, str, dict[str, str], str]:
@@ -389,7 +389,7 @@ class VideoWriter:
     def close(self) -> None:
         """Finish the file and give it its name."""
         if self._container is not None:
-            replace_all([(self.finish(), self.path)])
+            files.replace_all([(self.finish(), self.path)])
 
     def finish(self) -> Path:
         """Complete the file under its temporary name, for a caller that renames several together; that name."""
@@ -403,7 +403,7 @@ class VideoWriter:
         self._container = None
         if self._audio is not None:
             self._audio.close()  # it may hold more sound than there are pictures
-        self._guard(lambda: sync(self._part))
+        self._guard(lambda: files.sync(self._part))
         return self._part
 
     def _discard(self) -> None:

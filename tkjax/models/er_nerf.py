@@ -13,8 +13,8 @@ from tkjax import losses
 from tkjax.interface import Rate, frame_keys
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
 from tkjax.ops import GridSpec, Program, ProgramBuilder, field
+from tkjax.ops.packing import pack
 from tkjax.render.image import picture
-from tkjax.render.march import pack
 from tkjax.types import Batch, Clock, Render, SubjectInfo, Variables
 
 GEOMETRY = 64  # features that density passes on to colour

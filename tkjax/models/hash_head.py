@@ -24,8 +24,8 @@ from tkjax.fields.torso import Torso
 from tkjax.interface import Ema, Rate, Stage, frame_keys
 from tkjax.interface import Model as BaseModel
 from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
+from tkjax.ops.packing import pack, unpack
 from tkjax.render import occupancy
-from tkjax.render.march import pack, unpack
 from tkjax.signals import SOUND, Use
 from tkjax.types import Batch, ClipFacts, Clock, PyTree, Render, SubjectInfo, Variables
 

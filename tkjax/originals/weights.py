@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 
 from tkjax.errors import UserError
 from tkjax.fields.torso import ANCHORS
-from tkjax.originals.layout import SIDE, Shape, Sizes, Tensor, offsets
+from tkjax.originals import layout
+from tkjax.originals.layout import SIDE, Shape, Sizes, Tensor
 
 MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this) (rad-nerf dossier §4.2)
 OCCUPIED = 2 * MAX_THRESHOLD  # density of a cell of which only the bit is known
@@ -44,9 +45,9 @@ def check_shapes(tensors: Iterable[Tensor], shapes: Mapping[str, Shape], name: s
 def check_offsets(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray], name: str) -> None:
     """UserError where a grid's levels lie elsewhere in its table than ours do."""
     for t in tensors:
-        if t.key.endswith(".offsets") and t.key in arrays and arrays[t.key].tolist() != offsets(t.key):
+        if t.key.endswith(".offsets") and t.key in arrays and arrays[t.key].tolist() != layout.offsets(t.key):
             raise UserError(
-                f"{name}: the levels in {t.key} begin at {arrays[t.key].tolist()}, expected {offsets(t.key)}: "
+                f"{name}: the levels in {t.key} begin at {arrays[t.key].tolist()}, expected {layout.offsets(t.key)}: "
                 "its grid has other resolutions"
             )
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tkjax.ops import dilate_morton, morton_decode, packbits
+from tkjax.ops.packing import pack
 
 MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this)
 
@@ -76,12 +77,11 @@ def refresh(state: dict, sigma: Callable, key: jax.Array, decay: float = 0.95) -
     density = state["density"]
     side, cells = side_of(state), density.shape[0]
     wanted = dilate_morton((density >= 0).astype(jnp.float32)) > 0
-    rank = jnp.cumsum(wanted) - 1
-    codes = jnp.zeros(cells, jnp.int32).at[jnp.where(wanted, rank, cells)].set(jnp.arange(cells), mode="drop")
+    packing = pack(wanted, 1)
     noise = jax.random.uniform(key, (cells, 3), minval=-1.0, maxval=1.0)
-    xyz = cell_centres(codes, side) + noise / side
-    values = sigma(xyz, rank[-1] + 1)
-    fresh = dilate_morton(jnp.where(wanted, values[rank], 0.0))
+    xyz = cell_centres(packing.ray, side) + noise / side
+    values = sigma(xyz, packing.total)
+    fresh = dilate_morton(jnp.where(wanted, values[packing.start], 0.0))
     density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(decay * density, fresh), density)
     threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
     return {"density": density, "bits": packbits(density, threshold)}

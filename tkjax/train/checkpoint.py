@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tkjax.config import leaves
+from tkjax import config, trees
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
@@ -41,17 +41,6 @@ EXEMPT = (
 )
 MEET_TIMEOUT_S = 3600  # one process may decode a clip or compile while the others wait
 ITEMS = ("params", "state", "ema", "rest")
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """{path of the leaf: leaf}, paths joined by '/'."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in leaves}
-
-
-def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    """The inverse of `flatten` for a tree built like `like`."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[path] for path in flatten(like)])
 
 
 def meet(place: str, timeout_s: int = MEET_TIMEOUT_S) -> None:
@@ -95,7 +84,7 @@ class Checkpoints:
         The arrays are copied first: the caller donates them to its next step, and the host view that
         a save reads may share their memory.
         """
-        copies = {name: flatten(jax.tree.map(jax.numpy.copy, tree)) for name, tree in items.items()}
+        copies = {name: trees.flatten(jax.tree.map(jax.numpy.copy, tree)) for name, tree in items.items()}
         args = {name: ocp.args.StandardSave(flat) for name, flat in copies.items() if flat}
         self.manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(dict(meta))))
 
@@ -107,7 +96,7 @@ class Checkpoints:
         """
         out = {}
         for name, tree in like.items():
-            want = flatten(tree)
+            want = trees.flatten(tree)
             have = self.shapes(step, name)
             for path in sorted(want.keys() | have.keys()):
                 a, b = have.get(path), tuple(want[path].shape) if path in want else None
@@ -123,7 +112,7 @@ class Checkpoints:
             if abstract:
                 args = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
                 abstract = self.manager.restore(step, args=args)[name]
-            out[name] = unflatten(tree, abstract)
+            out[name] = trees.unflatten(tree, abstract)
         return out
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
@@ -227,7 +216,7 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence
         signals = {k: v for k, v in run["data"]["info"]["signals"].items() if k not in info["signals"]}
         before["data"] = as_json(data | {"info": info | {"signals": info["signals"] | signals}})
     for part in ("config", "data"):
-        old, new = leaves(before.get(part, {})), leaves(run[part])
+        old, new = config.leaves(before.get(part, {})), config.leaves(run[part])
         for key in sorted(old.keys() | new.keys()):
             name = key if part == "config" else f"dataset {key}"
             exempt = part == "config" and any(key == e or key.startswith(e + ".") for e in (*EXEMPT, *free))

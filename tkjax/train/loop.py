@@ -1,6 +1,6 @@
 """The trainer: every stage of any system, on every device of every host, resumable at any moment.
 
-Reads top to bottom: `train` runs the stages, `run_stage` one of them. `stages` says which, the update is
+Reads top to bottom: `train` runs the stages, `run_stage` one of them. `plan` says which, the update is
 `step.make_step`, its frames come from `batches`, `devices` has the processes and their devices, `progress` what a run
 shows of itself.
 
@@ -37,16 +37,15 @@ from tkjax.errors import UserError
 from tkjax.interface import Model, Stage, initialise
 from tkjax.models import load_system
 from tkjax.ops import dispatch
-from tkjax.train import checkpoint
+from tkjax.train import checkpoint, devices, plan, progress
 from tkjax.train.checkpoint import Checkpoints, load_variables
-from tkjax.train.devices import AXIS, connect, initialise_distributed, local, replicate, shard, use_compilation_cache
+from tkjax.train.devices import AXIS, initialise_distributed, use_compilation_cache
 from tkjax.train.optim import optimiser
-from tkjax.train.progress import check_finite, due, means, memory_estimate, open_board, preview, psnr, write_row
-from tkjax.train.stages import chosen, counts, finished, plan, stages_of, stands_at
+from tkjax.train.progress import check_finite, memory_estimate, open_board, write_row
 from tkjax.train.step import TrainState, check_terms, make_step
 from tkjax.types import Batch, ClipFacts, PyTree, Variables
 
-__all__ = ["finished", "initialise_distributed", "load_variables", "train"]
+__all__ = ["initialise_distributed", "load_variables", "train"]
 
 Event = Callable[[str, dict[str, Any]], None]
 SEED_STRIDE = 1_000_003  # between the data orders of two seeds of one stage
@@ -127,14 +126,14 @@ def train(
     workdir = Path(workdir)
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     model = load_system(config.system)(config, clip.info)
-    all_stages = stages_of(config, model)
+    all_stages = plan.stages_of(config, model)
     names = [stage.name for stage in all_stages]
     n_frames = {}
     for stage in all_stages:
         own = -(-stage.frames // mesh.size) * mesh.size  # a stage's own number goes up to a multiple of the devices
         n_frames[stage.name] = global_frames(own or config.train.frames, mesh.size)
-    stands = [stands_at(workdir, name) for name in names]
-    wanted = chosen(all_stages, stands, stages, workdir)
+    stands = [plan.stands_at(workdir, name) for name in names]
+    wanted = plan.chosen(all_stages, stands, stages, workdir)
 
     # -- is this the run that the workdir belongs to? Settings of stages that have not begun may change
     record = run_record(config, clip, n_frames)
@@ -144,18 +143,19 @@ def train(
     if not len(run.train_frames):
         raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
 
-    connect(mesh)
+    devices.connect(mesh)
 
     # -- how to start, in this order: what lies before a stage that has a checkpoint is skipped; a stage with a
     #    checkpoint goes on from it; the first stage starts from init and prepare; a later one from what the stage
     #    before left. A stage that is not wanted is restored where it is finished, else left out.
-    run.say(plan(all_stages, stands, wanted))
+    run.say(plan.in_words(all_stages, stands, wanted))
     trained = None
-    newest = max((i for i, stand in enumerate(stands) if stand > 0 and counts(all_stages[i], stand, wanted)), default=0)
+    begun = (i for i, stand in enumerate(stands) if stand > 0 and plan.counts(all_stages[i], stand, wanted))
+    newest = max(begun, default=0)
     for index, stage in enumerate(all_stages):
-        if index >= newest and counts(stage, stands[index], wanted):
+        if index >= newest and plan.counts(stage, stands[index], wanted):
             trained = run_stage(run, index, trained)
-    return local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
+    return devices.local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
 
 
 def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
@@ -165,7 +165,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     metrics_path = run.workdir / "metrics.jsonl"
 
     # -- where it stands
-    start = stands_at(run.workdir, stage.name)
+    start = plan.stands_at(run.workdir, stage.name)
     checkpoints = Checkpoints(run.workdir, stage.name, config.train.keep_checkpoints)
     if run.chief:
         checkpoint.truncate_metrics(metrics_path, [s.name for s in run.stages], stage.name, start)
@@ -175,7 +175,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     variables = first_variables(run, run_key, start) if before is None else start_from(before, model, stage)
     if start >= stage.steps:
         run.on_event("stage", {"stage": stage.name, "steps": stage.steps})
-        like = replicate({"params": variables.params, "state": variables.state}, run.replicated)
+        like = devices.replicate({"params": variables.params, "state": variables.state}, run.replicated)
         like |= {"ema": like["params"] if stage.ema else None}
         done = checkpoints.restore(start, like)
         checkpoints.close()
@@ -204,7 +204,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         ema=variables.params if stage.ema else None,
         sums=zeros,
     )
-    state = replicate(state, run.replicated)
+    state = devices.replicate(state, run.replicated)
     seconds = 0.0
     if start:
         state, seconds = restore(checkpoints, start, state, run.record)
@@ -234,26 +234,26 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     try:
         for done, batch in zip(range(start + 1, stage.steps + 1), batches, strict=True):
             sampler = sampler_of(stage, done - 1)
-            state = steps[sampler](state, shard(batch, run.sharded, n_frames))
+            state = steps[sampler](state, devices.shard(batch, run.sharded, n_frames))
             rays += n_frames * batch.pixels_px.shape[1]
             bar.update()
             is_last = done == stage.steps
-            log_now = is_last or due(done, config.train.log_every)
-            save_now = is_last or due(done, config.train.checkpoint_every)
-            preview_now = config.train.preview_every > 0 and (is_last or due(done, config.train.preview_every))
+            log_now = is_last or progress.due(done, config.train.log_every)
+            save_now = is_last or progress.due(done, config.train.checkpoint_every)
+            preview_now = config.train.preview_every > 0 and (is_last or progress.due(done, config.train.preview_every))
             if not (log_now or save_now or preview_now):
                 continue
 
             # -- every look at the numbers is a check; nothing bad is saved
-            values = means(state.sums)
+            values = progress.means(state.sums)
             check_finite(values, stage.name, checked + 1, done, checkpoints)
             checked = done
             if log_now:
                 elapsed = time.perf_counter() - last_time
-                row = {"stage": stage.name, "step": done, **values, "psnr": psnr(values["mse"])}
+                row = {"stage": stage.name, "step": done, **values, "psnr": progress.psnr(values["mse"])}
                 row |= {"steps_per_s": (done - last_step) / elapsed, "rays_per_s": rays / elapsed}
                 row |= {"seconds": seconds + time.perf_counter() - began}
-                state = state.replace(sums=replicate(zeros, run.replicated))
+                state = state.replace(sums=devices.replicate(zeros, run.replicated))
                 if run.chief:
                     write_row(rows, board, row)
                 bar.set_postfix_str(
@@ -288,7 +288,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
 def compiled(run: Run, stage: Stage, train_step: Any, state: TrainState, sampler: str, batch: Batch) -> Any:
     """The executable of a step for batches like `batch`."""
     began = time.perf_counter()
-    executable = train_step.lower(state, shard(batch, run.sharded, run.n_frames[stage.name])).compile()
+    executable = train_step.lower(state, devices.shard(batch, run.sharded, run.n_frames[stage.name])).compile()
     took = time.perf_counter() - began
     run.on_event("compile", {"stage": stage.name, "sampler": sampler, "seconds": took})
     run.say(f"stage {stage.name}: compiled for sampler {sampler} in {took:.1f} s")
@@ -297,11 +297,11 @@ def compiled(run: Run, stage: Stage, train_step: Any, state: TrainState, sampler
 
 def show(run: Run, stage: Stage, state: TrainState, done: int, board: Any) -> None:
     """A preview of the middle training frame after `done` steps."""
-    variables = local(Variables(state.params, state.state))
+    variables = devices.local(Variables(state.params, state.state))
     middle = int(run.train_frames[len(run.train_frames) // 2])
     frame = run.clip.frame_batch(middle, stage.background, run.model.signals())
     folder, chunk = run.workdir / "previews", run.config.eval.chunk_rays
-    path, value = preview(folder, run.model, variables, stage, done, frame, chunk)
+    path, value = progress.preview(folder, run.model, variables, stage, done, frame, chunk)
     board.add_scalar("preview_psnr", value, done)
     run.on_event("preview", {"stage": stage.name, "step": done, "path": str(path), "psnr": value})
 
@@ -350,7 +350,7 @@ def start_from(before: Trained, model: Model, stage: Stage) -> Variables:
     ema = before.params if before.ema is None else before.ema
     labels = model.labels(before.params)
     params = jax.tree.map(lambda raw, avg, group: raw if group in stage.rates else avg, before.params, ema, labels)
-    return local(Variables(params, before.state))
+    return devices.local(Variables(params, before.state))
 
 
 def rest_of(state: TrainState) -> dict[str, PyTree]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from tkjax.errors import UserError
-from tkjax.host.files import whole
+from tkjax.host import files
 from tkjax.interface import Model, Stage
 from tkjax.render.image import picture, render_image
 from tkjax.train import checkpoint
@@ -125,6 +125,6 @@ def preview(
     rgb = np.asarray(picture(image, jnp.asarray(batch.background).reshape(truth.shape)))
     both = np.round(255 * np.concatenate([truth, rgb], axis=1)).astype(np.uint8)
     path = folder / f"{stage.name}-{step:07d}.jpg"
-    with whole(path) as part:
+    with files.whole(path) as part:
         Image.fromarray(both).save(part, "JPEG", quality=92)
     return path, psnr(float(np.mean((rgb - truth) ** 2)))

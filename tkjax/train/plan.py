@@ -62,7 +62,7 @@ def counts(stage: Stage, stand: int, wanted: set[str]) -> bool:
     return stage.name in wanted or stand >= stage.steps
 
 
-def plan(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -> str:
+def in_words(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -> str:
     """One line: what is finished, what comes next, what stays."""
     parts, coming = [], "next"
     for stage, stand in zip(stages, stands):

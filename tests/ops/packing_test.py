@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tkjax.render.march import pack, packed_map, unpack
+from tkjax.ops.packing import pack, unpack
+from tkjax.ops.reference.chunks import packed_map
 
 RAYS, SAMPLES = 13, 5
 counts = st.lists(st.integers(0, SAMPLES), min_size=RAYS, max_size=RAYS)
@@ -36,6 +37,17 @@ def test_packed_samples_are_the_rays_samples_in_order(count):
     want = [(r, s) for r, n in enumerate(count) for s in range(n)]
     assert int(packing.total) == len(want)
     assert list(zip(packing.ray.tolist(), packing.slot.tolist()))[: len(want)] == want
+
+
+@given(st.lists(st.booleans(), min_size=RAYS, max_size=RAYS))
+def test_a_mask_is_packed_as_rays_of_one_sample(mask):
+    packing = jax.jit(lambda m: pack(m, 1))(jnp.array(mask))
+    where = np.flatnonzero(mask)
+    assert int(packing.total) == len(where)
+    np.testing.assert_array_equal(packing.ray[: len(where)], where)
+    np.testing.assert_array_equal(packing.start[where], np.arange(len(where)))
+    values = unpack(jnp.arange(1.0, RAYS + 1)[:, None], packing, jnp.array(mask)[:, None])[:, 0, 0]
+    np.testing.assert_array_equal(values, np.cumsum(mask) * np.array(mask))
 
 
 @given(counts, st.integers(0, 2**31))

@@ -1,19 +1,15 @@
-"""Packed samples: only what the march kept is given to the field, in a deterministic order, and nothing is dropped.
+"""Packed samples: only what counts is given to the field, in a deterministic order, and nothing is dropped.
 
-The dense layout [R,S] of `ops.march` has most slots empty. `pack` numbers the kept samples ray by ray;
-`packed_map` runs a function over them in chunks of static size with a trip count that depends on how many
-there are; `unpack` brings the results back to [R,S].
+The dense layout [R,S] of `ops.march` has most slots empty. `pack` numbers the kept samples ray by ray, `field` takes
+as many of them as there are, `unpack` brings the results back to [R,S]. A mask [R] of pixels or cells is the same with
+one sample each: `pack(mask, 1)`.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
-
-from tkjax.ops.reference.chunks import packed_map
-
-__all__ = ["Packing", "pack", "packed_map", "unpack"]
+from jaxtyping import Array, Bool, Int
 
 
 class Packing(NamedTuple):
@@ -26,11 +22,16 @@ class Packing(NamedTuple):
     total: Int[Array, ""]
 
 
-def pack(count: Int[Array, " R"], samples: int) -> Packing:
+def pack(count: Int[Array, " R"] | Bool[Array, " R"], samples: int) -> Packing:
     """Number the samples of rays that kept `count` <= `samples` each: prefix sum, then write."""
     rays = count.shape[0]
+    count = count.astype(jnp.int32)
     end = jnp.cumsum(count)
     start = end - count
+    if samples == 1:  # a mask: its rows are written at once
+        place = jnp.where(count > 0, start, rays)
+        ray = jnp.zeros(rays, jnp.int32).at[place].set(jnp.arange(rays, dtype=jnp.int32), mode="drop")
+        return Packing(ray, jnp.zeros_like(ray), start, end[-1])
     first = jnp.zeros(rays * samples + 1, jnp.int32).at[start].add(1)  # empty rays share the start of the next
     ray = jnp.cumsum(first[:-1]) - 1
     slot = jnp.arange(rays * samples, dtype=jnp.int32) - start[ray]
