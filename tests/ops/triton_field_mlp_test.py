@@ -78,6 +78,13 @@ def in_triton(hidden, output, precision, x, kernels, biases, g, programs=256):
     return gradients(fn, x, kernels, biases, g)
 
 
+def in_part(total, x, kernels, biases, g):
+    """With only the first `total` rows there."""
+    module = dispatch.resolve("field_mlp", "triton")
+    fn = functools.partial(module.forward, hidden="relu", output="tanh", precision="ieee", total=jnp.int32(total))
+    return gradients(fn, x, kernels, biases, g)
+
+
 def in_public(x, kernels, biases, g):
     """Through the public op under jit, at the precision that JAX's configuration asks for."""
     with jax.default_matmul_precision("highest"):
@@ -186,6 +193,17 @@ def test_more_blocks_than_programs_and_repeated_runs_give_the_same_bits():
     got, again = (interpreted("in_triton", "relu", "none", "ieee", *case, 3) for _ in range(2))
     close(got, expected("relu", "none", *case), 1e-5)
     jax.tree.map(np.testing.assert_array_equal, got, again)
+
+
+@harness.needs_interpreter
+@pytest.mark.parametrize("total", [0, 1, 37, 64, 200])
+def test_rows_behind_the_last_are_not_read_and_give_zeros(total, n=130):
+    x, kernels, biases, g = inputs((36, 16, 5), n, True, 5)
+    want = expected("relu", "tanh", x[:total], kernels, biases, g[:total])
+    x[total:], g[total:] = np.nan, np.nan
+    y, by_x, *rest = interpreted("in_part", total, x, kernels, biases, g)
+    close((y[:total], by_x[:total], *rest), want, 1e-5)
+    assert not np.any(y[total:]) and not np.any(by_x[total:])
 
 
 @harness.needs_interpreter

@@ -70,6 +70,12 @@ def in_triton(name, points, tables, g, out_dtype="float32", deterministic=False)
     return gradients(lambda x, t: op(x, t, SPECS[name], dtype, deterministic), points, tables, g)
 
 
+def in_part(name, total, deterministic, points, tables, g):
+    """With only the first `total` points there."""
+    op = functools.partial(dispatch.resolve("grid_encode", "triton").forward, deterministic=deterministic)
+    return gradients(lambda x, t: op(x, t, SPECS[name], total=jnp.int32(total)), points, tables, g)
+
+
 def in_public(name, points, tables, g):
     """Through the public op: value jitted, gradient of a jitted function, and what ran."""
     dispatch._ran.pop("grid_encode", None)  # the process serves several tests, and some run the reference
@@ -126,6 +132,17 @@ interpreted = functools.partial(harness.interpreted, __name__)
 def test_values_and_gradients_equal_the_reference(name, n, seed):
     case = inputs(name, n, seed)
     close(interpreted("in_triton", name, *case), expected(name, *case))
+
+
+@harness.needs_interpreter
+@pytest.mark.parametrize("total, deterministic", [(0, False), (1, False), (70, False), (70, True), (0, True)])
+def test_points_behind_the_last_are_not_read_and_give_zeros(total, deterministic):
+    points, tables, g = inputs("planes", 130, 4)
+    want = expected("planes", points[:total], tables, g[:total])
+    points[total:], g[total:] = 0.5, np.nan
+    value, by_points, by_tables = interpreted("in_part", "planes", total, deterministic, points, tables, g)
+    close((value[:total], by_points[:total], by_tables), want)
+    assert not np.any(value[total:]) and not np.any(by_points[total:])
 
 
 @harness.needs_interpreter
