@@ -337,7 +337,11 @@ def test_the_back_end_asked_for_is_in_the_program(backend):
     text = renderer(HEAD, backend).lower(*args).as_text(debug_info=True)
     assert f"render_fused.{backend}" in text
     assert ("tkjax_render_fused" in text) == (backend == "cpu")
-    assert backend in dispatch.ran()["render_fused"]
+    parts = [f"{op}.{backend}" in text for op in ("march_packed", "field", "composite_packed")]
+    assert (
+        all(parts) == (backend == "reference")
+        and ("cpu" if backend == "cpu" else "parts") in dispatch.ran()["render_fused"]
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS[:1])

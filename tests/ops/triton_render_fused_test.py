@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests.ops import programs
 from tests.ops import triton_harness as harness
-from tkjax.ops import GridSpec, dispatch, march, render_fused, sh_encode
+from tkjax.ops import GridSpec, dispatch, fused, march, render_fused, sh_encode
+
+fused.register("triton", "tkjax.fields.triton.plane_head")
 
 SPEC = GridSpec(2, 12, 1, 8, 64, 8)  # a small one: some levels hash
 SIDE, BOX = 16, (-1.0, -0.5, -1.0, 1.0, 0.5, 1.0)
@@ -239,12 +241,12 @@ def _supports(program):
 def test_the_head_is_recognised_by_what_it_computes():
     _supports(head())
     _supports(head(programs.HEAD))
-    *most, last = head().instructions
-    other = dataclasses.replace(head(), instructions=(*most, dataclasses.replace(last, numbers=(1.0, 0.0))))
+    changed = [dataclasses.replace(i, output="tanh") if i.output == "sigmoid" else i for i in head().instructions]
+    other = dataclasses.replace(head(), instructions=tuple(changed))
     for program, why in [
         (other, "not this program"),
         (programs.er_nerf_head(SPEC), "outputs sigma and rgb"),
-        (programs.ad_nerf(width=16).select("sigma", "rgb"), "no fused field for ad_nerf"),
+        (programs.ad_nerf(width=16).select("sigma", "rgb"), "no fused field draws ad_nerf"),
         (head(dataclasses.replace(SPEC, features=2, levels=8)), "one channel"),
     ]:
         with pytest.raises(NotImplementedError, match=why):
@@ -252,10 +254,14 @@ def test_the_head_is_recognised_by_what_it_computes():
 
 
 def test_the_models_program_is_this_one():
-    """What tkjax/models/er_nerf.py renders with is what the kernel computes."""
+    """What the system renders with is what the kernel that it registers computes, whatever the names."""
     from tkjax.models.er_nerf import head_program
 
-    _supports(head_program(programs.HEAD, 32, 4).select("sigma", "rgb"))
+    program = head_program(programs.HEAD, 32, 4).select("sigma", "rgb")
+    renamed = tuple(dataclasses.replace(i, name=i.name and f"other_{i.name}") for i in program.instructions)
+    _supports(program)
+    _supports(dataclasses.replace(program, name="another", instructions=renamed))
+    assert "tkjax.fields.triton.plane_head" in fused.registered("triton")
 
 
 # -- compiled and lowered without a GPU, at the size of a picture
