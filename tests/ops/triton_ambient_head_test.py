@@ -315,6 +315,7 @@ def test_the_public_op_lowers_for_cuda_in_one_kernel():
 
 @pytest.mark.gpu
 def test_on_the_gpu_against_the_reference():
+    harness.require_gpu()
     program = real_head()
     args = case(program, 64, 64)
     with jax.default_matmul_precision("highest"):

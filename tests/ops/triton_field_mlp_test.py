@@ -85,36 +85,6 @@ def in_part(total, x, kernels, biases, g):
     return gradients(fn, x, kernels, biases, g)
 
 
-def in_public(x, kernels, biases, g):
-    """Through the public op under jit, at the precision that JAX's configuration asks for."""
-    with jax.default_matmul_precision("highest"):
-        out = gradients(jax.jit(functools.partial(field_mlp, backend="triton")), x, kernels, biases, g)
-    assert dispatch.ran()["field_mlp"] == {"triton"}
-    return out
-
-
-def in_vmap(x, kernels, g):
-    """One set of kernels per frame."""
-
-    def total(kernels):
-        out = jax.vmap(lambda *k: field_mlp(x, k, backend="triton"))(*kernels)
-        return jnp.sum(out * g), out
-
-    with jax.default_matmul_precision("highest"):
-        (_, out), by_kernels = jax.value_and_grad(total, has_aux=True)(jax.tree.map(jnp.asarray, kernels))
-    return out, by_kernels
-
-
-def in_second_derivative(x, kernels):
-    def slope(x):
-        return jax.grad(lambda x: jnp.sum(field_mlp(x, kernels, backend="triton") ** 2))(x).sum()
-
-    try:
-        jax.grad(slope)(jnp.asarray(x))
-    except NotImplementedError as error:
-        return str(error)
-
-
 interpreted = functools.partial(harness.interpreted, __name__)
 
 
@@ -182,12 +152,6 @@ def test_infinity_in_a_padded_layer_does_not_become_nan():
 
 
 @harness.needs_interpreter
-def test_the_public_op_under_jit():
-    case = inputs((69, 64, 64, 65), 65, True, 4)
-    close(interpreted("in_public", *case), expected("relu", "none", *case), 1e-5)
-
-
-@harness.needs_interpreter
 def test_more_blocks_than_programs_and_repeated_runs_give_the_same_bits():
     case = inputs((36, 16, 1), 7 * 32 + 5, True, 5)
     got, again = (interpreted("in_triton", "relu", "none", "ieee", *case, 3) for _ in range(2))
@@ -204,23 +168,6 @@ def test_rows_behind_the_last_are_not_read_and_give_zeros(total, n=130):
     y, by_x, *rest = interpreted("in_part", total, x, kernels, biases, g)
     close((y[:total], by_x[:total], *rest), want, 1e-5)
     assert not np.any(y[total:]) and not np.any(by_x[total:])
-
-
-@harness.needs_interpreter
-def test_vmap_over_kernels_equals_a_loop():
-    x, _, _, _ = inputs((3, 16, 1), 17, False, 6)
-    frames = [inputs((3, 16, 1), 17, False, seed) for seed in (7, 8)]
-    kernels, g = jax.tree.map(lambda *a: np.stack(a), *[(f[1], f[3]) for f in frames])
-    values, by_kernels = interpreted("in_vmap", x, kernels, g)
-    for i, frame in enumerate(frames):
-        want = expected("relu", "none", x, frame[1], None, frame[3])
-        close((values[i], jax.tree.map(lambda k, i=i: k[i], by_kernels)), (want[0], want[2]), 1e-5)
-
-
-@harness.needs_interpreter
-def test_second_derivatives_are_refused_with_a_sentence():
-    x, kernels, _, _ = inputs((3, 16, 1), 1, False, 9)
-    assert "second derivatives" in str(interpreted("in_second_derivative", x, kernels))
 
 
 def test_an_unknown_precision_is_refused():
@@ -278,6 +225,7 @@ def test_no_gradient_to_x_is_computed_where_none_is_asked_for():
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "tf32x3"])
 def test_on_the_gpu_against_the_reference(precision):
+    harness.require_gpu()
     case = inputs((69, 64, 64, 65), 10_000, True, 10)
     module = dispatch.resolve("field_mlp", "triton")
     fn = functools.partial(module.forward, hidden="tanh", output="none", precision=precision)

@@ -90,11 +90,6 @@ def in_triton(*args):
     return out
 
 
-def in_jit(*args):
-    o, d, occupancy, rows, params, settings = args
-    return jax.jit(lambda *a: draw(*a, settings, backend="triton"))(o, d, occupancy, rows, params)
-
-
 interpreted = functools.partial(harness.interpreted, __name__)
 
 
@@ -220,14 +215,6 @@ def test_inputs_per_ray_and_infinite_density():
     compare(got, expected(*args))
 
 
-@harness.needs_interpreter
-def test_under_jit_and_twice_the_same_bits():
-    args = case(5, 5)
-    first, second = (interpreted("in_jit", *args) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    compare(first, expected(*args), 5e-3)  # tf32
-
-
 # -- what it takes, and what not
 
 
@@ -303,6 +290,7 @@ def test_the_public_op_lowers_for_cuda_in_one_kernel():
 
 @pytest.mark.gpu
 def test_on_the_gpu_against_the_reference():
+    harness.require_gpu()
     args = case(64, 64)
     with jax.default_matmul_precision("highest"):
         want = draw(*args)
