@@ -298,7 +298,7 @@ def test_the_kernel_compiles_for_the_gpu():
     """One launch. What spills is printed (72 and 0 bytes with Triton 3.9), and may not grow."""
     launches = harness.recorded(draw_real, *shapes())
     assert [launch.name for launch in launches] == ["render_kernel"] and not launches[0].fp_fusion
-    harness.check_resources("rad_nerf_head", launches, spilled=96)
+    harness.check_resources("ambient_head", launches, spilled=96)
     for capability in harness.CAPABILITIES:
         ptx = harness.compiled(launches[0], capability).ptx
         assert "mma" in ptx and "ld.global.b64" in ptx.replace("ld.global.L1::evict_last", "ld.global")

@@ -1,8 +1,9 @@
 """field on the GPU: `Program.evaluate` with the Triton kernels for grids and MLPs; XLA fuses what lies between them.
 
 The kernels evaluate samples 0 … total - 1; blocks behind them end at once, and their gradients cost as little. What XLA
-does between two kernels (a product of two values, an activation) goes over all N, where it finds zeros behind the last
-sample: nothing that lies there is seen, in values or gradients. Differentiable as its parts are.
+does between two kernels (a product of two values, an activation) goes over all N. Points and rows behind the last
+sample are made zeros first, so what is there is finite, and it is masked at the end: nothing of it is seen, in values
+or gradients. Differentiable as its parts are.
 """
 
 import functools

@@ -226,13 +226,12 @@ def activate_pieces(z, rows_valid, WIDTH: tl.constexpr, PIECES: tl.constexpr, KI
 @triton.jit
 @no_type_check
 def forward_kernel(
-    x_ptr, w_ptr, b_ptr, total, y_ptr,
+    x_ptr, w_ptr, b_ptr, total, N, y_ptr,
     WIDTHS: tl.constexpr, SHAPE: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BIASED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of samples; `total` points to how many there are."""
-    N = tl.load(total)
-    if tl.program_id(0) * BLOCK >= N:
+    """One block of samples, unless it lies behind the number of them that stands at `total`."""
+    if tl.program_id(0) * BLOCK >= tl.load(total):
         return
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     h = load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0))
@@ -301,7 +300,7 @@ def add_outer(
 @triton.jit
 @no_type_check
 def backward_kernel(
-    x_ptr, g_ptr, w_ptr, b_ptr, total, dx_ptr, dw_ptr,
+    x_ptr, g_ptr, w_ptr, b_ptr, total, N, dx_ptr, dw_ptr,
     WIDTHS: tl.constexpr, SHAPE: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BIASED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, DX: tl.constexpr,
 ):  # fmt: skip
@@ -310,10 +309,10 @@ def backward_kernel(
     A share holds, layer by layer, the padded weights, then with BIASED the padded biases.
     """
     LAYERS: tl.constexpr = len(SHAPE) - 1
-    N = tl.load(total)
+    blocks = tl.cdiv(tl.load(total), BLOCK)
     mine = dw_ptr + tl.program_id(0).to(tl.int64) * _share(SHAPE, LAYERS, BIASED)
     # Without disable_licm and num_stages the weights would be held in shared memory over the loop, more than there is.
-    for block in tl.range(tl.program_id(0), tl.cdiv(N, BLOCK), tl.num_programs(0), num_stages=1, disable_licm=True):
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=1, disable_licm=True):
         rows = block * BLOCK + tl.arange(0, BLOCK)
         h = (load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0)),)
         for i in tl.static_range(LAYERS):
@@ -410,7 +409,7 @@ def _forward(x, kernels, biases, total, settings):
     weights, bias = _pack(kernels, biases, shape, settings["PRECISION"])
     block = _block(max(sum(a) + sum(b) for a, b in pairwise(shape)))
     (y,) = launch.call(
-        forward_kernel, x, weights, bias, launch.count(total, n), num_warps=WARPS, grid=(triton.cdiv(n, block),),
+        forward_kernel, x, weights, bias, launch.count(total, n), n, num_warps=WARPS, grid=(triton.cdiv(n, block),),
         out_shape=[jax.ShapeDtypeStruct((n, settings["WIDTHS"][-1]), jnp.float32)], BLOCK=block,
         zeroed=() if total is None else (0,), **settings,
     )  # fmt: skip
@@ -423,7 +422,7 @@ def _backward(x, kernels, biases, total, g, want_dx: bool, settings):
     block = 32 if sum(map(sum, shape)) <= 256 else 16  # larger blocks spill registers
     programs, share = min(PROGRAMS, triton.cdiv(n, block)), _share.fn(shape, len(kernels), biases is not None)
     dx, partial = launch.call(
-        backward_kernel, x, g, weights, bias, launch.count(total, n), num_warps=WARPS, grid=(programs,), BLOCK=block,
+        backward_kernel, x, g, weights, bias, launch.count(total, n), n, num_warps=WARPS, grid=(programs,), BLOCK=block,
         DX=want_dx, zeroed=() if total is None else (0, 1),
         out_shape=[
             jax.ShapeDtypeStruct(x.shape if want_dx else (1,), jnp.float32),
@@ -473,6 +472,10 @@ def _op(hidden: str, output: str, precision: str):
 
 
 def forward(x, kernels, biases, *, hidden: str, output: str, precision: str | None = None, total=None):
-    """The MLP of each row of x, zeros from row `total` on; `precision` as in this module's docstring."""
+    """The MLP of each row of x; `precision` as in this module's docstring.
+
+    total: how many rows count. Those behind hold anything finite and have a cotangent of zero; blocks of rows that lie
+    behind it altogether are not read, and give zeros.
+    """
     biases = None if biases is None else tuple(biases)
     return _op(hidden, output, precision_of(precision))(x, tuple(kernels), biases, total)

@@ -59,16 +59,15 @@ def _rule(rules, level, LEVELS: tl.constexpr):
 @triton.jit
 @no_type_check
 def forward_kernel(
-    points, tables, scales, rules, total, out,
+    points, tables, scales, rules, total, N, out,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[n, plane, level * FEATURES + f] for a block of points, a group of levels and one plane.
 
-    Here and below `total` is where the number of points stands; what was put out for those behind is left as it was.
+    Here and below the number of points that count stands at `total`; blocks behind them end at once.
     """
-    N = tl.load(total)
-    if tl.program_id(0) * BLOCK >= N:
+    if tl.program_id(0) * BLOCK >= tl.load(total):
         return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     column = tl.program_id(1) * GROUP * FEATURES + tl.arange(0, GROUP * FEATURES)[None, :]
@@ -100,13 +99,12 @@ def forward_kernel(
 @triton.jit
 @no_type_check
 def table_gradient_kernel(
-    points, g, scales, rules, total, gradient,
+    points, g, scales, rules, total, N, gradient,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds weight * g to the entries of every corner, atomically."""
-    N = tl.load(total)
-    if tl.program_id(0) * BLOCK >= N:
+    if tl.program_id(0) * BLOCK >= tl.load(total):
         return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     column = tl.program_id(1) * GROUP * FEATURES + tl.arange(0, GROUP * FEATURES)[None, :]
@@ -142,13 +140,12 @@ def table_gradient_kernel(
 @triton.jit
 @no_type_check
 def point_gradient_kernel(
-    points, tables, g, scales, rules, total, gradient,
+    points, tables, g, scales, rules, total, N, gradient,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """gradient[n, plane, d] = sum over levels and features of g * d value / d x_d; the levels group by group."""
-    N = tl.load(total)
-    if tl.program_id(0) * BLOCK >= N:
+    if tl.program_id(0) * BLOCK >= tl.load(total):
         return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     plane = tl.program_id(1)
@@ -324,7 +321,7 @@ def _forward(points, tables, total, spec, out_dtype):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (out,) = launch.call(
-        forward_kernel, points, tables, scales, rules, launch.count(total, n),
+        forward_kernel, points, tables, scales, rules, launch.count(total, n), n,
         out_shape=[jax.ShapeDtypeStruct((n, planes, spec.channels), out_dtype)], zeroed=() if total is None else (0,),
         grid=(triton.cdiv(n, _block(spec)), triton.cdiv(spec.levels, _group(spec)), planes),
         **_static(spec, planes), **_tile(spec), **meta,
@@ -336,7 +333,7 @@ def _table_gradient(points, g, total, spec):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (gradient,) = launch.call(
-        table_gradient_kernel, points, g, scales, rules, launch.count(total, n),
+        table_gradient_kernel, points, g, scales, rules, launch.count(total, n), n,
         out_shape=[jax.ShapeDtypeStruct((planes, spec.entries, spec.features), jnp.float32)], zeroed=(0,),
         grid=(triton.cdiv(n, _block(spec)), triton.cdiv(spec.levels, _group(spec)), planes),
         **_static(spec, planes), **_tile(spec), **meta,
@@ -371,7 +368,7 @@ def _point_gradient(points, tables, g, total, spec):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (gradient,) = launch.call(
-        point_gradient_kernel, points, tables, g, scales, rules, launch.count(total, n),
+        point_gradient_kernel, points, tables, g, scales, rules, launch.count(total, n), n,
         out_shape=[jax.ShapeDtypeStruct(points.shape, jnp.float32)], zeroed=() if total is None else (0,),
         grid=(triton.cdiv(n, _block(spec)), planes), **_static(spec, planes), **_tile(spec), **meta,
     )  # fmt: skip
@@ -407,7 +404,11 @@ def _op(spec, out_dtype, deterministic: bool):
 
 
 def forward(points_unit, tables, spec, out_dtype=None, deterministic: bool | None = None, total=None):
-    """[N,P,D], [P,T,F] float32 -> [N,P,L*F] in `out_dtype` (float32 or bfloat16); zeros from point `total` on."""
+    """[N,P,D], [P,T,F] float32 -> [N,P,L*F] in `out_dtype` (float32 or bfloat16).
+
+    total: how many points count. Those behind have a cotangent of zero; blocks of points that lie behind it altogether
+    are not read, and give zeros.
+    """
     if deterministic is None:
         deterministic = os.environ.get(ENVIRONMENT, "0") not in ("", "0")
     dtype = jnp.dtype(tables.dtype if out_dtype is None else out_dtype)
