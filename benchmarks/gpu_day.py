@@ -11,12 +11,15 @@ Without a GPU it says so (exit code 2). `--device=cpu --tiny` runs the same piec
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +43,7 @@ print("FACTS " + json.dumps({
     "platform": jax.default_backend(), "device": device.device_kind, "devices": len(jax.devices()),
     "runtime": device.client.platform_version.splitlines()[0], "python": platform.python_version(),
     "versions": {name: version(name) for name in names}, "back_ends": dispatch.table(),
+    "preferred": dispatch.preferred().split()[0],
 }))
 """
 
@@ -53,33 +57,24 @@ class Piece(NamedTuple):
     figures: Callable[[str], dict]  # of its output
 
 
-def pieces(work: Path, device: str, tiny: bool) -> list[Piece]:
-    """What is run, in order; later ones read what earlier ones leave in `work`."""
+def pieces(work: Path, preferred: str, tiny: bool) -> list[Piece]:
+    """What is run, in order; later ones read what earlier ones leave in `work`. preferred: the best back end there."""
     size, seconds = (64, 2) if tiny else (512, 12)
-    subject, backends = work / "subject", "reference" if device == "cpu" else "triton,reference"
+    subject, backends = work / "subject", preferred if tiny else ",".join(dict.fromkeys([preferred, "reference"]))
     steps = {"head": 4, "torso": 2} if tiny else {"head": 3000, "torso": 500}
-    bench = ["--quick", "--cases=er_planes,dense_65536,render_fused"] if tiny else ["--peers=none"]
+    quick = ["--quick", "--cases=er_planes,dense_65536,render_fused"] if tiny else []
     train = [f"--config=configs/er_nerf.py:{'smoke' if tiny else 'full'}", "--stages=head,torso"]
     train += [f"--config.train.{stage}.steps={n}" for stage, n in steps.items()]
     train += [f"--config.train.{name}_every={max(steps.values())}" for name in ("preview", "checkpoint")]
     train += [f"--config.train.log_every={1 if tiny else 100}"]
     spent = f"--seconds={0.1 if tiny else 8}"
     workers = [] if tiny else ["-n", "4", "--dist", "load"]
-    tests = [
-        "-m",
-        "pytest",
-        *workers,
-        "-m",
-        "gpu",
-        "tests/ops",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={work / 'tests.xml'}",
-    ]
+    tests = ["-m", "pytest", *workers, "-m", "gpu", "tests/ops", f"--junitxml={work / 'tests.xml'}"]
     return [
         Piece("gpu tests", tests, 120, lambda _: of_tests(work / "tests.xml")),
         Piece(
-            "ops", ["-m", "benchmarks.ops", f"--backends={backends}", f"--json={work / 'ops.json'}", *bench], 130,
+            "ops", ["-m", "benchmarks.ops", f"--backends={backends}", f"--json={work / 'ops.json'}", "--peers=none",
+                    *quick], 130,
             lambda _: of_json(work / "ops.json"),
         ),
         Piece(
@@ -145,31 +140,38 @@ def environment(device: str) -> dict[str, str]:
     return known | platform | own | {"PYTHONPATH": paths}
 
 
+def private(text: str) -> str:
+    """Without the machine's own paths."""
+    for path in (ROOT, sys.prefix, Path.home(), tempfile.gettempdir()):
+        text = text.replace(f"{path}{os.sep}", "")
+    return text
+
+
 def run(piece: Piece, device: str, left_s: float) -> dict:
     """One piece as a dict: state (done, failed, over its time, left out), seconds, figures, kernels, last lines."""
-    shown = "python " + " ".join(
-        os.path.relpath(part, ROOT) if part.startswith("/") else part for part in piece.command
-    )
+    shown = private("python " + " ".join(piece.command))
     result = {"piece": piece.name, "command": shown, "limit_s": min(piece.limit_s, left_s)}
     if left_s < 5:
         return result | {"state": "left out", "seconds": 0.0, "figures": {}}
     began = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, *piece.command], cwd=ROOT, env=environment(device), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         output, _ = child.communicate(timeout=result["limit_s"])
         state = "done" if child.returncode == 0 else "failed"
     except subprocess.TimeoutExpired:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # with the processes that it has started
         output, state = child.communicate()[0], "over its time"
-    result |= {"state": state, "seconds": time.perf_counter() - began, "figures": piece.figures(output)}
+    result |= {"state": state, "seconds": time.perf_counter() - began, "figures": {}}
+    with contextlib.suppress(ValueError, KeyError, OSError):  # a file that was being written
+        result["figures"] = piece.figures(output)
     kernels = sorted({line.partition(": ")[2] for line in output.splitlines() if line.startswith("kernels: ")})
     if kernels:
         result["kernels"] = kernels
     if state != "done":
-        result["last_lines"] = [line.replace(str(ROOT) + os.sep, "") for line in output.splitlines()[-SHOWN:]]
+        result["last_lines"] = [private(line) for line in output.splitlines()[-SHOWN:]]
     return result
 
 
@@ -194,11 +196,12 @@ def day(device: str, tiny: bool, work: Path, out: Path) -> dict:
         raise SystemExit(
             refuse(f"no GPU: {why}; the day needs an NVIDIA GPU that JAX sees (BUILD.md, A day with a GPU)")
         )
-    work.mkdir(parents=True, exist_ok=True)
+    work = work / f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}"  # afresh: what is trained already would be skipped
+    work.mkdir(parents=True)
     out.mkdir(parents=True, exist_ok=True)
     stem = out / re.sub(r"[^a-z0-9]+", "-", seen["device"].lower()).strip("-")
     began, result = time.perf_counter(), {"date": datetime.date.today().isoformat(), "tiny": tiny, **seen, "pieces": []}
-    todo = pieces(work, device, tiny)
+    todo = pieces(work, seen["preferred"], tiny)
     for number, piece in enumerate(todo, 1):
         left = BUDGET_S - (time.perf_counter() - began)
         print(f"[{number}/{len(todo)}] {piece.name} …", end=" ", flush=True)

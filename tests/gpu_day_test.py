@@ -43,7 +43,7 @@ def test_a_piece_that_runs_gives_its_figures_and_the_kernels_that_ran():
     "code, left_s, state",
     [
         ("import sys; print('what went wrong'); sys.exit(3)", 100.0, "failed"),
-        ("import time; print('what went wrong', flush=True); time.sleep(60)", 5.0, "over its time"),
+        ("import os, time; print('what went wrong', flush=True); os.fork(); time.sleep(60)", 5.0, "over its time"),
         ("", 1.0, "left out"),
     ],
 )
@@ -55,9 +55,11 @@ def test_a_piece_that_fails_takes_too_long_or_finds_no_time_left_stops_nothing(c
 
 def test_the_budget_holds_the_pieces_of_a_day():
     """Those that a day cannot do without come first; the limits are for one that hangs, the budget for all."""
-    names = [p.name for p in gpu_day.pieces(Path("work"), "gpu", False)]
+    names = [p.name for p in gpu_day.pieces(Path("work"), "triton", False)]
     assert names == ["gpu tests", "ops", "subject", "training", "head", "frame", "rendering"]
     assert gpu_day.BUDGET_S <= 8 * 60
+    commands = [" ".join(p.command) for p in gpu_day.pieces(Path("work"), "triton", False)]
+    assert "--backends=triton,reference" in commands[1] and "er_nerf.py:full" in commands[3]
 
 
 def test_junit_of_the_tests_is_read(tmp_path):
