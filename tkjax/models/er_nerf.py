@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tkjax import losses
 from tkjax.interface import Rate, frame_keys
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
-from tkjax.ops import GridSpec, Program, ProgramBuilder, field
+from tkjax.ops import GridSpec, Program, ProgramBuilder, field, fused
 from tkjax.ops.packing import pack
 from tkjax.render.image import picture
 from tkjax.types import Batch, Clock, Render, SubjectInfo, Variables
@@ -28,6 +28,7 @@ ENTROPY = 1e-4  # weight of term 5
 PERTURB = 1e-5  # weight of term 8
 # The perceptual term's weight on the lips rectangle and on patches; the released code, the paper has 0.01 alone
 PERCEPTUAL = {"lips": 0.01, "patch": 0.1}
+fused.register("triton", "tkjax.fields.triton.plane_head")  # draws `head_program`
 
 
 def head_program(spec: GridSpec, audio_dim: int, code_dim: int) -> Program:

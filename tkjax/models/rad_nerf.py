@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tkjax import losses
 from tkjax.interface import Rate, Stage
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
-from tkjax.ops import GridSpec, Program, ProgramBuilder
+from tkjax.ops import GridSpec, Program, ProgramBuilder, fused
 from tkjax.render.image import picture
 from tkjax.types import Array, Batch, Clock, Render, SubjectInfo, Variables
 
@@ -37,6 +37,7 @@ FEATURES = 2  # of both grids, per level
 MAX_LOG_DENSITY = 40.0  # alpha is 1 in float32 from 6.5 on
 ENTROPY = 1e-4  # weight of the entropy of the head's alpha, and of the torso's in its stage
 PERCEPTUAL = {"lips": 0.01, "patch": 0.001}  # weight of LPIPS on the lips rectangle, and of the option --patch_size
+fused.register("triton", "tkjax.fields.triton.ambient_head")  # draws `head_program`
 B1, B2, EPS = 0.9, 0.99, 1e-15  # of Adam
 
 
