@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check test-slow test-lowering bench lint clean
+.PHONY: help demo test check test-slow test-lowering bench gpu lint clean
 help:
 	@echo "make demo       synthetic subject -> avatar -> talking mp4 and report in runs/demo (about 9 minutes)"
 	@echo "make test       the default test run (about 17 minutes, less with a warm cache)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-lowering  the Triton kernels lowered through JAX for CUDA, without a GPU"
 	@echo "make bench      every op on every back end; JSON in runs/bench.json"
+	@echo "make gpu        a day with a GPU in 8 minutes, without a network; WHEELS= of tools/pack_wheels.sh"
 	@echo "make lint       ruff"
 	@echo "PYTHON=python3.12 chooses another interpreter (its environment is .venv-python3.12)"
 
@@ -47,6 +48,16 @@ test-lowering: $(STAMP)
 bench: $(STAMP)
 	mkdir -p runs
 	$(PY) -m benchmarks.ops --json runs/bench.json
+
+# No network: over the Python that has JAX, from the folder WHEELS where it is there; else the environment as it is.
+WHEELS ?= wheels
+gpu:
+	@if [ -d $(WHEELS) ]; then \
+	  test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu; \
+	  .venv-gpu/bin/python -m pip install -q --no-index --find-links $(WHEELS) -r $(WHEELS)/requirements.txt || exit 1; \
+	  py=.venv-gpu/bin/python; \
+	elif [ -x $(PY) ]; then py=$(PY); else py=$(PYTHON); fi; \
+	$$py -m benchmarks.gpu_day
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -60,7 +60,9 @@ def runs(workdir: Path, size: int) -> dict:
     model, hw = subject.model(), (subject.info.height, subject.info.width)
     variables = subject.variables(model)
     index = sum(clip.train_range) // 2
-    frame = clip.frame_batch(index, "plate").replace(intrinsics=np.asarray(subject.info.intrinsics, np.float32)[None])
+    frame = clip.frame_batch(index, "plate", model.signals()).replace(
+        intrinsics=np.asarray(subject.info.intrinsics, np.float32)[None]
+    )
     frame = jax.tree.map(jnp.asarray, frame)
     plate = np.asarray(Image.fromarray(clip.plate).resize(hw[::-1]))
     label = np.asarray(Image.fromarray(clip.label(index)).resize(hw[::-1], Image.Resampling.NEAREST))

@@ -67,7 +67,7 @@ def frame_run(subject, clip, index: int):
     """A call that draws a frame, to the end, and gives its picture."""
     model = subject.model()
     variables, clock = subject.variables(model), final_clock(subject.meta["step"])
-    frame, hw = clip.frame_batch(index, "torso"), (subject.info.height, subject.info.width)
+    frame, hw = clip.frame_batch(index, "torso", model.signals()), (subject.info.height, subject.info.width)
 
     def call():
         image = render_image(model, variables, frame, hw, clock, subject.config.eval.chunk_rays)
@@ -87,7 +87,7 @@ def step_run(subject, clip):
     trained = jax.tree.map(lambda group: group in stage.rates, labels)
     tx = optimiser(stage.rates, labels, stage.steps)
     frames = np.arange(*clip.train_range)
-    load = make_loader(clip, frames, stage, config.seed, 1, sharded)
+    load = make_loader(clip, frames, stage, config.seed, 1, sharded, model.signals())
     batches = [devices.shard(load(i), sharded, 1) for i in range(16)]
     sampler = stage.samplers[0]
     zeros = {k: jnp.zeros(2) for k in check_terms(model, stage, variables, {sampler: load(0)})}
@@ -149,7 +149,7 @@ def pictured(subject, clip, index: int) -> float:
     model = subject.model()
     variables, m = subject.variables(model), subject.config.model
     hw = (subject.info.height, subject.info.width)
-    frame = clip.frame_batch(index, "torso").replace(pixels_px=pixel_grid(*hw)[None])
+    frame = clip.frame_batch(index, "torso", model.signals()).replace(pixels_px=pixel_grid(*hw)[None])
     rays_o, rays_d, _ = model._rays(variables.params, frame)
     values = model._frame_values(variables.params, frame, None, False)
     noise, capacity = jnp.zeros(len(rays_o)), len(rays_o) * m.samples

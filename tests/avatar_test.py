@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tests import tiny, tiny_full
 from tkjax import config, contract
 from tkjax.avatar import avatar_json, bundle
-from tkjax.avatar.track import face
-from tkjax.data.dataset_clip import DatasetClip, over
+from tkjax.avatar.track import face, info_of
+from tkjax.data.dataset_clip import DatasetClip
+from tkjax.data.frame_cache import over
 from tkjax.errors import UserError
 from tkjax.media import images
 from tkjax.models import load_system
@@ -50,13 +51,18 @@ def copy(saved, tmp_path):
 def test_everything_comes_back_without_the_dataset(saved, copy):
     _, clip, (name, variables) = saved
     subject = bundle.load(copy)
-    assert subject.id == name and subject.info == clip.info and (subject.n_train, subject.n_track) == (70, 77)
+    assert (
+        subject.id == name
+        and subject.info == info_of(clip, subject.model())
+        and (subject.n_train, subject.n_track) == (70, 77)
+    )
     loaded = subject.variables(subject.model())
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     np.testing.assert_array_equal(subject.cam_to_world, clip.cam_to_world)
-    np.testing.assert_array_equal(subject.expression, clip.expression)
-    np.testing.assert_array_equal(subject.eye_area, clip.eye_area)
+    for name in ("expression", "eye_closed", "eye_area"):
+        np.testing.assert_array_equal(subject.signals[name].values, clip.signals[name].values)
+        assert subject.signals[name].info == clip.signals[name].info and subject.signals[name].info.low
     np.testing.assert_array_equal(subject.plate, clip.plate)
     for i in (0, 63, 64, 76, 3):
         rgba = images.decode_png(clip.dataset.frame_bytes("torso_bytes", i))
@@ -177,19 +183,27 @@ def test_parsing_classes_decide_what_the_face_is(tmp_path):
 
 def test_a_stand_in_without_a_dataset_is_enough(saved, tmp_path):
     clip, stand_in = saved[1], shallow_copy(saved[1])
-    stand_in.dataset = stand_in.eye_area = stand_in.landmarks68_px = None
+    stand_in.dataset = stand_in.landmarks68_px = None
     stand_in.torso_rgba, stand_in.has_labels = clip.torso_rgba, False
     stand_in.train_frames, stand_in.heldout_frames = np.arange(5), np.arange(0)
     resolved = tiny.config()
     variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
     bundle.save(tmp_path, resolved, variables, 4, stand_in, {"kind": "logmel"}, CONSENT, stages=["all"])
     subject = bundle.load(tmp_path)
-    assert (subject.n_train, subject.n_track, subject.eye_area, subject.has_full) == (5, 5, None, False)
+    assert (subject.n_train, subject.n_track, subject.has_eye_area, subject.has_full) == (5, 5, True, False)
     np.testing.assert_array_equal(subject.torso(4), bundle.load(saved[0] / "avatar").torso(4))
     with pytest.raises(UserError, match=r"no label pictures.*--mode=train"):
         subject.label(0)
     with pytest.raises(UserError, match=r"no whole frames.*--paste_back=none"):
         subject.full_frame(0)
+
+
+def before_signals(meta):
+    """What avatar.json said of signals in formats 1 and 2."""
+    sizes = {s["name"]: (s["channels"], s["window"], s["kind"]) for s in meta["info"].pop("signals")}
+    channels, steps, kind = sizes["sound"]
+    meta["info"] |= {"audio_kind": kind, "audio_channels": channels, "audio_steps": steps, "audio_windows": 8}
+    meta["info"]["n_expression"] = sizes["expression"][0]
 
 
 def test_an_avatar_of_format_1_is_still_read(copy):
@@ -201,6 +215,7 @@ def test_an_avatar_of_format_1_is_still_read(copy):
         (copy / entry["name"]).write_bytes(raw)
         entry["sha256"] = hashlib.sha256(raw).hexdigest()
     meta["format"] = 1
+    before_signals(meta)
     for name in ("stages", "n_train", "heldout_first", "full", "background_trt"):
         del meta[name]
     del meta["files"]["full"]
@@ -209,6 +224,9 @@ def test_an_avatar_of_format_1_is_still_read(copy):
     subject = bundle.load(copy)
     assert subject.stages == ("all",) and subject.n_train == subject.n_track and not subject.has_full
     assert subject.torso(3).shape == (24, 32, 4)
+    closed, area = (subject.signals[name].values for name in ("eye_closed", "eye_area"))
+    np.testing.assert_allclose(area, 0.25 * (1 - closed), rtol=1e-6)  # the program's guess, as it kept no areas
+    assert not subject.has_eye_area and subject.signals["expression"].info.names == ()
     with pytest.raises(UserError, match="no face pictures"):
         subject.face(0)
 

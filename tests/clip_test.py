@@ -27,20 +27,22 @@ def test_every_clip_has_all_that_a_clip_has(kind, tmp_path):
         if inspect.isfunction(value) and not name.startswith("_") and kind != "stand-in":
             mine = list(inspect.signature(getattr(type(clip), name)).parameters)
             assert mine == list(inspect.signature(value).parameters), name
-    for name in ("cam_to_world", "expression", "eye_closed", "confidence", "picture_missing", "eye_regions"):
+    for name in ("cam_to_world", "eye_closed", "confidence", "picture_missing", "eye_regions"):
         assert len(getattr(clip, name)) == clip.n_frames, name
     for name in typing.get_type_hints(Clip):
-        if name in ("eye_area", "lip_shape", "landmarks68_px") and getattr(clip, name) is not None:
+        if name == "landmarks68_px" and getattr(clip, name) is not None:
             assert len(getattr(clip, name)) == clip.n_frames, name
     first = int(clip.train_frames[0])
     for picture in (clip.target(first), clip.background(first), clip.plate):
         assert picture.shape == (clip.height, clip.width, 3)
     assert clip.label(first).shape == (clip.height, clip.width)
     assert clip.torso_rgba(first).shape == (clip.height, clip.width, 4)
-    info = clip.info
-    assert clip.audio_windows(clip.train_frames[:1]).shape[1:] == (
-        info.audio_windows, info.audio_steps, info.audio_channels
-    )  # fmt: skip
+    assert {"eye_closed", "eye_area"} <= set(clip.signals)
+    for name, signal in clip.signals.items():
+        assert signal.info == clip.info.signal(name) and signal.n_frames >= (clip.n_frames if kind != "stand-in" else 1)
+        assert len(signal.info.low) == len(signal.info.high) == (signal.info.channels if kind != "stand-in" else 0)
+    for values in (*clip.truth.values(), *clip.members.values()):
+        assert len(values) == clip.n_frames
 
 
 def test_nothing_can_be_learnt_from_a_stand_in(tmp_path):

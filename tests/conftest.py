@@ -27,7 +27,7 @@ settings.load_profile("tkjax")
 # Files that take a minute or more go first, so that parallel workers end together.
 LONGEST = (
     "preprocess_clip", "seam", "render_fused", "er_nerf", "rad_nerf", "stages", "import_checkpoint", "march",
-    "evaluate", "preprocess_matting", "triton_rad_nerf", "triton_render_fused", "triton_grid_encode", "train",
+    "evaluate", "preprocess_matting", "triton_ambient_head", "triton_render_fused", "triton_grid_encode", "train",
     "resume", "distributed", "torso", "cli",
 )  # fmt: skip
 _peaks: dict[str, float] = {}  # process -> GB

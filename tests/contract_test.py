@@ -131,9 +131,17 @@ def test_the_manifest_digest_is_the_hash_of_its_bytes_with_the_field_empty(whole
     assert hashlib.sha256(raw.replace(digest.encode(), b"")).hexdigest() == digest
 
 
-def test_the_golden_dataset_of_version_1_is_read_and_written_bit_for_bit(tmp_path):
-    dataset = Dataset(GOLDEN)
+@pytest.mark.parametrize("name", ["v1", "v1_1"])
+def test_golden_datasets_are_read_and_the_newest_is_written_bit_for_bit(tmp_path, name):
+    dataset = Dataset(GOLDEN / name)
     assert dataset.manifest["version"] == 1 and dataset.n_frames == 2
+    assert dataset.manifest.get("minor", 0) == {"v1": 0, "v1_1": 1}[name]
+    found = dataset.signals()
+    assert {k: s.info.names for k, s in found.items()} == {
+        "expression": NAMES, "eye_closed": ("eye_closed",), "eye_area": ("eye_area",),
+        "identity": ("identity0", "identity1"),
+    }  # fmt: skip
+    np.testing.assert_array_equal(found["identity"].values, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(dataset.column("x_identity"), [[1, 2], [3, 4]])
     assert np.isnan(dataset.row("depth", 0)[0, 0]) and dataset.row("depth", 0)[0, 1] == 3.25
     again = {m: dataset.column(m) for m in dataset.manifest["members"] if m.split("_")[-1] not in ("bytes", "offsets")}
@@ -143,8 +151,8 @@ def test_the_golden_dataset_of_version_1_is_read_and_written_bit_for_bit(tmp_pat
     head = {k: dataset.manifest[k] for k in ("source", "tools", "licences")}
     with writer(tmp_path / "again", 4, 6, extra_members=extra, **head) as w:
         w.add(again)
-        w.add_file("background.png", GOLDEN / "background.png")
-    assert files_of(tmp_path / "again") == files_of(GOLDEN)
+        w.add_file("background.png", GOLDEN / name / "background.png")
+    assert files_of(tmp_path / "again") == files_of(GOLDEN / "v1_1")
 
 
 # ---------------------------------------------------------------- damage
@@ -169,7 +177,7 @@ def test_any_damaged_byte_is_refused(whole, data):
 
 
 def test_a_damaged_byte_anywhere_in_a_manifest_is_refused():
-    raw = (GOLDEN / "manifest.json").read_bytes()
+    raw = (GOLDEN / "v1_1" / "manifest.json").read_bytes()
     rng = random.Random(0)
     for at in rng.sample(range(len(raw)), 600):
         damaged = bytearray(raw)

@@ -17,16 +17,19 @@ from hypothesis import strategies as st
 
 from tests.contract_test import rewrite_shard
 from tests.tiny_dataset import frames, write_tiny, writer
-from tkjax import contract
-from tkjax.contract import AudioFeatures, ContractError
+from tkjax import contract, samplers, signals
+from tkjax.contract import AudioFeatures, ContractError, described
 from tkjax.data import dataset_clip as clips
 from tkjax.data import frame_cache, sampling
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.host import files
 from tkjax.media import images
+from tkjax.signals import Use
 
 H, W, N = 20, 30, 70
+SAMPLERS = ("rays", "focus", "close", "patch", "lips", "frame")
+HEARS = Use("sound", before=4, after=3)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_smaller_pictures_are_area_means_of_the_full_composition_and_all_else_sc
         assert ((x0 >= 0) & (x0 < x1) & (x1 <= 15) & (y0 >= 0) & (y0 < y1) & (y1 <= 10)).all()
         assert np.abs(box - clip.boxes[name] / 2).max() <= 1
     assert small.info.intrinsics == pytest.approx((15.0, 15.5, 7.5, 5.0))
-    assert (small.info.audio_channels, small.info.audio_steps, small.info.audio_windows) == (80, 16, 8)
+    assert (small.info.signal("sound").channels, small.info.signal("sound").window) == (80, 16)
     assert sampling.training_size(100, 50, 0) == sampling.training_size(100, 50, 300) == (100, 50)
     assert sampling.training_size(450, 300, 256) == (256, 171)
 
@@ -99,7 +102,7 @@ def test_squares_stay_square_when_boxes_shrink():
 def test_disk_host_and_device_give_the_same_numbers(root, small):
     jax = pytest.importorskip("jax")
     others = [DatasetClip(root, root.parent / "cache", size=15, preload=p) for p in ("host", "device")]
-    for sampler in clips.SAMPLERS:
+    for sampler in SAMPLERS:
         batches = [c.batch(np.array([3, 66]), generators(1, 2), sampler, 64, 4, "torso") for c in (small, *others)]
         for b in batches[1:]:
             jax.tree.map(np.testing.assert_array_equal, batches[0], b)
@@ -122,17 +125,24 @@ def test_a_device_that_is_too_small_leaves_the_rest_on_disk(root, small, monkeyp
 # ---------------------------------------------------------------- batches
 
 
+def tiles_of(clip, patch):
+    """Tiles along a side of the square around the lips."""
+    return round(clip.batch(np.array([0]), generators(0), "lips", 1, patch).target.shape[1] ** 0.5) // patch
+
+
 @given(
     seed=st.integers(0, 2**16),
     chosen=st.lists(st.integers(0, N - 1), min_size=1, max_size=4),
-    sampler=st.sampled_from(clips.SAMPLERS),
+    sampler=st.sampled_from(SAMPLERS),
     background=st.sampled_from(clips.BACKGROUNDS),
     patch=st.integers(1, 8),
 )
 def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, background, patch):
-    b = clip.batch(np.array(chosen), generators(*range(seed, seed + len(chosen))), sampler, 100, patch, background)
+    asked = {"driven_by": (HEARS, *map(Use, ("expression", "eye_closed", "eye_area"))), "masks": ("face", "lips")}
+    keys = generators(*range(seed, seed + len(chosen)))
+    b = clip.batch(np.array(chosen), keys, sampler, 100, patch, background, truth=("lip_shape",), **asked)
     rays = {"rays": 100, "focus": 100, "close": 100, "frame": H * W, "patch": 100 // patch**2 * patch**2}
-    rays["lips"] = (clip.lips_tiles(patch) * patch) ** 2
+    rays["lips"] = (tiles_of(clip, patch) * patch) ** 2
     assert b.target.shape == (len(chosen), rays[sampler], 3) and b.target.dtype == np.float32
     assert b.image_hw == ((H, W) if sampler == "frame" else None)
     at = b.pixels_px - 0.5
@@ -142,15 +152,20 @@ def test_a_batch_holds_the_pixels_that_it_names(clip, seed, chosen, sampler, bac
         np.testing.assert_array_equal(b.target[k], clip.target(i)[row, column] / np.float32(255))
         np.testing.assert_array_equal(b.background[k], clip.background(i, background)[row, column] / np.float32(255))
         np.testing.assert_array_equal(b.label[k], clip.label(i)[row, column])
-        for found, name in ((b.in_face, "face_box_px"), (b.in_lips, "lips_box_px")):
+        for found, name in ((b.masks["face"], "face_box_px"), (b.masks["lips"], "lips_box_px")):
             x0, y0, x1, y1 = clip.boxes[name][i]
             np.testing.assert_array_equal(found[k], (column >= x0) & (column < x1) & (row >= y0) & (row < y1))
     np.testing.assert_array_equal(b.frame, chosen)
     np.testing.assert_array_equal(b.cam_to_world, clip.cam_to_world[chosen])
-    np.testing.assert_array_equal(b.expression, clip.expression[chosen])
-    np.testing.assert_array_equal(b.eye_closed, clip.eye_closed[chosen])
+    assert set(b.signals) == {"sound", "expression", "eye_closed", "eye_area"}
+    for name in ("expression", "eye_closed", "eye_area"):
+        np.testing.assert_array_equal(b.now(name), clip.signals[name].values[chosen])
+    np.testing.assert_array_equal(b.truth["lip_shape"], clip.truth["lip_shape"][chosen])
     np.testing.assert_array_equal(b.intrinsics, np.tile(clip.intrinsics, (len(chosen), 1)))
-    np.testing.assert_array_equal(b.audio, clip.audio_windows(np.array(chosen)))
+    for k, i in enumerate(chosen):
+        for w in range(8):
+            heard = clip.audio.window_at(i + w - 4) if 0 <= i + w - 4 < clip.audio.n_windows else 0
+            np.testing.assert_array_equal(b.signals["sound"][k, w], np.broadcast_to(heard, (16, 80)))
 
 
 @pytest.mark.parametrize("sampler", ["focus", "close"])
@@ -164,7 +179,7 @@ def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
         c, r = column[part], row[part]
         return np.all((c >= x0) & (c < x1) & (r >= y0) & (r < y1))
 
-    lips, eye = rays // sampling.FOCUS[sampler], rays // sampling.FOCUS_EYES
+    lips, eye = rays // samplers.FOCUS[sampler], rays // samplers.FOCUS_EYES
     assert inside(clip.boxes["lips_box_px"][3], slice(0, lips))
     for k, name in enumerate(("eye_left_box_px", "eye_right_box_px")):
         x0, y0, x1, y1 = clip.eye_regions[3, k]
@@ -174,7 +189,7 @@ def test_focus_draws_its_shares_from_lips_and_eyes(clip, sampler):
         assert 0 <= x0 < x1 <= W and 0 <= y0 < y1 <= H
 
 
-@pytest.mark.parametrize("sampler", clips.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_frame_of_a_batch_depends_on_its_own_generator_alone(clip, sampler):
     together = clip.batch(np.array([4, 9, 4]), generators(1, 2, 3), sampler, 64, 4)
     for k, (i, seed) in enumerate(((4, 1), (9, 2), (4, 3))):
@@ -217,11 +232,11 @@ def test_lips_tiles_cover_the_lips_box_of_every_training_frame_that_was_seen(tmp
     clip = DatasetClip(tmp_path / "d", tmp_path / "cache")
     seen = [i for i in range(*clip.train_range) if i != 5]
     k = -(-int((f["lips_box_px"][seen, 2] - f["lips_box_px"][seen, 0]).max()) // 8)
-    assert clip.lips_tiles(8) == k
+    assert tiles_of(clip, 8) == k
     for i in range(*clip.train_range):
-        b = clip.batch(np.array([i]), generators(0), "lips", 1, 8)
+        b = clip.batch(np.array([i]), generators(0), "lips", 1, 8, masks=("lips",))
         x0, y0, x1, y1 = f["lips_box_px"][i]
-        inside = b.pixels_px[0][b.in_lips[0]]
+        inside = b.pixels_px[0][b.masks["lips"][0]]
         assert len(np.unique(b.pixels_px[0], axis=0)) == (8 * k) ** 2
         if i != 5:
             assert len(inside) == (x1 - x0) * (y1 - y0)
@@ -233,7 +248,9 @@ def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
     g = generators(0)
     for call, words in (
         (lambda: clip.batch(np.array([0]), g, "pixels"), "rays, focus, close, patch, lips, frame"),
-        (lambda: clip.batch(np.array([0]), g, background="black"), "torso, plate"),
+        (lambda: clip.batch(np.array([0]), g, background="green"), "torso, plate"),
+        (lambda: clip.batch(np.array([0]), g, driven_by=[Use("gaze")]), "no signal 'gaze'"),
+        (lambda: clip.batch(np.array([0]), g, masks=["nose"]), "face, lips"),
         (lambda: clip.batch(np.array([0, 1]), g), "one per frame"),
         (lambda: clip.batch(np.array([N]), g), f"0..{N - 1}"),
         (lambda: clip.batch(np.array([0]), g, "patch", 100, 32), "shorter side"),
@@ -259,7 +276,8 @@ def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
 def test_neighbouring_windows_are_the_windows_of_the_neighbours(n, window, hop, left, chosen, neighbours):
     f = np.random.default_rng(n).standard_normal((n, 2)).astype(np.float32)
     a = AudioFeatures("any", f, 50.0, 0.0, "test", window, hop, left, left)
-    got = clips.audio_windows(a, np.array(chosen), neighbours)
+    use = Use("sound", neighbours // 2, neighbours - 1 - neighbours // 2)
+    got = signals.windows(described.of_sound(a), np.array(chosen), use)
     assert got.shape == (len(chosen), neighbours, window, 2) and got.dtype == np.float32
     for k, i in enumerate(chosen):
         for w in range(neighbours):
@@ -476,4 +494,4 @@ def test_every_alpha_over_every_colour_is_rounded_to_nearest():
     for under in (0, 1, 100, 255):
         plate = np.full((256, 256, 3), under, np.uint8)
         exact = (alpha[..., None] / 255.0) * rgba[..., :3] + (1 - alpha[..., None] / 255.0) * plate
-        np.testing.assert_array_equal(clips.over(rgba, plate), np.rint(exact))
+        np.testing.assert_array_equal(frame_cache.over(rgba, plate), np.rint(exact))

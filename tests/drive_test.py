@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from tests.infos import subject_info
 from tkjax.avatar.bundle import Avatar
 from tkjax.drive import motion
 from tkjax.errors import UserError
-from tkjax.types import SubjectInfo
+from tkjax.signals import of_frames
 
 H, W = 20, 30
 
@@ -34,13 +35,15 @@ def subject():
         folder=Path("none"),
         meta={"n_train": 9},
         config=ConfigDict(),
-        info=SubjectInfo(n, H, W, "logmel", 80, 16, 8, 2, (90.0, 90.0, W / 2, H / 2)),
+        info=subject_info(n, H, W, "logmel", 80, 16, 2, (90.0, 90.0, W / 2, H / 2)),
         plate=np.full((H, W, 3), 7, np.uint8),
         cam_to_world=poses(n),
-        eye_closed=np.linspace(0, 1, n).astype(np.float32),
-        expression=np.zeros((n, 2), np.float32),
+        signals={
+            "eye_closed": of_frames("eye_closed", np.linspace(0, 1, n), 25.0),
+            "eye_area": of_frames("eye_area", np.linspace(0.3, 0.1, n), 25.0),
+            "expression": of_frames("expression", np.zeros((n, 2)), 25.0, ("jawOpen", "mouthPucker")),
+        },
         confidence=np.ones(n, np.float32),
-        eye_area=np.linspace(0.3, 0.1, n).astype(np.float32),
         face_box_px=np.zeros((n, 4), np.int32),
         lips_box_px=np.zeros((n, 4), np.int32),
     )
@@ -75,29 +78,12 @@ def test_held_out_frames_are_played_when_asked_for(subject):
     plan = motion.plan(subject, poses="test")
     assert [plan.track_frame(i) for i in range(4)] == [9, 10, 11, 11]
     np.testing.assert_array_equal(plan.pose(0), subject.cam_to_world[9])
-    assert plan.area(1) == subject.eye_area[10]
     assert [motion.plan(subject, poses="test", data_range=(1, 2)).track_frame(i) for i in range(2)] == [10, 10]
     with pytest.raises(UserError, match="3 held-out frames"):
         motion.plan(subject, poses="test", data_range=(0, 4))
     subject.meta["n_train"] = 12
     with pytest.raises(UserError, match=r"--poses=test.*no held-out frames"):
         motion.plan(subject, poses="test")
-
-
-def test_eye_areas_follow_the_track_or_the_blinks(subject, tmp_path):
-    plan = motion.plan(subject)
-    np.testing.assert_array_equal([plan.area(i) for i in range(9)], subject.eye_area[:9])
-    smooth = motion.plan(subject, smooth_eye=True)
-    assert smooth.area(0) == pytest.approx(subject.eye_area[:2].mean())
-    assert smooth.eye(3) == pytest.approx(subject.eye_closed[2:5].mean())
-    opened, closed = np.percentile(subject.eye_area[:9], (95, 5))
-    for blink, area in ((0.0, opened), (1.0, closed), (0.5, (opened + closed) / 2)):
-        assert motion.plan(subject, fix_eye=blink).area(7) == pytest.approx(area)
-    np.save(tmp_path / "e.npy", np.array([0, 1.0]))
-    plan = motion.plan(subject, eye=tmp_path / "e.npy")
-    np.testing.assert_allclose([plan.area(i) for i in range(4)], [opened, closed, closed, opened], rtol=1e-6)
-    subject.eye_area = None
-    assert motion.plan(subject, fix_eye=0.5, smooth_eye=True).area(0) is None
 
 
 def test_smoothing_equals_scipy_mean_rotation_and_leaves_a_still_head_alone():
@@ -239,7 +225,7 @@ def test_a_malformed_pose_file_is_one_sentence_with_its_name(tmp_path, subject, 
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_blinks_come_from_numbers_openface_or_a_constant(tmp_path, subject, data_dir):
+def test_blinks_come_from_numbers_or_openface(tmp_path, data_dir):
     np.save(tmp_path / "e.npy", np.array([0, 0.5, 1]))
     (tmp_path / "e.csv").write_text("eye\n0\n0.5\n1\n")
     (tmp_path / "f.csv").write_text("0\n0.5\n1\n")
@@ -247,10 +233,6 @@ def test_blinks_come_from_numbers_openface_or_a_constant(tmp_path, subject, data
         assert motion.read_blinks(tmp_path / name).tolist() == [0, 0.5, 1]
     blink = motion.read_blinks(data_dir / "au/openface_au_excerpt.csv")
     assert len(blink) == 30 and 0.8 < blink.max() <= 1 and blink.min() >= 0
-    plan = motion.plan(subject, fix_eye=0.25)
-    assert {plan.eye(i) for i in range(40)} == {0.25}
-    plan = motion.plan(subject, eye=tmp_path / "e.npy")
-    assert [plan.eye(i) for i in range(7)] == [0, 0.5, 1, 1, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize("text", ["a\nb\n", "1,2\n3,4\n", "2\n", "", "nan\n"])
@@ -300,9 +282,6 @@ def test_data_range_limits_the_loop_and_its_torso(subject):
             motion.plan(subject, data_range=wrong)
 
 
-def test_contradictions_are_refused(subject, tmp_path):
-    np.save(tmp_path / "e.npy", np.zeros(3))
-    with pytest.raises(UserError, match="exclude"):
-        motion.plan(subject, fix_eye=0.0, eye=tmp_path / "e.npy")
+def test_contradictions_are_refused(subject):
     with pytest.raises(UserError, match="odd"):
         motion.plan(subject, smooth_window=4)

@@ -7,6 +7,7 @@ import pytest
 
 from configs import er_nerf as er_nerf_config
 from tests import fresh, oracle
+from tests.infos import subject_info
 from tests.networks_oracle import audio_code, mlp
 from tkjax import losses
 from tkjax.cameras import pixel_rays
@@ -15,14 +16,15 @@ from tkjax.models import load_system
 from tkjax.models.er_nerf import EXTRAS, Model
 from tkjax.ops import GridSpec, field, march, sh_encode
 from tkjax.render.image import picture, render_image
-from tkjax.types import Batch, Clock, SubjectInfo, Variables
+from tkjax.signals import SOUND
+from tkjax.types import Batch, ClipFacts, Clock, Variables
 
 SIZE, RAYS, FRAMES = 16, 40, 12
 A, T, W = 6, 16, 8
 
 
 def info(channels=A, steps=T, n_frames=FRAMES):
-    return SubjectInfo(n_frames, SIZE, SIZE, "logmel", channels, steps, W, 4, (40.0, 40.0, SIZE / 2, SIZE / 2))
+    return subject_info(n_frames, SIZE, SIZE, "logmel", channels, steps, 4, (40.0, 40.0, SIZE / 2, SIZE / 2))
 
 
 def tiny(**changes):
@@ -49,13 +51,17 @@ def batch(frames=(3,), seed=0, rays=RAYS):
         parts.append(
             dict(
                 frame=np.int32(frame), cam_to_world=pose(0.05 * frame), intrinsics=np.array(info().intrinsics),
-                pixels_px=pixels, background=rng.uniform(size=(rays, 3)), audio=rng.normal(size=(W, T, A)),
-                expression=np.zeros(4), eye_closed=np.float32(0.3), in_face=near, in_lips=near,
+                pixels_px=pixels, background=rng.uniform(size=(rays, 3)), masks={"face": near, "lips": near},
+                signals={SOUND: rng.normal(size=(W, T, A)), "eye_closed": np.full((1, 1, 1), 0.3)},
                 target=np.where(near[:, None], [0.9, 0.6, 0.4], 0.2), label=near.astype(np.uint8),
             )
         )  # fmt: skip
-    stacked = {k: np.stack([p[k] for p in parts]) for k in parts[0]}
-    return Batch(**{k: jnp.asarray(v, jnp.float32 if v.dtype == np.float64 else v.dtype) for k, v in stacked.items()})
+    stacked = jax.tree.map(lambda *values: np.stack(values), *parts)
+    return Batch(**jax.tree.map(lambda v: jnp.asarray(v, jnp.float32 if v.dtype == np.float64 else v.dtype), stacked))
+
+
+def changed(data, name, values):
+    return data.replace(signals=data.signals | {name: values})
 
 
 def total(model):
@@ -210,7 +216,7 @@ def test_render_equals_the_literal_field_marched_and_composited(model, variables
     settings = dict(side=m.occupancy_side, box=model.box, dt=m.dt, t_min=m.t_min, samples=m.samples)
     marched = march(jnp.asarray(o), jnp.asarray(d), variables.state["bits"], jnp.zeros(RAYS), **settings)
     code = np.asarray(variables.params["codes"]["embedding"][0], np.float64)  # any evaluation uses row 0
-    audio = audio_code(variables.params, np.asarray(data.audio[0]))
+    audio = audio_code(variables.params, np.asarray(data.signals[SOUND][0]))
     got, opaque = draw(variables, data), 0
     for r in range(0, RAYS, 4):
         n = int(marched.count[r])
@@ -289,7 +295,7 @@ def test_loss_terms_equal_their_formulas(variables, run):
         for b in range(2):
             rgb, alpha = np.asarray(render.rgb[b], np.float64), np.asarray(render.alpha[b], np.float64)
             predicted = np.clip(rgb + (1 - alpha) * np.asarray(data.background[b]), 0, 1)
-            target, face = np.asarray(data.target[b], np.float64), np.asarray(data.in_face[b], np.float64)
+            target, face = np.asarray(data.target[b], np.float64), np.asarray(data.masks["face"][b], np.float64)
             u, aud, eye = (
                 np.asarray(render.aux[k][b], np.float64) for k in ("uncertainty", "audio_norm", "eye_weight")
             )
@@ -315,7 +321,9 @@ def test_the_lips_stage_takes_every_sampler_and_judges_pictures_only(model, vari
     render = run(variables, data, KEY, CLOCK)[0][1][1]
     clock = Clock(jnp.int32(3), jnp.float32(0.5), "lips")
     for sampler, weight in (("lips", 0.01), ("patch", 0.1), ("rays", None), ("close", None), ("focus", None)):
-        terms = model.loss_terms(variables, render, data.replace(sampler=sampler), KEY, clock)
+        terms = model.loss_terms(
+            variables, render, data.replace(patches=sampler if sampler in ("lips", "patch") else None), KEY, clock
+        )
         assert ("perceptual" in terms) == (weight is not None), sampler
         assert weight is None or float(terms["perceptual"]) == pytest.approx(2 * weight)
 
@@ -412,7 +420,7 @@ def test_evaluation_uses_the_first_frame_code_and_training_the_frames_own(variab
 
 
 def test_evaluation_needs_neither_target_nor_boxes_and_is_deterministic(variables, draw):
-    data = batch().replace(target=None, label=None, in_face=None, in_lips=None)
+    data = batch().replace(target=None, label=None, masks={})
     np.testing.assert_array_equal(draw(variables, data).rgb, draw(variables, data).rgb)
 
 
@@ -427,16 +435,15 @@ def test_a_whole_image_is_its_pixels(model, variables, draw):
 
 def test_blink_and_sound_change_the_picture(variables, draw):
     base = draw(variables, batch())
-    assert np.abs(draw(variables, batch().replace(eye_closed=jnp.ones(1))).rgb - base.rgb).max() > 1e-4
-    assert np.abs(draw(variables, batch().replace(audio=batch().audio + 1)).rgb - base.rgb).max() > 1e-5
+    assert np.abs(draw(variables, changed(batch(), "eye_closed", jnp.ones((1, 1, 1, 1)))).rgb - base.rgb).max() > 1e-4
+    assert np.abs(draw(variables, changed(batch(), SOUND, batch().signals[SOUND] + 1)).rgb - base.rgb).max() > 1e-5
 
 
 def test_blink_noise_is_uniform_within_a_twentieth_and_per_frame():
     frames = jnp.arange(400, dtype=jnp.int32)
     data = batch((3,)).replace(
         frame=frames,
-        audio=jnp.zeros((400, W, T, A)),
-        eye_closed=jnp.full(400, 0.3),
+        signals={SOUND: jnp.zeros((400, W, T, A)), "eye_closed": jnp.full((400, 1, 1, 1), 0.3)},
         cam_to_world=jnp.zeros((400, 4, 4)),
     )
     many = Model(tiny(), info(n_frames=400))
@@ -478,7 +485,10 @@ def test_prepare_removes_what_no_training_camera_sees(model, variables):
     poses = np.stack([pose(a) for a in (-0.1, 0.1)])
     intrinsics = np.tile(np.array(info().intrinsics, np.float32), (2, 1))
     narrow = np.tile(np.array([400.0, 400.0, 8, 8], np.float32), (2, 1))
-    shares = [float((model.prepare(variables, poses, k).state["density"] == 0).mean()) for k in (intrinsics, narrow)]
+    shares = [
+        float((model.prepare(variables, ClipFacts(poses, k)).state["density"] == 0).mean())
+        for k in (intrinsics, narrow)
+    ]
     assert 0 < shares[1] < shares[0] <= 0.75  # the box is half of the cube, and a layer of cells around it
 
 

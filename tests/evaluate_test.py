@@ -145,7 +145,7 @@ def layered(clip, tmp_path_factory):
 
 def picture_of(clip, i, torso):
     model = Layered(tiny.config(), clip.info)
-    batch = jax.tree.map(jnp.asarray, clip.frame_batch(i, "plate" if torso else "torso"))
+    batch = jax.tree.map(jnp.asarray, clip.frame_batch(i, "plate" if torso else "torso", model.signals()))
     clock = final_clock(4, "torso" if torso else "head")
     out = model.render(model.init(jax.random.key(0)), batch, None, clock, False)
     return np.rint(255 * np.asarray(out.rgb + (1 - out.alpha) * batch.background)).reshape(24, 32, 3).astype(np.uint8)

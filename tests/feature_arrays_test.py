@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tkjax import contract
 from tkjax.avatar import bundle
-from tkjax.drive import motion, stream
+from tkjax.drive import sounds
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays
 from tkjax.formats.feature_arrays import disagreement, from_windows, load_features, to_windows
 from tkjax.media import audio
-from tkjax.types import SubjectInfo
+from tkjax.signals import SignalInfo, Use
 
 
 def original(sequence: np.ndarray, n: int) -> np.ndarray:
@@ -114,7 +114,7 @@ DEEPSPEECH = {"kind": "deepspeech", "rate_hz": 50.0, "extractor": "array-deepspe
 def chunks(path, wanted, seconds, sound="s.wav"):
     subject = object.__new__(bundle.Avatar)  # only what it hears
     subject.meta = {"audio": wanted}
-    return list(stream.feature_chunks(sound, seconds, subject, path, None, Path("out")))
+    return list(sounds.feature_chunks(sound, seconds, subject, path, None, Path("out")))
 
 
 def test_render_takes_the_originals_arrays(tmp_path):
@@ -136,29 +136,23 @@ def test_a_cut_array_is_heard_as_the_originals_hear_it(n, cut, seed, pairs, size
     sequence = rng.standard_normal((2 * n + 2 * cut, 3)).astype(np.float32)
     array = (sequence.reshape(-1, 2, 3) if pairs else original(sequence, n + cut).astype(np.float32))[:n]
     f, _, _ = from_windows(array, "hubert")
-    spec = stream.Spec(f.window, f.hop, f.left, 3, 8, n, heard=n)
-    got = list(stream.windows(spec, [f.features[a : a + size] for a in range(0, len(f.features), size)]))
+    info = SignalInfo("sound", 3, 50.0, window=f.window, hop=f.hop, left=f.left)
+    spec = sounds.Spec(info, Use("sound", 4, 3), n, heard=n)
+    got = list(sounds.windows(spec, [f.features[a : a + size] for a in range(0, len(f.features), size)]))
     padded = np.concatenate([np.zeros_like(array[:1]).repeat(4, 0), array, np.zeros_like(array[:1]).repeat(4, 0)])
     assert len(got) == n
     for i, windows in enumerate(got):
         np.testing.assert_array_equal(windows, padded[i : i + 8], err_msg=f"frame {i}")
 
 
-def test_rendering_asks_an_array_how_many_frames_it_hears(tmp_path, monkeypatch):
+def test_rendering_asks_an_array_how_many_frames_it_hears(tmp_path):
     np.save(tmp_path / "aud_ds.npy", original(np.ones((40, 29)), 20)[:6])
-    seen = []
-    monkeypatch.setattr(stream, "sound_frames", lambda *_: 9)
-    monkeypatch.setattr(stream, "Scene", lambda *_, **__: None)
-    monkeypatch.setattr(stream, "feature_chunks", lambda *_: [])
-    monkeypatch.setattr(stream, "frames", lambda scene, spec, *_: seen.append(spec) or [])
-    monkeypatch.setattr(stream, "write_pngs", lambda *_: None)
     subject = object.__new__(bundle.Avatar)
-    subject.meta, subject._videos = {"fps": 25.0, "audio": DEEPSPEECH}, {}
-    plan = object.__new__(motion.Drive)
-    subject.info = SubjectInfo(9, 8, 8, "deepspeech", 29, 16, 8, 0, (1.0, 1.0, 4.0, 4.0))
-    stream.render(subject, "a.wav", tmp_path / "out", plan, features=tmp_path / "aud_ds.npy")
-    stream.render(subject, "a.wav", tmp_path / "out", plan)
-    assert [spec.heard for spec in seen] == [6, None]
+    subject.meta = {"audio": DEEPSPEECH}
+    hears = Use("sound", 4, 3)
+    for features, heard in ((tmp_path / "aud_ds.npy", 6), (None, None)):
+        sound = sounds.Sound(tmp_path / "a.wav", 9, features)
+        assert sounds.spec_of(sound, subject, hears, 9).heard == heard
 
 
 def test_the_wrong_kind_is_refused_with_both_kinds_and_the_way_out(tmp_path):
@@ -182,7 +176,7 @@ def test_an_array_is_no_sound(tmp_path):
     """The originals' `--aud x.npy` under our flag of that name."""
     np.save(tmp_path / "aud_ds.npy", np.zeros((25, 16, 29), np.float32))
     with pytest.raises(UserError, match=r"aud_ds.npy holds features; give them with --features"):
-        stream.sound_frames(tmp_path / "aud_ds.npy", 25.0)
+        sounds.sound_frames(tmp_path / "aud_ds.npy", 25.0)
 
 
 def test_an_array_has_no_extractor_but_two_checkpoints_are_told_apart(tmp_path):

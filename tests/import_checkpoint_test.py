@@ -107,17 +107,18 @@ def view(info, rays: int, seed: int = 0) -> tuple[Batch, np.ndarray, np.ndarray,
     rows, columns = rng.integers(60, info.height - 60, rays), rng.integers(60, info.width - 60, rays)
     c, s = np.cos(0.2), np.sin(0.2)
     pose = np.array([[c, 0, s, 3.3 * s], [0, 1, 0, 0.05], [-s, 0, c, 3.3 * c], [0, 0, 0, 1]], np.float32)
-    windows = rng.standard_normal((1, 8, info.audio_steps, info.audio_channels)).astype(np.float32)
+    windows = rng.standard_normal((1, 8, info.signal("sound").window, info.signal("sound").channels)).astype(np.float32)
     batch = Batch(
         frame=jnp.array([7]),
         cam_to_world=jnp.asarray(pose)[None],
         intrinsics=jnp.asarray(info.intrinsics, jnp.float32)[None],
         pixels_px=jnp.asarray(np.stack([columns, rows], -1)[None] + 0.5, jnp.float32),
         background=jnp.ones((1, rays, 3)),
-        audio=jnp.asarray(windows),
-        expression=jnp.zeros((1, 0)),
-        eye_closed=jnp.array([0.3], jnp.float32),
-        eye_area=jnp.array([0.2], jnp.float32),
+        signals={
+            "sound": jnp.asarray(windows),
+            "eye_closed": jnp.full((1, 1, 1, 1), 0.3, jnp.float32),
+            "eye_area": jnp.full((1, 1, 1, 1), 0.2, jnp.float32),
+        },
     )
     return batch, rows, columns, windows[0].transpose(0, 2, 1)
 
@@ -131,7 +132,7 @@ def test_an_imported_avatar_draws_what_the_formulas_say(imported):
     truth, info = Original(case.system, case.drawn(file)), subject.info
     batch, rows, columns, windows = view(info, rays=12)
     code = truth.audio(windows)
-    got = np.asarray(model._apply(variables.params, "audio_code", batch.audio))[0]
+    got = np.asarray(model._apply(variables.params, "audio_code", batch.signals["sound"]))[0]
     np.testing.assert_allclose(got, code, atol=1e-5)
     clock = final_clock(1, "torso" if case.torso else "head")
     out = model.render(variables, batch, None, clock, False)

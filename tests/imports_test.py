@@ -14,29 +14,31 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "errors": "",
     "trees": "",
-    "types": "",
+    "signals": "",
+    "samplers": "errors",
+    "types": "errors signals",
     "losses": "",
     "ops": "",
     "host": "errors",
     "cameras": "types",
-    "interface": "types",
+    "interface": "signals types",
     "config": "errors host",
-    "contract": "errors host",
+    "contract": "errors signals host",
     "media": "errors host contract",
-    "formats": "errors contract",
+    "formats": "errors signals contract",
     "perceptual": "errors host types losses",
     "fields": "types cameras ops",
     "render": "errors types interface ops",
-    "models": "types losses cameras interface perceptual fields render ops",
-    "data": "errors types host interface contract media",
+    "models": "signals types losses cameras interface perceptual fields render ops",
+    "data": "errors signals samplers types host interface contract media",
     "synthetic": "errors cameras contract media",
-    "originals": "errors types host contract formats data fields ops",
+    "originals": "errors signals types host contract formats data fields ops",
     "train": "errors trees types host interface config data models render ops",
-    "avatar": "errors trees types host interface config contract media data models",
-    "drive": "errors types host cameras contract media formats data avatar render",
-    "measure": "errors types host interface contract media perceptual data avatar drive render",
-    "app": "errors trees types host interface config contract media ops models data synthetic originals train avatar "
-    "drive measure",
+    "avatar": "errors trees signals types host interface config contract media data models",
+    "drive": "errors signals types host cameras contract media formats data avatar render",
+    "measure": "errors signals types host interface contract media perceptual data avatar drive render",
+    "app": "errors trees signals types host interface config contract media ops models data synthetic originals train "
+    "avatar drive measure",
 }
 # room of preprocess -> the rooms of preprocess that it may import
 GROUPS = {
@@ -58,7 +60,15 @@ GROUPS = {
     "lips": "resumable workers faces pipeline",
     "__main__": "checks command pipeline",
 }
-WITHOUT_JAX = {"__version__", "errors", "host", "contract", "media", "formats"}  # what preprocess may use of tkjax
+WITHOUT_JAX = {
+    "__version__",
+    "errors",
+    "signals",
+    "host",
+    "contract",
+    "media",
+    "formats",
+}  # what preprocess may use of tkjax
 CONCRETE_MODELS = {p.stem for p in (ROOT / "tkjax/models").glob("*.py")} - {"__init__"}
 
 

@@ -74,14 +74,14 @@ import launch
 from tests import tiny  # its system counts as known once it is imported
 from tkjax.avatar import bundle
 from tkjax.app import cli
-from tkjax.drive import motion, stream
+from tkjax.drive import driver, stream
 def look(i, picture):
     time.sleep(0.1)
     if i == 2:
         print("go", flush=True)
 def run(opts):
     subject = bundle.load(sys.argv[1])
-    stream.render(subject, sys.argv[2], sys.argv[3], motion.plan(subject), on_frame=look)
+    stream.render(subject, driver.plan(subject, audio=sys.argv[2]), sys.argv[3], on_frame=look)
 cli.run = run
 launch.main(types.SimpleNamespace(mode="render"))
 """

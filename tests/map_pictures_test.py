@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.infos import subject_info
 from tests.render_image_test import HW, frame
 from tkjax.errors import UserError
 from tkjax.interface import Model, Rate, Stage
 from tkjax.render.image import final_clock
 from tkjax.render.map_pictures import Maps, render_maps
-from tkjax.types import SubjectInfo, Variables
+from tkjax.types import Variables
 
 
 class Rays(Model):
@@ -41,7 +42,7 @@ class Whole(Rays):
 @pytest.mark.parametrize("kind", [Rays, Whole])
 @pytest.mark.parametrize("chunk", [0, 8, 1000])
 def test_models_of_rays_and_of_whole_frames_have_the_same_maps(kind, chunk):
-    model = kind(ConfigDict(), SubjectInfo(1, *HW, "logmel", 3, 2, 8, 4, (1.0, 1.0, 0.0, 0.0)))
+    model = kind(ConfigDict(), subject_info(1, *HW, "logmel", 3, 2, 4, (1.0, 1.0, 0.0, 0.0)))
     value = render_maps(model, Variables({}, {}), frame(), HW, final_clock(), chunk)["depth"]
     columns, rows = np.arange(HW[1]) + 0.5, np.arange(HW[0])[:, None] + 0.5
     np.testing.assert_allclose(value, columns + 100 * rows)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests import tiny
 from tests.stubs.clip import FakeClip
@@ -14,6 +15,7 @@ from tkjax.data.dataset_clip import DatasetClip
 from tkjax.interface import Model
 from tkjax.measure import evaluate, probe, scores, watch
 from tkjax.measure.layers import Combination
+from tkjax.signals import Use
 from tkjax.types import Render, Variables
 
 
@@ -37,6 +39,9 @@ class Speaker(Model):
         self.lips = jnp.asarray(probe.regions(clip, 0)["lips"].ravel(), jnp.float32)
         self.eyes = jnp.asarray(probe.regions(clip, 0)["eyes"].ravel(), jnp.float32)
 
+    def signals(self):
+        return (Use("sound", 4, 3), Use("eye_closed"))
+
     def init(self, key):
         return Variables({"none": jnp.zeros(1)}, {})
 
@@ -44,8 +49,8 @@ class Speaker(Model):
         column, row = jnp.moveaxis(batch.pixels_px.astype(jnp.int32), -1, 0)
         flat = row * self.info.width + column
         sound, blink, restless = self.gains
-        level = jnp.tanh(batch.audio[:, batch.audio.shape[1] // 2].mean((1, 2)))[:, None] * sound * self.lips[flat]
-        level += batch.eye_closed[:, None] * blink * self.eyes[flat] + restless * (batch.frame % 2)[:, None]
+        level = jnp.tanh(batch.signals["sound"][:, 4].mean((1, 2)))[:, None] * sound * self.lips[flat]
+        level += batch.now("eye_closed") * blink * self.eyes[flat] + restless * (batch.frame % 2)[:, None]
         grey = jnp.clip(20 + level, 0, 255)[..., None] / 255
         return Render(rgb=jnp.repeat(grey, 3, -1), alpha=jnp.ones_like(grey))
 
@@ -86,12 +91,14 @@ def test_percentiles_are_taken_from_the_frames_themselves():
 
 
 def test_silence_is_what_the_sound_features_of_no_sound_are(clip):
-    quiet, why = probe.silence(clip)
-    assert why == "" and quiet.shape == clip.audio_windows(np.array([3])).shape and not quiet.any()
-    other = dataclasses.replace(clip.info, audio_kind="hubert")
+    speaker = actor(clip).model
+    quiet, why = probe.silence(clip, speaker)
+    assert why == "" and quiet["sound"].shape == (1, 8, 16, 80) and not quiet["sound"].any()
     deaf = FakeClip()
-    deaf.info = other
-    assert "hubert" in probe.silence(deaf)[1]
+    heard = dataclasses.replace(deaf.info.signal("sound"), kind="hubert")
+    deaf.info = dataclasses.replace(deaf.info, signals=(heard,))
+    assert "hubert" in probe.silence(deaf, speaker)[1]
+    assert "not driven by sound" in probe.silence(clip, Model(ConfigDict(), clip.info))[1]
 
 
 def test_baselines_use_neither_made_up_pictures_nor_unseen_faces(clip):

@@ -15,6 +15,7 @@ from configs import rad_nerf as rad_nerf_config
 from tests import fresh, oracle
 from tests import rad_nerf_oracle as literal
 from tests import tiny as tiny_subject
+from tests.infos import subject_info
 from tests.ops.rays import occupancy as random_occupancy
 from tests.stubs.process import ROOT
 from tkjax import losses
@@ -24,11 +25,12 @@ from tkjax.interface import initialise
 from tkjax.media import audio
 from tkjax.models import load_system
 from tkjax.models.hash_head import frame_keys
-from tkjax.models.rad_nerf import OPEN_EYES, Model, head_program
+from tkjax.models.rad_nerf import Model, head_program
 from tkjax.ops import GridSpec, field, grid_encode, march, sh_encode
 from tkjax.render.image import final_clock, picture, render_image
+from tkjax.signals import SOUND
 from tkjax.train.optim import learning_rate
-from tkjax.types import Batch, Clock, SubjectInfo, Variables
+from tkjax.types import Batch, Clock, Variables
 
 SIZE, RAYS, FRAMES, PATCH = 16, 64, 12, 4
 A, T, W = 6, 16, 8
@@ -42,7 +44,7 @@ def clock(stage="head", step=16, progress=0.5):
 
 
 def info(channels=A, steps=T, n_frames=FRAMES):
-    return SubjectInfo(n_frames, SIZE, SIZE, "logmel", channels, steps, W, 4, (40.0, 40.0, SIZE / 2, SIZE / 2))
+    return subject_info(n_frames, SIZE, SIZE, "logmel", channels, steps, 4, (40.0, 40.0, SIZE / 2, SIZE / 2))
 
 
 def tiny(**changes):
@@ -75,15 +77,19 @@ def batch(frames=(3,), seed=0, rays=RAYS, sampler="rays"):
         parts.append(
             dict(
                 frame=np.int32(frame), cam_to_world=pose(0.05 * frame), intrinsics=np.array(info().intrinsics),
-                pixels_px=pixels, background=rng.uniform(size=(len(pixels), 3)), audio=rng.normal(size=(W, T, A)),
-                expression=np.zeros(4), eye_closed=np.float32(0.3), eye_area=np.float32(0.2), in_face=near,
-                in_lips=near, in_lower_face=near & (pixels[:, 1] > SIZE / 2), label=near.astype(np.uint8),
+                pixels_px=pixels, background=rng.uniform(size=(len(pixels), 3)), label=near.astype(np.uint8),
+                signals={SOUND: rng.normal(size=(W, T, A)), "eye_area": np.full((1, 1, 1), 0.2)},
+                masks={"lips": near, "lower_face": near & (pixels[:, 1] > SIZE / 2)},
                 target=np.where(near[:, None], [0.9, 0.6, 0.4], 0.2),
             )
         )  # fmt: skip
-    stacked = {k: np.stack([p[k] for p in parts]) for k in parts[0]}
-    arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == np.float64 else v.dtype) for k, v in stacked.items()}
-    return Batch(**arrays, sampler=sampler)
+    stacked = jax.tree.map(lambda *values: np.stack(values), *parts)
+    arrays = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32 if v.dtype == np.float64 else v.dtype), stacked)
+    return Batch(**arrays, patches=sampler if sampler in ("lips", "patch") else None)
+
+
+def changed(data, name, values):
+    return data.replace(signals=data.signals | {name: values})
 
 
 def total(model):
@@ -471,7 +477,7 @@ def test_the_picture_is_the_literal_field_marched_and_composited(model, variable
     marched = march(o, d, variables.state["bits"], jnp.zeros(RAYS), **model._marching())
     o, d = np.asarray(o), np.asarray(d)
     code = np.float64(variables.params["codes"]["embedding"][0])  # any evaluation uses row 0
-    audio = literal.audio_code(variables.params, np.asarray(data.audio[0]))
+    audio = literal.audio_code(variables.params, np.asarray(data.signals[SOUND][0]))
     got, opaque = draw(variables, data), 0
     for r in range(0, RAYS, 4):
         n = int(marched.count[r])
@@ -529,9 +535,9 @@ def numpy_terms(data, render, b, stage):
     p = np.clip(alpha[:, 0], 1e-5, 1 - 1e-5)
     terms = {"entropy": np.mean(-p * np.log2(p) - (1 - p) * np.log2(1 - p)), "mse": square.mean()}
     if stage != "torso":
-        terms["ambient"] = np.mean(np.float64(render.aux["ambient"][b]) * ~np.asarray(data.in_lower_face[b]))
-    if stage == "lips" and data.sampler == "lips":
-        terms["mse"] = square[np.asarray(data.in_lips[b])].mean()
+        terms["ambient"] = np.mean(np.float64(render.aux["ambient"][b]) * ~np.asarray(data.masks["lower_face"][b]))
+    if stage == "lips" and data.patches == "lips":
+        terms["mse"] = square[np.asarray(data.masks["lips"][b])].mean()
     return terms
 
 
@@ -610,7 +616,7 @@ def test_the_ambient_term_holds_the_coordinates_at_zero_outside_the_lower_face(m
 
     @jax.jit
     def slope(params, inside):
-        data = batch().replace(in_lower_face=jnp.full((1, RAYS), inside))
+        data = batch().replace(masks={"lower_face": jnp.full((1, RAYS), inside)})
 
         def term(params):
             v = variables.replace(params=params)
@@ -643,7 +649,7 @@ def test_evaluation_uses_the_first_frame_code_and_no_boxes(variables, draw):
     def moved(row):
         return variables.replace(params=variables.params | {"codes": {"embedding": codes.at[row].add(3.0)}})
 
-    data = batch().replace(target=None, label=None, in_face=None, in_lips=None, in_lower_face=None, sampler=None)
+    data = batch().replace(target=None, label=None, masks={}, patches=None)
     base = draw(variables, data)
     np.testing.assert_array_equal(draw(moved(3), data).rgb, base.rgb)
     assert np.abs(draw(moved(0), data).rgb - base.rgb).max() > 1e-3
@@ -651,15 +657,8 @@ def test_evaluation_uses_the_first_frame_code_and_no_boxes(variables, draw):
 
 def test_sound_and_eyes_change_the_picture(variables, draw):
     base = draw(variables, batch())
-    assert np.abs(draw(variables, batch().replace(audio=batch().audio + 1)).rgb - base.rgb).max() > 1e-5
-    assert np.abs(draw(variables, batch().replace(eye_area=jnp.zeros(1))).rgb - base.rgb).max() > 1e-4
-
-
-def test_eyes_without_landmarks_open_and_close_with_the_blink(variables, draw):
-    for closed, area in ((0.0, OPEN_EYES), (0.2, 0.8 * OPEN_EYES), (1.0, 0.0)):
-        without = batch().replace(eye_area=None, eye_closed=jnp.full(1, closed))
-        same = draw(variables, batch().replace(eye_area=jnp.full(1, area)))
-        np.testing.assert_allclose(draw(variables, without).rgb, same.rgb, atol=1e-6)
+    assert np.abs(draw(variables, changed(batch(), SOUND, batch().signals[SOUND] + 1)).rgb - base.rgb).max() > 1e-5
+    assert np.abs(draw(variables, changed(batch(), "eye_area", jnp.zeros((1, 1, 1, 1)))).rgb - base.rgb).max() > 1e-4
 
 
 def test_without_the_eyes_input_blinks_change_nothing(variables):
@@ -667,7 +666,8 @@ def test_without_the_eyes_input_blinks_change_nothing(variables):
     v = fresh.adapted(variables, model)
     assert v.params["sigma"]["kernel_0"].shape[0] == SPACE.channels + AMBIENT.channels
     pictures = [
-        model.render(v, batch().replace(eye_area=jnp.full(1, 1.0 * a)), None, final_clock(), False) for a in (0.0, 1.0)
+        model.render(v, changed(batch(), "eye_area", jnp.full((1, 1, 1, 1), 1.0 * a)), None, final_clock(), False)
+        for a in (0.0, 1.0)
     ]
     np.testing.assert_array_equal(pictures[0].rgb, pictures[1].rgb)
 
@@ -703,7 +703,7 @@ def test_maps_are_depth_and_the_ambient_sum(model, variables):
     # unweighted over the visited samples: a sample at a time by hand
     o, d, _ = model._rays(variables.params, data)
     marched = march(o, d, variables.state["bits"], jnp.zeros(RAYS), **model._marching())
-    audio = literal.audio_code(variables.params, np.asarray(data.audio[0]))
+    audio = literal.audio_code(variables.params, np.asarray(data.signals[SOUND][0]))
     code = np.float64(variables.params["codes"]["embedding"][0])
     for r in range(0, RAYS, 9):
         through, want = 1.0, 0.0
@@ -763,7 +763,7 @@ def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
             if stage.refresh_every and step % stage.refresh_every == 0:
                 v = refresh(v, data, key, now)
             (_, (_, render)), grads = run(v, data, key, now)
-            if data.sampler == "rays":
+            if data.patches is None:
                 errors.append(float(jnp.mean(losses.mse(picture(render, data.background), data.target))))
             updates, opt = update(grads, opt, v.params)
             v = Variables(optax.apply_updates(v.params, updates), v.state)

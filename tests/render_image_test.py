@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from tests.infos import subject_info
 from tkjax.interface import Model as BaseModel
 from tkjax.interface import Rate, Stage
 from tkjax.render.composite import over
 from tkjax.render.image import picture, pixel_grid, render_image
-from tkjax.types import Batch, Render, SubjectInfo, Variables
+from tkjax.types import Batch, Render, Variables
 
 HW = (7, 5)
 
@@ -43,14 +44,14 @@ def frame(background=None):
     empty = jnp.zeros((1, 0, 3)) if background is None else background
     return Batch(
         frame=jnp.zeros(1, jnp.int32), cam_to_world=jnp.eye(4)[None], intrinsics=jnp.ones((1, 4)),
-        pixels_px=jnp.zeros((1, 0, 2)), background=empty, audio=jnp.zeros((1, 8, 2, 3)),
-        expression=jnp.zeros((1, 4)), eye_closed=jnp.zeros(1),
+        pixels_px=jnp.zeros((1, 0, 2)), background=empty,
+        signals={"eye_closed": jnp.zeros((1, 1, 1, 1))},
     )  # fmt: skip
 
 
 def model(kind=Gradient, depth=True):
     kind.calls = ()
-    return kind(ConfigDict({"depth": depth}), SubjectInfo(1, *HW, "logmel", 3, 2, 8, 4, (1.0, 1.0, 0.0, 0.0)))
+    return kind(ConfigDict({"depth": depth}), subject_info(1, *HW, "logmel", 3, 2, 4, (1.0, 1.0, 0.0, 0.0)))
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 4, 34, 35, 36])

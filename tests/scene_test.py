@@ -1,5 +1,7 @@
 """Layers and backgrounds of a frame: what is over what, in the crop and in the whole frame, with and without alpha."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ from PIL import Image
 from tests import peak, tiny, tiny_full, tiny_layers
 from tests.alpha_test import read_rgba
 from tkjax.app import cli, options
-from tkjax.data.dataset_clip import DatasetClip, over
-from tkjax.drive import motion, stream
+from tkjax.data.dataset_clip import DatasetClip
+from tkjax.data.frame_cache import over
+from tkjax.drive import driver, motion, stream
 from tkjax.drive.scene import Scene, bleed
 from tkjax.errors import UserError
 from tkjax.media import audio, video
+from tkjax.signals import Signal
 
 HEAD, TORSO = (np.round(255 * np.array(c)).astype(int) for c in (tiny_layers.HEAD, tiny_layers.TORSO))
 
@@ -36,8 +40,8 @@ def made(tmp_path_factory):
 
 def render(made, subject, tmp_path, background=None, **how):
     """The frames as an array, through the PNG files."""
-    plan = motion.plan(made[subject], background=background, fix_eye=None)
-    stream.render(made[subject], made["sound"], tmp_path / "out", plan, **how)
+    plan = driver.plan(made[subject], audio=made["sound"], background=background)
+    stream.render(made[subject], plan, tmp_path / "out", **how)
     return np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "out").glob("*.png"))]).astype(int)
 
 
@@ -51,7 +55,7 @@ def test_the_modelled_torso_stands_over_the_plate_and_the_given_one_does_not(mad
     np.testing.assert_allclose(given[22, 16], over(subject.torso(3), subject.plate)[22, 16], atol=1)
     np.testing.assert_allclose(given[22, 1], plate[22, 1], atol=1)
     np.testing.assert_allclose(modelled[12, 16, [0, 2]], HEAD[[0, 2]], atol=1)
-    np.testing.assert_allclose(modelled[12, 16, 1], 255 * min(1, subject.eye_area[3]), atol=1)
+    np.testing.assert_allclose(modelled[12, 16, 1], 255 * min(1, subject.signals["eye_area"].values[3, 0]), atol=1)
     np.testing.assert_array_equal(render(made, "head", tmp_path)[3], given)
 
 
@@ -142,7 +146,7 @@ def test_what_cannot_be_composed_is_one_sentence(made, tmp_path):
             render(made, subject, tmp_path, **how)
     assert render(made, "cropped", tmp_path, background="red").shape[1:3] == (24, 32)  # default: the crop
     with pytest.raises(UserError, match=r"o\.mp4 cannot hold an alpha channel"):
-        stream.render(made["plain"], made["sound"], tmp_path / "o.mp4", motion.plan(made["plain"]), alpha=True)
+        stream.render(made["plain"], driver.plan(made["plain"], audio=made["sound"]), tmp_path / "o.mp4", alpha=True)
 
 
 @pytest.mark.slow  # renders a minute of sound
@@ -154,9 +158,10 @@ def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
             "import sys; sys.path.insert(0, '.'); import tests.tiny_layers; from tkjax.avatar import bundle; from "
-            "tkjax.drive import motion, stream; "
-            f"s = bundle.load({str(made['keyed'].folder)!r}); plan = motion.plan(s, background='red'); "
-            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, plan, maps=('depth',))"
+            "tkjax.drive import driver, stream; "
+            f"s = bundle.load({str(made['keyed'].folder)!r}); "
+            f"plan = driver.plan(s, audio={str(tmp_path / 's.wav')!r}, background='red'); "
+            f"stream.render(s, plan, {str(tmp_path / 'o.mp4')!r}, maps=('depth',))"
         )
         peaks.append(peak.resident_mb(code))
     assert peaks[1] - peaks[0] < 20, f"{peaks} MB"
@@ -164,8 +169,8 @@ def test_a_minute_needs_no_more_memory_than_five_seconds(made, tmp_path):
 
 @pytest.mark.parametrize("suffix", video.ALPHA_SUFFIXES)
 def test_alpha_videos_hold_what_the_pictures_hold(made, tmp_path, suffix):
-    plan = motion.plan(made["plain"])
-    n = stream.render(made["plain"], made["sound"], tmp_path / f"o{suffix}", plan, alpha=True)
+    plan = driver.plan(made["plain"], audio=made["sound"])
+    n = stream.render(made["plain"], plan, tmp_path / f"o{suffix}", alpha=True)
     pictures = render(made, "plain", tmp_path, alpha=True)
     frames = read_rgba(tmp_path / f"o{suffix}")
     assert len(frames) == n == len(pictures)
@@ -177,22 +182,22 @@ def test_alpha_videos_hold_what_the_pictures_hold(made, tmp_path, suffix):
 
 
 def test_maps_are_written_beside_the_video_and_in_folders(made, tmp_path):
-    subject, plan = made["plain"], motion.plan(made["plain"])
-    n = stream.render(subject, made["sound"], tmp_path / "o.mp4", plan, maps=("depth", "ambient"))
+    subject, plan = made["plain"], driver.plan(made["plain"], audio=made["sound"])
+    n = stream.render(subject, plan, tmp_path / "o.mp4", maps=("depth", "ambient"))
     for name, width in (("depth", 32), ("ambient", 64)):
         with av.open(str(tmp_path / f"o_{name}.mp4")) as container:
             frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         assert len(frames) == n and frames[0].shape == (24, width, 3)
-    stream.render(subject, made["sound"], tmp_path / "out", plan, maps=("depth",))
+    stream.render(subject, plan, tmp_path / "out", maps=("depth",))
     depth = np.asarray(Image.open(tmp_path / "out" / "depth" / "000002.png")).astype(int)
     assert depth[1, 1, 0] == 0 and depth[8, 16, 0] > depth[16, 16, 0] and (depth.min(-1) == depth.max(-1)).all()
     with pytest.raises(UserError, match=r"--maps=uncertainty.*it has ambient, depth"):
-        stream.render(subject, made["sound"], tmp_path / "p.mp4", plan, maps=("uncertainty",))
+        stream.render(subject, plan, tmp_path / "p.mp4", maps=("uncertainty",))
     assert not (tmp_path / "p.mp4").exists()
 
 
 def test_a_video_and_its_maps_appear_together_or_not_at_all(made, tmp_path, monkeypatch):
-    subject, plan = made["plain"], motion.plan(made["plain"])
+    subject, plan = made["plain"], driver.plan(made["plain"], audio=made["sound"])
     finish = video.VideoWriter.finish
     (tmp_path / "o.mp4").write_bytes(b"old")
 
@@ -205,7 +210,7 @@ def test_a_video_and_its_maps_appear_together_or_not_at_all(made, tmp_path, monk
     closed = []
     monkeypatch.setattr(type(subject), "close", lambda self: closed.append(self))
     with pytest.raises(UserError, match="no room"):
-        stream.render(subject, made["sound"], tmp_path / "o.mp4", plan, maps=("depth", "ambient"))
+        stream.render(subject, plan, tmp_path / "o.mp4", maps=("depth", "ambient"))
     assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"] and (tmp_path / "o.mp4").read_bytes() == b"old"
     assert closed == [subject], "the avatar's videos are given back after a failure too"
 
@@ -223,12 +228,11 @@ def test_colours_bleed_under_a_clear_alpha_but_alpha_stays():
 def test_frames_do_not_depend_on_those_before_them(made):
     """The same frame from a scene that drew others first."""
     subject = made["keyed"]
-    scene = Scene(subject, motion.plan(subject, background="red"))
-    spoken = subject.meta["audio"]
-    spec = stream.Spec(*(spoken[k] for k in ("window", "hop", "left", "channels")), subject.info.audio_windows, 40)
-    rows = np.random.default_rng(0).normal(size=(80, spoken["channels"])).astype(np.float32)
-    all_frames = [frame for frame, _ in stream.frames(scene, spec, [rows])]
-    again = [frame for frame, _ in stream.frames(Scene(subject, motion.plan(subject, background="red")), spec, [rows])]
+    drives = dataclasses.replace(driver.plan(subject, audio=made["sound"], background="red"), n_frames=40)
+    drives.signals["eye_area"] = Signal(drives.signals["eye_area"].info, np.full((40, 1), 0.2, np.float32))
+    rows = np.random.default_rng(0).normal(size=(80, subject.meta["audio"]["channels"])).astype(np.float32)
+    scenes = [Scene(subject, drives.motion) for _ in range(2)]
+    all_frames, again = ([frame for frame, _ in stream.frames(scene, drives, [rows])] for scene in scenes)
     assert all((a == b).all() for a, b in zip(all_frames, again)) and len(all_frames) == 40
 
 

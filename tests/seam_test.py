@@ -28,7 +28,7 @@ from tkjax.train import loop
 from tkjax.train.loop import load_variables
 from tkjax.train.optim import optimiser
 from tkjax.train.step import make_loss
-from tkjax.types import Clock, Variables
+from tkjax.types import ClipFacts, Clock, Variables
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def system(request):
     variables = initialise(model, jax.random.key(0))
     frames = np.arange(*clip.train_range)
     poses = clip.cam_to_world[frames]
-    variables = model.prepare(variables, poses, np.tile(clip.intrinsics, (len(poses), 1)))
+    variables = model.prepare(variables, ClipFacts(poses, np.tile(clip.intrinsics, (len(poses), 1))))
     return config, clip, model, model.stages(), variables
 
 
@@ -70,7 +70,7 @@ def undisturbed(system, tmp_path_factory):
 def draw(model, variables, clip, i, steps=1):
     """The first row of the evaluation: what the model draws over all layers that can be given."""
     whole = layers.combinations(model)[0]
-    batch, clock = clip.frame_batch(i, whole.behind), final_clock(steps, whole.stage)
+    batch, clock = clip.frame_batch(i, whole.behind, model.signals()), final_clock(steps, whole.stage)
     frame = jax.tree.map(jnp.asarray, batch)
     image = render_image(model, variables, frame, batch.image_hw, clock, 256)
     return np.asarray(picture(image, frame.background.reshape(image.rgb.shape)))
@@ -86,7 +86,7 @@ def test_init_is_a_function_of_the_key_with_the_shapes_that_eval_shape_tells(sys
     one, same, other = (initialise(model, jax.random.key(k)) for k in (0, 0, 1))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     assert equal(one, same) and not equal(one.params, other.params)
-    prepared = model.prepare(one, clip.cam_to_world, np.tile(clip.intrinsics, (clip.n_frames, 1)))
+    prepared = model.prepare(one, ClipFacts(clip.cam_to_world, np.tile(clip.intrinsics, (clip.n_frames, 1))))
     assert jax.tree.structure(prepared) == jax.tree.structure(one)
 
 
@@ -99,7 +99,9 @@ def test_every_trained_group_gets_finite_gradients(system):
         total = None
         for sampler in stage.samplers:
             keys = [np.random.default_rng(0)]
-            batch = clip.batch(np.array([3]), keys, sampler, stage.rays, stage.patch, stage.background, stage.target)
+            pixels = (sampler, stage.rays, stage.patch, stage.background, stage.target)
+            asked = {"driven_by": model.signals(), "masks": stage.masks, "truth": stage.truth}
+            batch = clip.batch(np.array([3]), keys, *pixels, **asked)
             batch = jax.tree.map(jnp.asarray, batch)
             trained = jax.tree.map(lambda group, s=stage: group in s.rates, model.labels(variables.params))
             loss = jax.jit(jax.grad(make_loss(model, stage, trained), has_aux=True))

@@ -117,7 +117,7 @@ def patches(n=2, p=8, sampler="patch", frames=(3,)):
     """n x n (lips) or n (patch) squares of p x p pixels."""
     count = n * n if sampler == "lips" else n
     data = batch(frames, rays=count * p * p)
-    return data.replace(sampler=sampler)
+    return data.replace(patches=sampler if sampler in ("lips", "patch") else None)
 
 
 def test_stages_follow_the_dossier(model):
@@ -141,7 +141,7 @@ def test_lips_terms_equal_their_formulas(model, render, variables, sampler, weig
     shown = np.asarray(picture(drawn, data.background), np.float64)[0]
     target = np.asarray(data.target, np.float64)[0]
     square = ((shown - target) ** 2).mean(-1)
-    inside = np.asarray(data.in_lips)[0]
+    inside = np.asarray(data.masks["lips"])[0]
     assert 0 < inside.mean() < 1
     expected = square[inside].mean() if sampler == "lips" else square.mean()
     np.testing.assert_allclose(terms["mse"], expected, rtol=1e-4)

@@ -272,7 +272,8 @@ def content_of_avatar(folder: Path) -> dict:
     """Everything that a loaded avatar gives."""
     subject = bundle.load(folder)
     out = {"meta": json.dumps(subject.meta, sort_keys=True), "plate": subject.plate}
-    out |= {k: getattr(subject, k) for k in ("cam_to_world", "expression", "confidence", "face_box_px", "eye_area")}
+    out |= {k: getattr(subject, k) for k in ("cam_to_world", "confidence", "face_box_px")}
+    out |= {f"signal {k}": s.values for k, s in subject.signals.items()}
     out |= bundle.arrays_of(subject.variables(subject.model()))
     pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
     return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
@@ -286,8 +287,11 @@ def check_avatar(folder: Path) -> None:
     for entry in avatar_json.entries(subject.meta["files"]):
         assert re.fullmatch(r"[a-z_]+(-\d{5})?-[0-9a-f]{8}\.(npz|png|mp4)", entry["name"])
     assert subject.plate.shape == (info.height, info.width, 3)
-    for name, shape in (("cam_to_world", (n, 4, 4)), ("expression", (n, info.n_expression)), ("eye_closed", (n,)),
-                        ("confidence", (n,)), ("face_box_px", (n, 4)), ("lips_box_px", (n, 4))):  # fmt: skip
+    for s in subject.signals.values():
+        assert s.values.shape == (n, s.info.channels) and np.isfinite(s.values).all(), s.info.name
+        assert s.info == info.signal(s.info.name)
+    for name, shape in (("cam_to_world", (n, 4, 4)), ("confidence", (n,)), ("face_box_px", (n, 4)),
+                        ("lips_box_px", (n, 4))):  # fmt: skip
         values = getattr(subject, name)
         assert values.shape == shape and np.isfinite(values).all(), name
     assert np.isfinite(info.intrinsics).all() and len(info.intrinsics) == 4

@@ -13,14 +13,24 @@ from PIL import Image
 
 from tests import peak, tiny
 from tests.audio_test import encode
-from tkjax import contract
+from tkjax import contract, signals
 from tkjax.avatar import bundle
-from tkjax.drive import motion, stream
+from tkjax.contract import described
+from tkjax.drive import driver, motion, sounds, stream
 from tkjax.errors import UserError
 from tkjax.media import audio
 from tkjax.models import load_system
+from tkjax.signals import SignalInfo, Use
 
-SPEC = stream.Spec(window=16, hop=2, left=8, channels=3, neighbours=8, n_frames=0)
+
+def spec_of(window, hop, left, channels, n_frames, **how):
+    return sounds.Spec(
+        SignalInfo("sound", channels, 25.0 * hop, window=window, hop=hop, left=left), HEARS, n_frames, **how
+    )
+
+
+HEARS = Use("sound", before=4, after=3)
+SPEC = spec_of(16, 2, 8, 3, 0)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +71,8 @@ def split(rows, cuts):
 def test_chunks_of_any_size_give_the_same_windows(n_rows, cuts, n_frames, smooth):
     rows = np.random.default_rng(n_rows).normal(size=(n_rows, 3)).astype(np.float32)
     spec = dataclasses.replace(SPEC, n_frames=n_frames, smooth_lips=smooth)
-    whole = np.stack(list(stream.windows(spec, [rows])))
-    parts = np.stack(list(stream.windows(spec, split(rows, cuts))))
+    whole = np.stack(list(sounds.windows(spec, [rows])))
+    parts = np.stack(list(sounds.windows(spec, split(rows, cuts))))
     np.testing.assert_array_equal(whole, parts)
     assert len(whole) == n_frames
 
@@ -71,7 +81,7 @@ def test_chunks_of_any_size_give_the_same_windows(n_rows, cuts, n_frames, smooth
 def test_windows_are_those_of_the_contract(n_rows, n_frames):
     rows = np.random.default_rng(n_rows).normal(size=(n_rows, 3)).astype(np.float32)
     features = contract.AudioFeatures("logmel", rows, 50.0, 0.01, "x", 16, 2, 8, 8)
-    got = np.stack(list(stream.windows(dataclasses.replace(SPEC, n_frames=n_frames), [rows])))
+    got = np.stack(list(sounds.windows(dataclasses.replace(SPEC, n_frames=n_frames), [rows])))
     for i in range(n_frames):
         for k, j in enumerate(range(i - 4, i + 4)):
             expected = features.window_at(j) if 0 <= j < features.n_windows else np.zeros((16, 3))
@@ -81,21 +91,19 @@ def test_windows_are_those_of_the_contract(n_rows, n_frames):
 @pytest.mark.parametrize(("window", "hop", "left", "pad"), [(16, 2, 8, 8), (2, 2, 0, 0), (5, 3, 1, 2), (4, 2, 4, 4)])
 @given(n_rows=st.integers(1, 70), cuts=st.lists(st.integers(0, 70), max_size=6))
 def test_windows_are_those_of_the_training_loader(window, hop, left, pad, n_rows, cuts):
-    from tkjax.data.dataset_clip import audio_windows
-
     rows = np.random.default_rng(0).normal(size=(n_rows, 3)).astype(np.float32)
     features = contract.AudioFeatures("logmel", rows, 50.0, 0.01, "x", window, hop, left, pad)
     n = max(1, n_rows // hop)
-    trained = audio_windows(features, np.arange(n), 8)
-    spec = stream.Spec(window, hop, left, 3, 8, n)
-    np.testing.assert_array_equal(trained, np.stack(list(stream.windows(spec, split(rows, cuts)))))
+    trained = signals.windows(described.of_sound(features), np.arange(n), HEARS)
+    spec = spec_of(window, hop, left, 3, n)
+    np.testing.assert_array_equal(trained, np.stack(list(sounds.windows(spec, split(rows, cuts)))))
 
 
 def test_the_carry_does_not_grow_with_the_length_of_the_sound():
     spec = dataclasses.replace(SPEC, n_frames=4000)
-    carry, largest = stream.start(spec), 0
+    carry, largest = sounds.start(spec), 0
     for _ in range(160):
-        carry, _ = stream.advance(spec, carry, np.zeros((50, 3), np.float32), False)
+        carry, _ = sounds.advance(spec, carry, np.zeros((50, 3), np.float32), False)
         largest = max(largest, len(carry.rows))
     assert carry.frame > 3900 and largest <= 2 * (8 + 16)
 
@@ -103,8 +111,8 @@ def test_the_carry_does_not_grow_with_the_length_of_the_sound():
 def test_smoothed_lips_follow_the_recurrence():
     rows = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     spec = dataclasses.replace(SPEC, n_frames=6)
-    plain = list(stream.windows(spec, [rows]))
-    smooth = list(stream.windows(dataclasses.replace(spec, smooth_lips=True), [rows]))
+    plain = list(sounds.windows(spec, [rows]))
+    smooth = list(sounds.windows(dataclasses.replace(spec, smooth_lips=True), [rows]))
     expected = plain[0]
     for a, b in zip(plain, smooth):
         expected = a if a is plain[0] else 0.35 * expected + 0.65 * a
@@ -114,7 +122,7 @@ def test_smoothed_lips_follow_the_recurrence():
 @pytest.mark.parametrize("seconds", [0.07, 1.0, 1.99, 3.33])
 def test_the_video_lasts_as_long_as_the_sound_within_one_frame(subject, wav, tmp_path, seconds):
     out = tmp_path / "o.mp4"
-    n = stream.render(subject, wav(seconds), out, motion.plan(subject))
+    n = stream.render(subject, driver.plan(subject, audio=wav(seconds)), out)
     assert abs(n / 25 - seconds) <= 1 / 25 and len(pictures(out)) == n
     with av.open(str(out)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
@@ -130,7 +138,7 @@ def test_pictures_are_in_step_with_the_sound(subject, tmp_path):
     pcm = tiny.sound(3.0)
     pcm[:16000] = pcm[32000:] = 0
     audio.write_wav(tmp_path / "s.wav", pcm)
-    stream.render(subject, tmp_path / "s.wav", tmp_path / "o.mp4", motion.plan(subject, fix_eye=0.5))
+    stream.render(subject, driver.plan(subject, audio=tmp_path / "s.wav", fix_eye=0.5), tmp_path / "o.mp4")
     red = pictures(tmp_path / "o.mp4")[:, 12, 16, 0].astype(float)
     middle = (red.min() + red.max()) / 2
     loud = np.flatnonzero(red > middle)
@@ -143,7 +151,7 @@ def test_pictures_are_in_step_with_the_sound(subject, tmp_path):
 
 def test_poses_and_blinks_run_forth_and_back_and_the_torso_goes_with_them(subject, wav, tmp_path):
     out = tmp_path / "frames"
-    stream.render(subject, wav(3.0), out, motion.plan(subject, data_range=(0, 10)))
+    stream.render(subject, driver.plan(subject, audio=wav(3.0), data_range=(0, 10)), out)
     files = sorted(out.glob("*.png"))
     shown = np.stack([np.asarray(Image.open(f)) for f in files])
     assert len(shown) == 75
@@ -157,8 +165,8 @@ def test_poses_and_blinks_run_forth_and_back_and_the_torso_goes_with_them(subjec
 
 def test_a_background_replaces_the_plate_but_neither_torso_nor_head(subject, wav, tmp_path):
     plain, green = tmp_path / "plain", tmp_path / "green"
-    stream.render(subject, wav(0.2), plain, motion.plan(subject))
-    stream.render(subject, wav(0.2), green, motion.plan(subject, background="#00ff00"))
+    stream.render(subject, driver.plan(subject, audio=wav(0.2)), plain)
+    stream.render(subject, driver.plan(subject, audio=wav(0.2), background="#00ff00"), green)
     a, b = (np.asarray(Image.open(p / "000000.png")) for p in (plain, green))
     assert (b[1, 1] == [0, 255, 0]).all() and (a[1, 1] != b[1, 1]).any()
     assert (a[22, 16] == b[22, 16]).all() and (np.abs(a[12, 16].astype(int) - b[12, 16]) <= 1).all()
@@ -166,7 +174,7 @@ def test_a_background_replaces_the_plate_but_neither_torso_nor_head(subject, wav
 
 def test_a_visible_mark_is_added_only_when_asked_for(subject, wav, tmp_path):
     for mark in (False, True):
-        stream.render(subject, wav(0.2), tmp_path / str(mark), motion.plan(subject), visible_mark=mark)
+        stream.render(subject, driver.plan(subject, audio=wav(0.2)), tmp_path / str(mark), visible_mark=mark)
     a, b = (np.asarray(Image.open(tmp_path / m / "000000.png")).astype(int) for m in ("False", "True"))
     changed = np.abs(a - b).sum(-1) > 0
     assert changed[-8:, -10:].any() and not changed[:6].any()
@@ -176,14 +184,14 @@ def test_features_of_another_kind_are_refused_with_the_way_out(subject, wav, tmp
     rows = np.zeros((50, 5), np.float32)
     contract.save_audio_features(tmp_path / "f.npz", "hubert", rows, 50.0, 0.0, "h", 2, 2, 0, 0)
     with pytest.raises(UserError, match=r"f\.npz.*hubert.*logmel"):
-        stream.render(subject, wav(1.0), tmp_path / "o.mp4", motion.plan(subject), features=tmp_path / "f.npz")
+        stream.render(subject, driver.plan(subject, audio=wav(1.0), features=tmp_path / "f.npz"), tmp_path / "o.mp4")
     assert not (tmp_path / "o.mp4").exists()
 
 
 def test_features_of_a_longer_sound_are_refused(subject, wav, tmp_path):
     contract.save_audio_features(tmp_path / "f.npz", **vars(audio.audio_features(wav(2.0))))
     with pytest.raises(UserError, match=r"last 2\.0\d s, but the sound 1\.00 s"):
-        stream.render(subject, wav(1.0), tmp_path / "o.mp4", motion.plan(subject), features=tmp_path / "f.npz")
+        stream.render(subject, driver.plan(subject, audio=wav(1.0), features=tmp_path / "f.npz"), tmp_path / "o.mp4")
     assert not (tmp_path / "o.mp4").exists()
 
 
@@ -191,7 +199,7 @@ def test_given_features_equal_computed_ones(subject, wav, tmp_path):
     features = audio.audio_features(wav(1.0))
     contract.save_audio_features(tmp_path / "f.npz", **vars(features))
     for name, given_features in (("a", None), ("b", tmp_path / "f.npz")):
-        stream.render(subject, wav(1.0), tmp_path / name, motion.plan(subject), features=given_features)
+        stream.render(subject, driver.plan(subject, audio=wav(1.0), features=given_features), tmp_path / name)
     for a in (tmp_path / "a").glob("*.png"):
         assert (np.asarray(Image.open(a)) == np.asarray(Image.open(tmp_path / "b" / a.name))).all()
 
@@ -203,7 +211,7 @@ def test_a_bad_sound_is_one_sentence_and_the_old_file_stays(subject, tmp_path, c
     if content is not None:
         sound.write_bytes(content)
     with pytest.raises(UserError) as error:
-        stream.render(subject, sound, out, motion.plan(subject))
+        stream.render(subject, driver.plan(subject, audio=sound), out)
     assert "s.wav" in str(error.value) and "\n" not in str(error.value) and out.read_bytes() == b"old"
 
 
@@ -215,11 +223,11 @@ def test_windows_of_wide_features_take_no_memory_that_grows_with_the_sound(tmp_p
         n, width = 50 * seconds, 1024
         rows = np.ones((n, width), np.float32)
         contract.save_audio_features(tmp_path / "f.npz", "hubert", rows, 50.0, 0.0, "h", 16, 2, 8, 8)
-        spec = stream.Spec(16, 2, 8, width, 8, 25 * seconds)
+        spec = spec_of(16, 2, 8, width, 25 * seconds)
         tracemalloc.start()
         try:
-            chunks = [rows] if whole else contract.stream_audio_features(tmp_path / "f.npz", stream.BLOCK_ROWS)[1]
-            assert sum(1 for _ in stream.windows(spec, chunks)) == 25 * seconds
+            chunks = [rows] if whole else contract.stream_audio_features(tmp_path / "f.npz", sounds.BLOCK_ROWS)[1]
+            assert sum(1 for _ in sounds.windows(spec, chunks)) == 25 * seconds
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -234,7 +242,10 @@ def test_sound_that_is_no_number_is_refused_before_a_frame_is_drawn(subject, tmp
     drawn = []
     with pytest.raises(UserError, match=r"s\.wav: the sample at 0\.500 s is not a number"):
         stream.render(
-            subject, tmp_path / "s.wav", tmp_path / out, motion.plan(subject), on_frame=lambda i, _: drawn.append(i)
+            subject,
+            driver.plan(subject, audio=tmp_path / "s.wav"),
+            tmp_path / out,
+            on_frame=lambda i, _: drawn.append(i),
         )
     assert not drawn and not (tmp_path / out).exists()
 
@@ -247,9 +258,9 @@ def test_resident_memory_does_not_grow_with_the_length_of_the_sound(subject, tmp
         audio.write_wav(tmp_path / "s.wav", tiny.sound(seconds))
         code = (
             "import sys; sys.path.insert(0, '.'); import tests.tiny; from tkjax.avatar import bundle; from "
-            "tkjax.drive import motion, stream; "
+            "tkjax.drive import driver, stream; "
             f"s = bundle.load({str(subject.folder)!r}); "
-            f"stream.render(s, {str(tmp_path / 's.wav')!r}, {str(tmp_path / 'o.mp4')!r}, motion.plan(s))"
+            f"stream.render(s, driver.plan(s, audio={str(tmp_path / 's.wav')!r}), {str(tmp_path / 'o.mp4')!r})"
         )
         peaks.append(peak.resident_mb(code))
     assert peaks[1] - peaks[0] < 30, f"{peaks} MB"
@@ -271,10 +282,10 @@ def test_a_destination_that_is_not_ours_is_refused(tmp_path):
 def test_audio_kinds_that_the_avatar_does_not_hear_are_said():
     from preprocess.audio import extract
 
-    assert stream.unheard(None, "logmel", False) == "" and stream.unheard("logmel", "logmel", False) == ""
-    assert stream.unheard("logmel,hubert=x", "hubert", False) == ""
-    assert "hears logmel" in stream.unheard("hubert=x", "logmel", False)
-    assert "--features" in stream.unheard("hubert=x", "hubert", True)
+    assert sounds.unheard(None, "logmel", False) == "" and sounds.unheard("logmel", "logmel", False) == ""
+    assert sounds.unheard("logmel,hubert=x", "hubert", False) == ""
+    assert "hears logmel" in sounds.unheard("hubert=x", "logmel", False)
+    assert "--features" in sounds.unheard("hubert=x", "hubert", True)
     with pytest.raises(UserError, match=r"deepspeech is unknown, expected some of logmel"):
-        stream.unheard("deepspeech=x", "logmel", False)
-    assert stream.MADE == extract.KINDS
+        sounds.unheard("deepspeech=x", "logmel", False)
+    assert sounds.MADE == extract.KINDS

@@ -9,6 +9,7 @@ from configs.base import get_config
 from tkjax import contract, interface
 from tkjax.interface import Rate, Stage
 from tkjax.media import audio, images
+from tkjax.signals import SOUND, Use
 from tkjax.types import Render, Variables
 
 
@@ -18,13 +19,16 @@ class Model(interface.Model):
     def init(self, key):
         return Variables(params={"grey": jnp.zeros(3), "radius": jnp.float32(0.25)}, state={"seen": jnp.zeros(2)})
 
+    def signals(self):
+        return (Use(SOUND, before=4, after=3), Use("eye_closed"))
+
     def render(self, variables, batch, key, clock, train):
         h, w = self.info.height, self.info.width
         centre = jnp.array([w / 2, h / 2])
         distance = jnp.linalg.norm(batch.pixels_px - centre, axis=-1, keepdims=True)
         alpha = jax.nn.sigmoid((variables.params["radius"] * w - distance) * 2)
-        sound = jax.nn.sigmoid(4 * batch.audio.mean((1, 2, 3)))
-        colour = jnp.stack([sound, batch.eye_closed, 0.5 + batch.cam_to_world[:, 0, 3]], -1)
+        sound = jax.nn.sigmoid(4 * batch.signals[SOUND].mean((1, 2, 3)))
+        colour = jnp.stack([sound, batch.now("eye_closed")[:, 0], 0.5 + batch.cam_to_world[:, 0, 3]], -1)
         colour = jnp.clip(colour + variables.params["grey"], 0, 1)
         return Render(rgb=alpha * colour[:, None], alpha=alpha)
 

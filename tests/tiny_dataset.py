@@ -1,4 +1,4 @@
-"""Small datasets of the contract for tests, and the golden one that pins version 1 (`python -m tests.tiny_dataset`)."""
+"""Small datasets of the contract for tests, and the golden one of version 1.1 (`python -m tests.tiny_dataset`)."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from tkjax import contract
 from tkjax.media import audio, images
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parent / "golden"  # v1 has no signals (minor version 0), v1_1 has
 NAMES = ("jawOpen", "eyeBlinkLeft", "mouthPucker")
 
 
@@ -98,7 +98,7 @@ def redigest(root: Path, change=lambda manifest: None) -> None:
     (root / contract.MANIFEST).write_bytes(contract.dump_manifest(manifest))
 
 
-def write_golden(root: Path = GOLDEN) -> None:
+def write_golden(root: Path = GOLDEN / "v1_1") -> None:
     """Two frames with every optional member. Needed again only when the contract gets a new version."""
     n, h, w = 2, 4, 6
     extra = {"x_identity": ("float32", (2,)), "x_flag": ("bool", ())}

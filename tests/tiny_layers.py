@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from tests import tiny
 from tkjax.interface import Rate, Stage
+from tkjax.signals import SOUND, Use
 from tkjax.types import Render
 
 HEAD, TORSO = (0.8, 0.5, 0.4), (0.1, 0.2, 0.9)
@@ -15,13 +16,15 @@ class Model(tiny.Model):
     """The head's alpha falls over two pixels; its green is the eye area, where there is one. The torso is the lower
     quarter, half transparent in its left half."""
 
+    def signals(self):
+        return (Use(SOUND, before=4, after=3), Use("eye_area"))
+
     def render(self, variables, batch, key, clock, train):
         h, w = self.info.height, self.info.width
         x, y = batch.pixels_px[..., :1], batch.pixels_px[..., 1:]
         alpha = jnp.clip((RADIUS * w / 32 - jnp.hypot(x - w / 2, y - h / 2)) / 2 + 0.5, 0, 1)
         colour = jnp.array(HEAD)
-        if batch.eye_area is not None:
-            colour = colour.at[1].set(jnp.clip(batch.eye_area[0], 0, 1))
+        colour = colour.at[1].set(jnp.clip(batch.now("eye_area")[0, 0], 0, 1))
         head = Render(rgb=alpha * colour, alpha=alpha)
         if clock.stage != "torso":
             return head
@@ -32,7 +35,7 @@ class Model(tiny.Model):
     def maps(self, variables, batch, clock):
         x, y = batch.pixels_px[..., 0], batch.pixels_px[..., 1]
         inside = jnp.hypot(x - self.info.width / 2, y - self.info.height / 2) < RADIUS
-        loud = jnp.abs(batch.audio).mean()
+        loud = jnp.abs(batch.signals[SOUND]).mean()
         return {
             "depth": jnp.where(inside, 3.0 + y / 100, jnp.nan),
             "audio_norm": jnp.where(inside, x * loud, 0.0),

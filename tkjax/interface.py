@@ -10,14 +10,21 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
+from tkjax.signals import Use
+from tkjax.types import Batch, ClipFacts, Clock, PyTree, Render, SubjectInfo, Variables
 
 Weight = float | Callable[[jax.Array], jax.Array]  # a constant, or a function of progress in 0…1
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Learning rate of one parameter group: lr * final_factor ** progress, AdamW with `decay`."""
+    """Learning rate of one parameter group, AdamW with `decay`. At step s of a stage of n steps it is
+
+      max(lr * final_factor ** (s / n) * product of the factors whose step is at most s, floor * lr),
+
+    and 0 before `joins`: constant, exponential, by steps, with a floor, or of a group that joins later (it does not
+    move before, nor does its optimiser count). `drops`: (step, factor) pairs.
+    """
 
     lr: float
     final_factor: float = 1.0
@@ -25,6 +32,9 @@ class Rate:
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+    drops: tuple[tuple[int, float], ...] = ()
+    floor: float = 0.0
+    joins: int = 0
 
     def scaled(self, factor: float, final_factor: float) -> "Rate":
         """The same group, starting at `factor` of this rate."""
@@ -43,12 +53,14 @@ class Ema:
 class Stage:
     """One stage of training as data.
 
-    samplers: cycle over steps of `rays` (uniform with replacement), `focus` (a sixth of them in
-      the lips box), `close` (a quarter), `patch` (square patches),
-      `lips` (pixels of the lips box) or `frame` (every pixel). rays: pixels per frame and step.
+    samplers: names of `tkjax.samplers`, in turn over the steps. rays: pixels per frame and step, patch: the side of
+      patches, where the sampler takes them.
     rates: group name -> Rate; groups without a rate are frozen. weights: term -> Weight; a term
-      without a weight is an error. background: what stands behind the model, `torso` (true torso over plate) or
-      `plate`. target: what it is compared with, the whole `frame`, or the `torso` (the true torso over the plate).
+      without a weight is an error. background: what stands behind the model, `torso` (true torso over plate), the
+      `plate`, `white` or `black`. target: what it is compared with, the whole `frame`, the `torso` (the true torso over
+      the plate), or the `head` (its pixels over `background`).
+    masks: boxes whose pixels a loss must know (`face`, `lips`, `lower_face`). truth: measures of the frame that a loss
+      compares with (`lip_shape`).
     frames: in the global batch of a step, at least (the next multiple of the devices), 0 for `train.frames`.
     rare: frames with closed eyes, and those with wide open mouths, are repeated until each are at least this share of
       what a step sees (`batches.shown_more`), 0 for as often as they come.
@@ -66,6 +78,8 @@ class Stage:
     patch: int = 32
     background: str = "torso"
     target: str = "frame"
+    masks: tuple[str, ...] = ()
+    truth: tuple[str, ...] = ()
     frames: int = 0
     rare: float = 0.0
     optional: bool = False
@@ -75,7 +89,12 @@ class Stage:
 
 
 class Model:
-    """A talking-portrait system. Subclasses override what differs; instances hold only constants."""
+    """A talking-portrait system. Subclasses override what differs; instances hold only constants.
+
+    torso_in_front: a torso that is given, not drawn by the model, lies over the head instead of under it.
+    """
+
+    torso_in_front = False
 
     def __init__(self, config: ConfigDict, info: SubjectInfo):
         self.config, self.info = config, info
@@ -84,9 +103,13 @@ class Model:
         """Fresh variables."""
         raise NotImplementedError
 
-    def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
-        """Once before training: what the training cameras (numpy [n,4,4], [n,4]) see. Default: identity."""
-        del cam_to_world, intrinsics
+    def signals(self) -> tuple[Use, ...]:
+        """What the system is driven by beside the camera; none by default."""
+        return ()
+
+    def prepare(self, variables: Variables, facts: ClipFacts) -> Variables:
+        """Once before training, with what is known of the training frames. Default: identity."""
+        del facts
         return variables
 
     def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
@@ -104,6 +127,11 @@ class Model:
         """Update `state` (never params) on schedule; must not depend on the device it runs on."""
         del batch, key, clock
         return variables
+
+    def project(self, params: PyTree, clock: Clock) -> PyTree:
+        """Parameters after an update, put back to where they must lie; frozen groups stay. Default: identity."""
+        del clock
+        return params
 
     def labels(self, params: PyTree) -> PyTree:
         """A tree like params with the name of each leaf's parameter group."""

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.ops import costs as cost
 from benchmarks.ops import inputs
 from benchmarks.ops.inputs import BOX, DT, SAMPLES, STOP, T_MIN
+from tkjax.models import load_system, systems
 from tkjax.ops.composite import composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
@@ -24,6 +25,8 @@ from tkjax.ops.packbits import dilate_morton, packbits
 from tkjax.ops.program import Program
 from tkjax.ops.render_fused import render_fused
 
+for name in systems():  # they register what the Triton renderer draws in one kernel
+    load_system(name)
 MODES = ("forward", "backward", "forward+backward")
 MARCHING = {"box": BOX, "dt": DT, "t_min": T_MIN}
 

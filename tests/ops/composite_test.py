@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 
 from tests import oracle
 from tests.ops.rays import ISAS, VARIANTS, needs_kernels, spoiled, variant
-from tkjax.ops import composite, composite_packed, cpu, dispatch
+from tkjax.ops import composite, composite_packed, cpu
 
 DT = 0.0270632939
 R, S, C, Q = 6, 8, 4, 2
@@ -199,21 +199,6 @@ def test_steps_get_no_gradient(backend):
     np.testing.assert_array_equal(grad, 0.0)
 
 
-@needs_kernels
-def test_second_derivatives_are_refused():
-    sigma, valid, t, weighted, plain = map(jnp.asarray, inputs(3))
-
-    def slope(sigma):
-        return jnp.sum(jax.grad(lambda s: jnp.sum(forward("cpu")(s, valid, t, weighted, plain).weighted))(sigma))
-
-    with pytest.raises(NotImplementedError, match="composite: second derivatives are not available"):
-        jax.grad(slope)(sigma)
-    offset, count = jnp.zeros(1, jnp.int32), jnp.full(1, S, jnp.int32)
-    rest = t[0], jnp.float32(DT), offset, count, weighted[0], plain[0]
-    with pytest.raises(NotImplementedError, match="composite_packed: second derivatives are not available"):
-        jax.grad(lambda s: jax.grad(lambda s: packed_forward("cpu")(s, *rest).weighted.sum())(s).sum())(sigma[0])
-
-
 # -- edges
 
 
@@ -318,29 +303,6 @@ def test_known_values(name):
 
 
 # -- transformations, choice of back end, refusals
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_vmap_over_frames(name):
-    frames = [inputs(seed, 60.0) for seed in range(3)]
-    stacked = [np.stack(v) for v in zip(*frames)]
-    cots = [cotangents(seed, (R, S, C, Q)) for seed in range(3)]
-    with variant(name) as backend:
-        both = (forward(backend), backward(forward(backend), (0, 3)))
-        got = jax.vmap(both[0])(*stacked), jax.vmap(both[1])([np.stack(v) for v in zip(*cots)], *stacked)
-        jax.block_until_ready(got)
-        for f in range(3):
-            want = both[0](*frames[f]), both[1](cots[f], *frames[f])
-            jax.tree.map(lambda a, b, f=f: np.testing.assert_allclose(a[f], b, rtol=1e-6, atol=1e-7), got, want)
-
-
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
-def test_the_back_end_that_was_asked_for_runs(backend):
-    arrays = list(map(jnp.asarray, inputs(0)))
-    grad = jax.jit(jax.grad(lambda *args: composite(*args, dt=DT, backend=backend).weighted.sum()))
-    text = grad.lower(*arrays).as_text(debug_info=True)
-    assert f"composite.{backend}" in text and ("tkjax_composite_backward" in text) == (backend == "cpu")
-    assert backend in dispatch.ran()["composite"]
 
 
 @pytest.mark.parametrize(

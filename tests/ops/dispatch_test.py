@@ -1,5 +1,6 @@
 """Which back end runs: by argument, for the process, by environment, by default; and what is said about it."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -94,27 +95,55 @@ def test_order_of_choice(monkeypatch):
 
 
 @needs_kernels
-def test_a_case_that_a_kernel_does_not_do(caplog):
-    def supports(module):
-        if name_of(module) == "cpu":
-            raise NotImplementedError("seven dimensions")
+def test_a_case_that_a_kernel_does_not_do(caplog, monkeypatch):
+    from tkjax.ops.cpu import grid_encode as module
 
+    def supports(*case):
+        raise NotImplementedError(f"no {case[0]}")
+
+    monkeypatch.setattr(module, "supports", supports)
     with caplog.at_level(logging.INFO, "tkjax.ops"):
-        assert name_of(dispatch.resolve(OP, None, supports)) == "reference"
-    assert "grid_encode does not use cpu: seven dimensions" in caplog.text
-    with pytest.raises(ValueError, match="back end 'cpu' does not work here: seven dimensions"):
-        dispatch.resolve(OP, "cpu", supports)
+        assert name_of(dispatch.resolve(OP, None, "seven dimensions")) == "reference"
+    assert "grid_encode -> reference; cpu does not: no seven dimensions" in caplog.text
+    assert "grid_encode -> reference; cpu does not: no seven dimensions" in dispatch.said()
+    with pytest.raises(ValueError, match="back end 'cpu' does not work here: no seven dimensions"):
+        dispatch.resolve(OP, "cpu", "seven dimensions")
     with dispatch.use("cpu"), pytest.raises(ValueError, match="seven dimensions"):
-        dispatch.resolve(OP, None, supports)
+        dispatch.resolve(OP, None, "seven dimensions")
+
+
+@needs_kernels
+def test_where_no_back_end_does_a_case_all_reasons_are_said(monkeypatch):
+    import tkjax.ops.cpu.grid_encode as fast
+    import tkjax.ops.reference.grid_encode as plain
+
+    def refuse(what):
+        def supports(*case):
+            raise NotImplementedError(what)
+
+        return supports
+
+    monkeypatch.setattr(fast, "supports", refuse("too wide"))
+    monkeypatch.setattr(plain, "supports", refuse("too deep"), raising=False)
+    with pytest.raises(NotImplementedError, match=r"grid_encode: triton: .*; cpu: too wide; reference: too deep"):
+        dispatch.resolve(OP, None, "a case")
+
+
+def test_every_other_error_of_a_back_end_is_a_bug_and_is_raised(monkeypatch):
+    import tkjax.ops.reference.grid_encode as plain
+
+    monkeypatch.setattr(plain, "supports", lambda *case: 1 / 0, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        dispatch.resolve(OP, "reference", "a case")
 
 
 def test_missing_kernels_are_said_and_the_reference_takes_over(monkeypatch, caplog):
     monkeypatch.setattr(cpu, "unavailable", lambda: "the kernels are not built")
-    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", [])
     with caplog.at_level(logging.INFO, "tkjax.ops"):
         for _ in range(2):
             assert name_of(dispatch.resolve(OP)) == "reference"
-    assert caplog.text.count("does not use cpu: the kernels are not built") == 1
+    assert caplog.text.count("grid_encode -> reference; cpu does not: the kernels are not built") == 1
     with pytest.raises(ValueError, match="the kernels are not built"):
         dispatch.resolve(OP, "cpu")
     with pytest.raises(ValueError, match="the kernels are not built"):
@@ -122,21 +151,32 @@ def test_missing_kernels_are_said_and_the_reference_takes_over(monkeypatch, capl
 
 
 def test_a_program_that_the_gpu_has_no_kernel_for_is_a_warning_once(monkeypatch, caplog):
-    """Otherwise a new system is merely slow, and nobody knows why."""
-    monkeypatch.setattr(dispatch, "_said", set())
+    """Otherwise a new system is merely slow, and nobody knows why. Its three parts run on what each has."""
+    monkeypatch.setattr(dispatch, "_said", [])
     monkeypatch.setattr(dispatch.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(dispatch, "unavailable", lambda name: None)
+    monkeypatch.setattr(dispatch, "unavailable", lambda name: None if name != "cpu" else "it runs on cpu devices")
+    module = types.ModuleType("tkjax.ops.triton.render_fused")
 
-    def supports(module):
-        if name_of(module) == "triton":
-            raise NotImplementedError("no fused field for new_head")
+    def supports(*case):
+        raise NotImplementedError(f"no fused field draws {case[0]}")
 
-    monkeypatch.setitem(sys.modules, f"tkjax.ops.triton.{OP}", types.ModuleType(f"tkjax.ops.triton.{OP}"))
-    monkeypatch.setattr(dispatch, "backends", lambda op: ("triton", "reference"))
-    with caplog.at_level(logging.WARNING, "tkjax.ops"):
+    module.supports, module.__spec__ = supports, importlib.util.find_spec("tkjax.ops.cpu.render_fused")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with caplog.at_level(logging.INFO, "tkjax.ops"):
         for _ in range(2):
-            assert name_of(dispatch.resolve(OP, None, supports)) == "reference"
-    assert [r.getMessage() for r in caplog.records] == [f"{OP} does not use triton: no fused field for new_head"]
+            assert dispatch.resolve_whole("render_fused", None, "new_head") is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "render_fused -> march, field, composite; triton does not: no fused field draws new_head"
+    )
+
+
+def test_an_op_of_parts_that_was_named_runs_there_or_is_refused():
+    assert dispatch.backends("render_fused") == dispatch.BACKENDS
+    assert dispatch.resolve_whole("render_fused", "reference") is None
+    with pytest.raises(ValueError, match="back end 'triton' does not work here: it runs on gpu devices"):
+        dispatch.resolve_whole("render_fused", "triton")
 
 
 def test_second_derivatives_are_refused_with_a_sentence():

@@ -138,17 +138,6 @@ def test_nan_and_infinity_stay_in_their_sample_and_are_those_of_the_reference():
 
 
 @needs_kernels
-def test_vmap_equals_a_loop():
-    many = [problem((6, 20, 3), 65, True, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *v: jnp.stack(v), *many)
-    got = jax.jit(jax.vmap(lambda x, k, b: field_mlp(x, k, b, backend="cpu")))(*stacked)
-    np.testing.assert_array_equal(got, jnp.stack([jitted("cpu")(*m) for m in many]))
-    grads = jax.vmap(jax.grad(lambda x, k, b: jnp.sum(field_mlp(x, k, b, backend="cpu") ** 2), 1))(*stacked)
-    want = jax.grad(lambda x, k, b: jnp.sum(field_mlp(x, k, b, backend="cpu") ** 2), 1)(*many[1])
-    close([g[1] for g in grads], list(want))
-
-
-@needs_kernels
 def test_second_derivatives_are_refused_and_the_reference_has_them():
     x, kernels, _ = problem((4, 8, 1), 10, False)
 

@@ -111,16 +111,6 @@ def test_systems_on_every_instruction_set(name, isa):
     close(grads, gradients(program, "reference")(args, index, w), 3e-4)
 
 
-@needs_kernels
-@pytest.mark.parametrize("n", SIZES)
-def test_the_head_at_sizes_around_a_tile(n):
-    program = SYSTEMS["er_nerf"].select("rgb", "uncertainty", "eye_weight")
-    args, index = problem(program, n)
-    close(jitted(program, "cpu")(args, index), jitted(program, "reference")(args, index), 2e-5)
-    w = weights(program, n)
-    close(gradients(program, "cpu")(args, index, w), gradients(program, "reference")(args, index, w), 2e-4)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("total", [0, 1, 64, 100, 130, 500])
 def test_what_lies_beyond_total_counts_for_nothing(backend, total):
@@ -224,20 +214,6 @@ def test_linear_layers_are_folded_only_where_no_gradient_is_taken():
 
     assert not takes(lambda args: jitted(program, "cpu")(args, index), "tensor<64x65xf32>")
     assert takes(lambda args: jax.vjp(lambda a: jitted(program, "cpu")(a, index), args)[0], "tensor<64x65xf32>")
-
-
-@needs_kernels
-def test_vmap_over_tables_and_rows_equals_a_loop():
-    program = SYSTEMS["er_nerf"].select("sigma", "rgb")
-    many = [problem(program, 65, seed)[0] for seed in range(3)]
-    index = problem(program, 65, 0)[1]
-    stacked = jax.tree.map(lambda *v: jnp.stack(v), *many)
-    got = jax.vmap(lambda args: jitted(program, "cpu")(args, index))(stacked)
-    np.testing.assert_array_equal(got, jnp.stack([jitted(program, "cpu")(args, index) for args in many]))
-    w = weights(program, 65)
-    grads = jax.vmap(lambda args: gradients(program, "cpu")(args, index, w))(stacked)
-    want = gradients(program, "cpu")(many[1], index, w)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), grads, want)
 
 
 @needs_kernels

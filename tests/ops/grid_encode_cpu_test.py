@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.grid_cases import KERNELS, SPECS, expected, gradients, inputs, running
-from tkjax.ops import GridSpec, cpu, dispatch, grid_encode
+from tkjax.ops import GridSpec, cpu, grid_encode
 from tkjax.ops.cpu import grid_encode as kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,23 +119,6 @@ def test_only_the_gradients_that_are_asked_for_are_computed():
     assert lowered(1) == {"tables_gradient"}
     assert lowered(0) == {"points_gradient"}
     assert lowered((0, 1)) == {"both_gradients"}
-
-
-def test_the_lowered_text_names_op_and_back_end():
-    points, tables, _ = inputs("planes", 1)
-    text = jax.jit(lambda p, t: grid_encode(p, t, SPECS["planes"])).lower(points, tables).as_text(debug_info=True)
-    assert "grid_encode.cpu" in text and "tkjax_grid_encode_forward" in text
-    assert "cpu" in dispatch.ran()["grid_encode"]
-
-
-def test_second_derivatives_are_refused_in_a_sentence():
-    points, tables, _ = map(jnp.asarray, inputs("planes", 1))
-
-    def loss(tables):
-        return jnp.sum(grid_encode(points, tables, SPECS["planes"], backend="cpu") ** 2)
-
-    with pytest.raises(NotImplementedError, match="grid_encode: second derivatives are not available"):
-        jax.grad(lambda t: jnp.sum(jax.grad(loss)(t) ** 2))(tables)
 
 
 def test_gradients_to_points_under_vmap_with_shared_tables():

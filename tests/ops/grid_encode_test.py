@@ -128,17 +128,6 @@ def test_vmap_over_points_and_tables_equals_a_loop(backend):
 
 
 @every_backend
-@pytest.mark.parametrize("n", [0, 1])
-def test_few_points(n, backend):
-    points, tables, g = inputs("planes", 1)
-    with running(backend) as which:
-        value, by_points, by_tables = jax.block_until_ready(gradients("planes", which)(points[:n], tables, g[:n]))
-    assert value.shape == (n, 3, 5) and by_points.shape == (n, 3, 2)
-    np.testing.assert_allclose(value, expected("planes", points[:n], tables), atol=2e-4)
-    assert bool(np.any(by_tables)) == (n > 0)
-
-
-@every_backend
 @pytest.mark.parametrize("name", ["planes", "wide"])
 def test_bfloat16_output_is_the_rounded_float32_output(name, backend):
     points, tables, g = inputs(name, 12)

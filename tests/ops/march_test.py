@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.rays import BOX, CASES, COMMON, DT, ISAS, VARIANTS, needs_kernels, occupancy, rays, spoiled, variant
-from tkjax.ops import cpu, dispatch, march, march_packed, morton_decode
+from tkjax.ops import cpu, march, march_packed, morton_decode
 
 FULL = np.full(16**3 // 8, 255, np.uint8)
 SHARES = [0.0, 0.002, 0.3, 0.9, 1.0]
@@ -218,14 +218,6 @@ def test_a_step_that_rounding_swallows_ends_the_lattice(name):
     assert got.count[0] == 1 and got.t[0, 0] == 2.0
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_no_rays(name):
-    none = jnp.zeros((0, 3)), jnp.zeros((0, 3)), FULL, jnp.zeros(0)
-    assert run(name, functools.partial(dense, "constant"), *none).t.shape == (0, 16)
-    got = run(name, lambda backend: packed("constant", backend, 7), *none)
-    assert got.t.shape == (7,) and not got.t.any() and got.overflow == got.total == 0
-
-
 # -- known values
 
 
@@ -272,34 +264,11 @@ def test_the_cell_of_the_origin(name, cell, bit):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_vmap_over_frames_with_grids_of_their_own(name):
-    rng, frames, n = np.random.default_rng(1), 3, 20
-    o, d = (v.reshape(frames, n, 3) for v in rays(rng, frames * n))
-    bits = np.stack([occupancy(rng, COMMON, 0.3) for _ in range(frames)])
-    noise = rng.random((frames, n)).astype(np.float32)
-    with variant(name) as backend:
-        got = jax.block_until_ready(
-            jax.jit(jax.vmap(functools.partial(march, **COMMON, backend=backend)))(o, d, bits, noise)
-        )
-        for f in range(frames):
-            want = dense("constant", backend)(o[f], d[f], bits[f], noise[f])
-            equal(jax.tree.map(lambda v, f=f: v[f], got), want)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
 def test_rays_get_no_gradient(name):
     o, d = map(jnp.asarray, rays(np.random.default_rng(1), 8))
     with variant(name) as backend:
         grads = jax.grad(lambda o, d: jnp.sum(dense("constant", backend)(o, d, FULL, jnp.zeros(8)).t), (0, 1))(o, d)
     assert not any(g.any() for g in grads)
-
-
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
-def test_the_back_end_that_was_asked_for_runs(backend):
-    args = jnp.zeros((4, 3)), jnp.ones((4, 3)), jnp.asarray(FULL), jnp.zeros(4)
-    text = jax.jit(functools.partial(march, **COMMON, backend=backend)).lower(*args).as_text(debug_info=True)
-    assert f"march.{backend}" in text and ("tkjax_march_dense" in text) == (backend == "cpu")
-    assert backend in dispatch.ran()["march"]
 
 
 @pytest.mark.parametrize(

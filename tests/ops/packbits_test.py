@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.ops.rays import ISAS, VARIANTS, needs_kernels, spoiled, variant
-from tkjax.ops import cpu, dilate_morton, dispatch, packbits
+from tkjax.ops import cpu, dilate_morton, packbits
 
 SIDES = [1, 2, 4, 8, 16, 64]
 CELLS = [0, 8, 24, 4096, 100_008]
@@ -89,31 +89,10 @@ def test_known_bits(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_vmap_over_grids_and_thresholds(name):
-    rng = np.random.default_rng(2)
-    density, threshold = rng.normal(size=(3, 512)).astype(np.float32), np.float32([0.1, -0.2, 0.3])
-    with variant(name) as backend:
-        bits = np.asarray(jax.vmap(packing(backend))(density, threshold))
-        spread = np.asarray(jax.vmap(dilation(backend))(density))
-    for i in range(3):
-        np.testing.assert_array_equal(bits[i], run("reference", packing, density[i], threshold[i]))
-        np.testing.assert_array_equal(spread[i], run("reference", dilation, density[i]))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
 def test_densities_get_no_gradient(name):
     with variant(name) as backend:
         grad = jax.grad(lambda d: jnp.sum(dilation(backend)(d)))(jnp.ones(64))
     np.testing.assert_array_equal(grad, 0.0)
-
-
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
-def test_the_back_end_that_was_asked_for_runs(backend):
-    text = packing(backend).lower(jnp.zeros(64), jnp.float32(0)).as_text(debug_info=True)
-    text += dilation(backend).lower(jnp.zeros(64)).as_text(debug_info=True)
-    for op in ("packbits", "dilate_morton"):
-        assert f"{op}.{backend}" in text and (f"tkjax_{op}" in text) == (backend == "cpu")
-    assert backend in dispatch.ran()["packbits"]
 
 
 @pytest.mark.parametrize(

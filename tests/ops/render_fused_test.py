@@ -17,7 +17,7 @@ from benchmarks.ops import inputs
 from tests.ops import programs
 from tests.ops.rays import CASES as RAYS_CASES
 from tests.ops.rays import COMMON, ISAS, VARIANTS, occupancy, rays, spoiled, variant
-from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, dispatch, field, march, render_fused
+from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, field, march, render_fused
 
 SMALL = GridSpec(2, 4, 1, 8, 40, 8)
 HEAD = programs.er_nerf_head(SMALL, audio=8, geometry=16).select("sigma", "rgb")
@@ -101,17 +101,6 @@ def test_exactly_the_samples_of_march_are_kept(name, case):
     where = np.asarray(args[0])[:, None] + t[..., None] * np.asarray(args[1])[:, None]
     np.testing.assert_allclose(got.weighted, (weights[..., None] * where).sum(1), rtol=1e-4, atol=1e-7)
     assert 20 < np.sum(kept.count > 0)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("n", [0, 1, N])
-def test_any_number_of_rays(name, n):
-    args, how = scene(HEAD, n)
-    with variant(name) as backend:
-        got = jax.block_until_ready(renderer(HEAD, backend)(*args))
-    assert got.weighted.shape == (n, 3) and got.depth.shape == (n,)
-    if n:
-        close(got, unfused(HEAD, args, how))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -244,30 +233,6 @@ def test_bfloat16_moves_no_pixel_by_a_step(isa, which):
         assert steps.max() == 0
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_repeats_are_equal_to_the_bit_and_so_are_parts_of_a_picture(isa):
-    args, _ = scene(HEAD, 600)
-    with cpu.isa(isa):
-        run = renderer(HEAD, "cpu")
-        first, second = (jax.block_until_ready(run(*args)) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
-@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=ISAS[0].marks), "reference"])
-def test_vmap_over_frames_equals_a_loop(backend):
-    args, _ = scene(HEAD, 30)
-    audio = jnp.stack([args[3]["audio"] * k for k in (1.0, 2.0)])
-    call = renderer(HEAD, backend)
-
-    def frame(audio):
-        return call(*args[:3], {**args[3], "audio": audio}, args[4])
-
-    mapped = jax.vmap(frame)(audio)
-    jax.tree.map(
-        lambda got, *want: np.testing.assert_allclose(got, np.stack(want), atol=1e-5), mapped, *map(frame, audio)
-    )
-
-
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=ISAS[0].marks), "reference"])
 def test_eight_devices_draw_what_one_draws(backend):
     if len(jax.devices()) < 8:
@@ -329,15 +294,6 @@ def test_wrong_programs_parameters_and_settings_are_refused():
         render_fused(HEAD, *args[:4], {**args[4], "colour": {"kernel_0": jnp.zeros((2, 2))}}, **how)
     with pytest.raises(ValueError, match="occupancy"):
         render_fused(HEAD, *args[:2], args[2][:-1], *args[3:], **how)
-
-
-@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=ISAS[0].marks), "reference"])
-def test_the_back_end_asked_for_is_in_the_program(backend):
-    args, _ = scene(HEAD, 4)
-    text = renderer(HEAD, backend).lower(*args).as_text(debug_info=True)
-    assert f"render_fused.{backend}" in text
-    assert ("tkjax_render_fused" in text) == (backend == "cpu")
-    assert backend in dispatch.ran()["render_fused"]
 
 
 @pytest.mark.parametrize("isa", ISAS[:1])

@@ -82,28 +82,6 @@ def in_triton(what, *args):
     return fn(*map(jnp.asarray, args))
 
 
-def in_vmap(*args):
-    """Frames of rays: the values, and the gradient to sigma of a sum over all of them."""
-    valid, sigma, t, weighted, extra = args
-
-    def total(sigma):
-        out = jax.vmap(lambda *a: composite(*a, dt=DT, backend="triton"))(sigma, valid, t, weighted, extra)
-        return out.weighted.sum() + out.weight_sum.sum(), out.weighted
-
-    (_, out), slope = jax.value_and_grad(total, has_aux=True)(sigma)
-    return out, slope
-
-
-def in_second_derivative(valid, sigma, t, weighted, extra):
-    def slope(s):
-        return jax.grad(lambda s: composite(s, valid, t, weighted, extra, dt=DT, backend="triton").weighted.sum())(s)
-
-    try:
-        jax.grad(lambda s: slope(s).sum())(sigma)
-    except NotImplementedError as error:
-        return str(error)
-
-
 interpreted = functools.partial(harness.interpreted, __name__)
 
 
@@ -153,23 +131,6 @@ def test_nan_stays_within_its_ray():
     assert np.isfinite(np.delete(value[2], 3)).all()
     others = np.arange(len(valid)) != 3
     close([v[others] for v in slopes], [v[others] for v in want_slopes])
-
-
-@harness.needs_interpreter
-def test_vmap_over_frames():
-    frames = [inputs("training", seed)[:5] for seed in (3, 4)]
-    out, slope = interpreted("in_vmap", *(np.stack(v) for v in zip(*frames)))
-    for i, (valid, sigma, t, weighted, extra) in enumerate(frames):
-        rays, channels, plain = len(sigma), weighted.shape[-1], extra.shape[-1]
-        g = np.ones((rays, channels)), np.zeros((rays, plain)), np.ones(rays), np.zeros(rays)
-        g = [v.astype(np.float32) for v in g]
-        want, want_slopes = reference["dense"](valid, sigma, t, weighted, extra, np.float32(DT), *g)
-        close((out[i], slope[i]), (want[0], want_slopes[0]))
-
-
-@harness.needs_interpreter
-def test_second_derivatives_are_refused_with_a_sentence():
-    assert "second derivatives" in str(interpreted("in_second_derivative", *inputs("training", 5)[:5]))
 
 
 # -- compiled and lowered without a GPU

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.ops import triton_harness as harness
-from tkjax.ops import freq_encode, morton_encode, sh_encode
+from tkjax.ops import freq_encode
+from tkjax.ops.reference import morton
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # noqa: E402
@@ -19,16 +20,10 @@ from tkjax.ops.triton import device  # noqa: E402
 
 @triton.jit
 @no_type_check
-def encodings_kernel(points, cells, optical, N, harmonics, octaves, codes, alphas, BLOCK: tl.constexpr):
-    """SH of degree 4, four octaves of a 3-D frequency encoding (27 columns of 32), Morton codes, 1 - exp(-x)."""
+def encodings_kernel(points, cells, optical, N, octaves, codes, alphas, BLOCK: tl.constexpr):
+    """Four octaves of a 3-D frequency encoding (27 columns of 32), Morton codes, 1 - exp(-x)."""
     n = tl.arange(0, BLOCK)
     mask = n < N
-    x = tl.load(points + 3 * n, mask=mask, other=0.0)
-    y = tl.load(points + 3 * n + 1, mask=mask, other=0.0)
-    z = tl.load(points + 3 * n + 2, mask=mask, other=0.0)
-    column = tl.arange(0, 16)[None, :]
-    tile = device.sh4_tile(x[:, None], y[:, None], z[:, None], column)
-    tl.store(harmonics + n[:, None] * 16 + column, tile, mask=mask[:, None])
     column = tl.arange(0, 32)[None, :]
     value = tl.load(points + 3 * n[:, None] + column % 3, mask=mask[:, None], other=0.0)
     value = device.frequency(value, column // 3)
@@ -45,7 +40,7 @@ def encodings(points, cells, optical):
 
     n = points.shape[0]
     f, i = np.float32, np.int32
-    shapes = [((n, 16), f), ((n, 27), f), ((n,), i), ((n,), f)]
+    shapes = [((n, 27), f), ((n,), i), ((n,), f)]
     return launch.call(
         encodings_kernel, points, cells, optical, n, out_shape=[jax.ShapeDtypeStruct(*s) for s in shapes],
         grid=(1,), BLOCK=64,
@@ -64,11 +59,10 @@ def inputs(n=50):
 @harness.needs_interpreter
 def test_encodings_equal_the_reference():
     points, cells, optical = inputs()
-    harmonics, octaves, codes, alphas = harness.interpreted(__name__, "encodings", points, cells, optical)
+    octaves, codes, alphas = harness.interpreted(__name__, "encodings", points, cells, optical)
     points, cells = jnp.asarray(points), jnp.asarray(cells)
-    np.testing.assert_allclose(harmonics, sh_encode(points, 4, backend="reference"), atol=1e-6)
     np.testing.assert_allclose(octaves, freq_encode(points, 4, backend="reference"), atol=1e-6)
-    np.testing.assert_array_equal(codes, morton_encode(cells, backend="reference"))
+    np.testing.assert_array_equal(codes, morton.encode_xyz(*cells.T))
     np.testing.assert_allclose(alphas, -np.expm1(-optical.astype(np.float64)), rtol=4e-7)
 
 

@@ -86,11 +86,6 @@ def in_packed(name, capacity, *args):
     return tuple(jax.jit(functools.partial(pack, name, "triton", capacity))(*args))
 
 
-def in_vmap(name, o, d, bits, noise):
-    """An occupancy per frame."""
-    return tuple(jax.vmap(lambda b: dense(name, "triton", o, d, b, noise))(bits))
-
-
 interpreted = functools.partial(harness.interpreted, __name__)
 
 
@@ -122,15 +117,6 @@ def test_empty_and_full_occupancy(name, fill):
 
 
 @harness.needs_interpreter
-@pytest.mark.parametrize("n", [0, 1, 16, 17])
-def test_any_number_of_rays(n):
-    o, d, bits, noise = inputs("constant", 2)
-    want = reference("constant")(o, d, bits, noise)
-    got = interpreted("in_triton", "constant", o[:n], d[:n], bits, noise[:n])
-    same(got, type(want)(*(v[:n] for v in want)))
-
-
-@harness.needs_interpreter
 @pytest.mark.parametrize("name", ["constant", "cascades"])
 @pytest.mark.parametrize("capacity", [0, 100, 4096])
 def test_packed_samples_are_the_reference_s(name, capacity):
@@ -138,15 +124,6 @@ def test_packed_samples_are_the_reference_s(name, capacity):
     want = reference_packed(name, capacity)(*args)
     assert (want.overflow > 0) == (capacity < 4096)
     same(interpreted("in_packed", name, capacity, *args), want)
-
-
-@harness.needs_interpreter
-def test_vmap_over_frames():
-    o, d, bits, noise = inputs("few", 4)
-    frames = np.stack([bits, np.roll(bits, 7)])
-    got = interpreted("in_vmap", "few", o, d, frames, noise)
-    for frame in range(2):
-        same([v[frame] for v in got], reference("few")(o, d, frames[frame], noise))
 
 
 # -- compiled and lowered without a GPU

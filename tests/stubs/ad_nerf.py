@@ -8,6 +8,7 @@ from tkjax import interface
 from tkjax.cameras import camera_z, pixel_rays
 from tkjax.interface import Ema, Rate, Stage
 from tkjax.render.composite import over
+from tkjax.signals import SOUND, Use
 from tkjax.types import Render, Variables
 
 NEAR, FAR, SAMPLES, WIDTH, CODE = 2.5, 4.1, 12, 24, 6
@@ -31,7 +32,8 @@ def octaves(x, n=4):
 class Model(interface.Model):
     def init(self, key):
         k = jax.random.split(key, 8)
-        audio = self.info.audio_steps * self.info.audio_channels
+        sound = self.info.signal(SOUND)
+        audio = sound.window * sound.channels
         torso_out = dense(k[6], WIDTH, 4)
         torso_out["b"] = torso_out["b"].at[3].set(-5.0)  # the torso starts transparent: the head stage does not see it
         params = {
@@ -42,14 +44,17 @@ class Model(interface.Model):
         }
         return Variables(params, {"occupancy": jnp.zeros(16), "refreshes": jnp.int32(0), "seen": jnp.float32(0)})
 
-    def prepare(self, variables, cam_to_world, intrinsics):
-        return variables.replace(state=variables.state | {"seen": jnp.float32(len(cam_to_world))})
+    def signals(self):
+        return (Use(SOUND, before=4, after=3),)
+
+    def prepare(self, variables, facts):
+        return variables.replace(state=variables.state | {"seen": jnp.float32(len(facts.cam_to_world))})
 
     def audio_code(self, params, audio, clock):
         """[B,W,T,A] -> [B,C]: the frame's own window, from step `attention_start` on the attended mean."""
         codes = mlp(params["audio"], audio.reshape(*audio.shape[:2], -1))
         weights = jax.nn.softmax(mlp(params["attention"], codes), 1)
-        own = codes[:, codes.shape[1] // 2]
+        own = codes[:, 4]
         return jnp.where(clock.step >= self.config.model.attention_start, jnp.sum(weights * codes, 1), own)
 
     def head(self, params, xyz, code):
@@ -65,7 +70,7 @@ class Model(interface.Model):
             jitter = jax.vmap(lambda k: jax.random.uniform(k, (r, SAMPLES)))(interface.frame_keys(key, batch, 0))
         width = (FAR - NEAR) / SAMPLES
         t = NEAR + (jnp.arange(SAMPLES) + jitter) * width
-        code = self.audio_code(params, batch.audio, clock)
+        code = self.audio_code(params, batch.signals[SOUND], clock)
         sigma, rgb = self.head(params, o[..., None, :] + t[..., None] * d[..., None, :], code[:, None, None])
         alpha = 1 - jnp.exp(-sigma[..., 0] * width)
         weights = alpha * jnp.exp(-jnp.cumsum(jnp.pad(sigma[..., :-1, 0], ((0, 0), (0, 0), (1, 0))), -1) * width)
@@ -89,7 +94,7 @@ class Model(interface.Model):
         """Density at random points on the axis, under the first frame's sound."""
         z = jax.random.uniform(key, (16,), minval=-0.5, maxval=0.5)
         xyz = jnp.stack([0 * z, 0 * z, z], -1)
-        code = self.audio_code(variables.params, batch.audio[:1], clock)
+        code = self.audio_code(variables.params, batch.signals[SOUND][:1], clock)
         sigma, _ = self.head(variables.params, xyz, code[0])
         occupancy = jnp.maximum(0.95 * variables.state["occupancy"], sigma[:, 0])
         return variables.replace(

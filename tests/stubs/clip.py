@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tkjax.signals import SOUND, Signal, SignalInfo, of_frames, windows
 from tkjax.types import Batch, SubjectInfo
 
 LABEL_BACKGROUND, LABEL_HEAD, LABEL_TORSO = 0, 1, 3
@@ -22,7 +23,6 @@ class FakeClip:
         n, h, w = n_frames, height, width
         focal = 3.0 * w
         self.n_frames, self.height, self.width, self.digest = n, h, w, f"fake-{seed}-{n}-{h}-{w}"
-        self.info = SubjectInfo(n, h, w, "logmel", 6, 4, 8, 3, (focal, focal, w / 2, h / 2))
         self.train_range = (0, n * 10 // 11)
         self.heldout_range = (n * 10 // 11, n)
         self.intrinsics = np.array([focal, focal, w / 2, h / 2], np.float32)
@@ -37,9 +37,18 @@ class FakeClip:
 
         # what drives it: the mouth's opening is the mean of the audio window
         self.audio = (self.mouth[:, None, None] + 0.1 * rng.standard_normal((n, 4, 6))).astype(np.float32)
-        self.expression = rng.uniform(0, 1, (n, 3)).astype(np.float32)
+        expression = rng.uniform(0, 1, (n, 3)).astype(np.float32)
         self.eye_closed = rng.uniform(0, 1, n).astype(np.float32)
         self.confidence = np.ones(n, np.float32)
+        heard = SignalInfo(SOUND, 6, 100.0, window=4, hop=4, left=0, kind="logmel")
+        area = (0.2 * (1 - self.eye_closed)).astype(np.float32)
+        frames = {"expression": expression, "eye_closed": self.eye_closed, "eye_area": area}
+        found = {SOUND: Signal(heard, self.audio.reshape(-1, 6))}
+        found |= {name: of_frames(name, values, 25.0) for name, values in frames.items()}
+        self.signals = {name: s.with_range(np.arange(*self.train_range)) for name, s in found.items()}
+        self.truth, self.members = {}, {}
+        infos = tuple(s.info for s in self.signals.values())
+        self.info = SubjectInfo(n, h, w, (focal, focal, w / 2, h / 2), infos)
 
         # pictures
         y, x = (np.mgrid[:h, :w] + 0.5) / np.array([h, w])[:, None, None]
@@ -69,7 +78,6 @@ class FakeClip:
         self.picture_missing = np.zeros(self.n_frames, bool)
         self.fps, self.plate = 25.0, self._background["plate"]
         self.dataset, self.split, self.has_labels = None, "last", True
-        self.eye_area = self.lip_shape = None
 
     def _landmarks(self, cx: np.ndarray) -> np.ndarray:
         """68 points on the face; the inner lips' middle pairs are as far apart as the mouth is open."""
@@ -93,15 +101,12 @@ class FakeClip:
         alpha = np.any(self._background["torso"] != self._background["plate"], -1, keepdims=True)
         return np.concatenate([self._background["torso"], 255 * alpha.astype(np.uint8)], -1)
 
-    def audio_windows(self, frames) -> np.ndarray:
-        frames = np.asarray(frames)
-        neighbours = frames[:, None] + np.arange(-4, 4)
-        inside = (neighbours >= 0) & (neighbours < self.n_frames)
-        windows = self.audio[np.clip(neighbours, 0, self.n_frames - 1)] * inside[..., None, None]
-        return windows.astype(np.float32)
-
-    def target(self, i: int) -> np.ndarray:
-        return self._target[i]
+    def target(self, i: int, kind: str = "frame", background: str = "plate") -> np.ndarray:
+        if kind == "torso":
+            return self._background["torso"]
+        if kind == "frame":
+            return self._target[i]
+        return np.where(self._label[i][..., None] == LABEL_HEAD, self._target[i], self._background[background])
 
     def background(self, i: int, kind: str = "torso") -> np.ndarray:
         return self._background[kind]
@@ -109,11 +114,15 @@ class FakeClip:
     def label(self, i: int) -> np.ndarray:
         return self._label[i]
 
-    def frame_batch(self, i: int, background: str = "torso") -> Batch:
+    def frame_batch(self, i: int, background: str = "torso", driven_by=()) -> Batch:
         rows, columns = np.divmod(np.arange(self.height * self.width), self.width)
-        return self._gather(np.array([i]), rows[None], columns[None], background, (self.height, self.width))
+        batch = self._gather(np.array([i]), rows[None], columns[None], background, (self.height, self.width))
+        return batch.replace(signals={u.name: windows(self.signals[u.name], np.array([i]), u) for u in driven_by})
 
-    def batch(self, frames, keys, sampler="rays", rays=64, patch=8, background="torso", target="frame") -> Batch:
+    def batch(
+        self, frames, keys, sampler="rays", rays=64, patch=8, background="torso", target="frame", driven_by=(),
+        masks=(), truth=(),
+    ) -> Batch:  # fmt: skip
         h, w = self.height, self.width
         picked = []
         for i, rng in zip(frames, keys, strict=True):
@@ -132,7 +141,15 @@ class FakeClip:
                 raise ValueError(f"sampler {sampler!r} is unknown; choose rays, patch, lips or frame")
         rows, columns = (np.stack(a) for a in zip(*picked, strict=True))
         one = self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)
-        return one.replace(sampler=sampler, target=one.background if target == "torso" else one.target)
+        frames = np.asarray(frames)
+        head = np.where(one.label[..., None] == LABEL_HEAD, one.target, one.background)
+        return one.replace(
+            patches=sampler if sampler in ("patch", "lips") else None,
+            target={"torso": one.background, "head": head, "frame": one.target}[target],
+            signals={u.name: windows(self.signals[u.name], frames, u) for u in driven_by},
+            masks={name: one.masks[name] for name in masks},
+            truth={name: self.truth[name][frames] for name in truth},
+        )
 
     def _tiles(self, i: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the 2 x 2 tiles around the middle of the lips box, one tile after another."""
@@ -155,14 +172,12 @@ class FakeClip:
             intrinsics=np.tile(self.intrinsics, (n, 1)),
             pixels_px=np.stack([columns, rows], -1).astype(np.float32) + 0.5,
             background=self._background[background][rows, columns] / np.float32(255),
-            audio=self.audio_windows(frames),
-            expression=self.expression[frames],
-            eye_closed=self.eye_closed[frames],
-            eye_area=(0.2 * (1 - self.eye_closed[frames])).astype(np.float32),
             target=self._target[at] / np.float32(255),
             label=self._label[at],
-            in_face=within(self.boxes["face_box_px"]),
-            in_lips=within(self.boxes["lips_box_px"]),
-            in_lower_face=within(self.boxes["face_box_px"]) & (rows > 0.45 * self.height),
+            masks={
+                "face": within(self.boxes["face_box_px"]),
+                "lips": within(self.boxes["lips_box_px"]),
+                "lower_face": within(self.boxes["face_box_px"]) & (rows > 0.45 * self.height),
+            },
             image_hw=image_hw,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from tkjax import synthetic
 from tkjax.app import demo, doctor, exporting, importing, workflow
-from tkjax.app.options import PREPARING, Options
+from tkjax.app.options import DRIVING, PREPARING, Options
 from tkjax.drive import motion
 
 
@@ -57,10 +57,10 @@ def evaluate(opts: Options) -> None:
 
 def render(opts: Options) -> None:
     window = opts.smooth_path_window or motion.SMOOTH_WINDOW
-    driving = given(opts, "pose", "background", "fix_eye", "eye", "data_range", "poses", "smooth_eye")
+    driving = given(opts, *DRIVING)
     driving["smooth_window"] = window if opts.smooth_path or opts.smooth_path_window else 0
-    named = given(opts, "features", "audio_kinds", "smooth_lips", "watermark", "paste_back", "alpha", "maps", "torso")
-    workflow.render(Path(opts.workdir), opts.audio, opts.out, driving=driving, **named)
+    named = given(opts, "audio", "watermark", "paste_back", "alpha", "maps", "torso")
+    workflow.render(Path(opts.workdir), opts.out, driving=driving, **named)
 
 
 def make_synthetic(opts: Options) -> None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tkjax import contract, synthetic
 from tkjax.app import lock, workflow
 from tkjax.avatar import bundle
-from tkjax.drive import motion, stream
+from tkjax.drive import driver, stream
 from tkjax.errors import UserError
 from tkjax.host import model_files, torch_side
 from tkjax.host.files import write_atomic
@@ -113,9 +113,9 @@ def speak(workdir: Path, subject_seed: int, seconds: float) -> dict[str, Any]:
     sound = workdir / "demo.wav"
     audio.write_wav(sound, pcm)
     subject = bundle.load(workdir / "avatar")
-    plan = motion.plan(subject)
-    n = stream.sound_frames(sound, subject.meta["fps"])
-    poses = np.stack([plan.pose(i) for i in range(n)])
+    drives = driver.plan(subject, audio=sound)
+    n = drives.n_frames
+    poses = np.stack([drives.motion.pose(i) for i in range(n)])
     size = (subject.info.height, subject.info.width)
     truth = synthetic.true_opening(tracks, poses, subject_seed=subject_seed, size=size, seed=seed)
     opening: list[float] = []
@@ -127,7 +127,7 @@ def speak(workdir: Path, subject_seed: int, seconds: float) -> dict[str, Any]:
             sharp.append(synthetic.mouth_opening(rgb, truth.boxes[i]))
 
     began = time.perf_counter()
-    stream.render(subject, sound, workdir / "demo.mp4", plan, on_frame=measure)
+    stream.render(subject, drives, workdir / "demo.mp4", on_frame=measure)
     seconds_taken = time.perf_counter() - began
     shown, true = np.array(opening), truth.opening[: len(opening)]
     return {

@@ -78,7 +78,10 @@ def warn_of_kind(workdir: Path) -> None:
     """Say so where the avatar that is there hears sound features that the new dataset does not have."""
     if not (workdir / "avatar" / "avatar.json").is_file():
         return
-    hears = bundle.load(workdir / "avatar").info.audio_kind
+    described = bundle.load(workdir / "avatar").meta["audio"]
+    if described is None:
+        return
+    hears = described["kind"]
     kinds = sorted(contract.Dataset(workdir / DATASET).manifest["audio"])
     if hears not in kinds:
         print(

@@ -24,6 +24,12 @@ class Mode:
     takes: tuple[str, ...]
 
 
+# flags of a rendering that are arguments of `drive.driver.plan`
+DRIVING = (
+    *("drive", "set", "scale", "offset", "pose", "background", "fix_eye", "eye", "data_range", "poses", "smooth_eye"),
+    *("smooth_lips", "features", "audio_kinds"),
+)
+
 TRAINING = ("config", "stages", "preload", "split", "seed", "coordinator_address", "num_processes", "process_id")
 PREPARING = (
     *("crop", "size", "models_dir", "audio_kinds", "labels", "min_face", "subject"),
@@ -54,14 +60,11 @@ MODES = {
         ("dataset", "consent", *TRAINING),
     ),
     "render": Mode(
-        "Let a trained avatar speak: any sound file in, mp4 (or a folder of PNG files) out.",
+        "Let a trained avatar speak or move: a sound, a track of expressions or constants in, mp4 (or a folder of PNG "
+        "files) out. It lasts as long as the longest of --audio and --drive.",
         "python launch.py --mode=render --workdir=runs/me --audio=new.wav --out=new.mp4",
-        ("workdir", "audio", "out"),
-        (
-            *("pose", "background", "smooth_path", "smooth_path_window", "smooth_lips", "fix_eye", "eye"),
-            *("data_range", "poses", "smooth_eye", "torso", "paste_back", "alpha", "maps"),
-            *("watermark", "features", "audio_kinds"),
-        ),
+        ("workdir", "out"),
+        ("audio", *DRIVING, "smooth_path", "smooth_path_window", "torso", "paste_back", "alpha", "maps", "watermark"),
     ),
     "eval": Mode(
         "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
@@ -127,6 +130,14 @@ FLAGS = {
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
     "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
     "audio": Flag("str", "the sound to speak: wav, mp3, m4a, or a video's sound track"),
+    "drive": Flag(
+        "str",
+        "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "
+        "else, or a track of named channels (.csv or .npz, channels by name, resampled)",
+    ),
+    "set": Flag("str", "constants by channel, such as jawOpen=0.6,mouthPucker=0.2; what is not named rests"),
+    "scale": Flag("str", "factors by channel (or by signal, for all of its channels), such as expression=1.2"),
+    "offset": Flag("str", "numbers to add by channel, such as browInnerUp=0.1; after --set and --scale"),
     "features": Flag("str", "audio_<kind>.npz computed for --audio, in place of computing it"),
     "pose": Flag("str", "head poses: .npz or .npy [n,4,4] camera-to-world, or an AD-NeRF transforms .json"),
     "background": Flag("str", "a picture, or a colour (white, black, #rrggbb), behind the person; alias --bg_img"),

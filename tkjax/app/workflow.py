@@ -25,15 +25,18 @@ from tkjax.app.workdir import (
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
-from tkjax.drive import motion, stream
+from tkjax.drive import driver, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
+from tkjax.interface import Model
 from tkjax.measure import curves, evaluate, report
 from tkjax.measure.layers import paste_back_of
 from tkjax.measure.report import Report
 from tkjax.models import load_system
 from tkjax.ops import dispatch
+from tkjax.signals import SOUND
 from tkjax.train import devices, loop, plan
+from tkjax.types import SubjectInfo
 
 Overrides = Sequence[tuple[str, str]]  # settings of the config by their dotted names
 Processes = tuple[str | None, int | None, int | None]  # host:port of the first, how many, which one this is
@@ -161,12 +164,12 @@ def score(
 ) -> Report:
     """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
     subject = bundle.load(workdir / "avatar")
-    if subject.info != clip.info:
-        raise UserError(
-            f"{clip.dataset.root} does not fit the avatar: its {_difference(subject.info, clip.info)}; "
-            "evaluate on the dataset that it was trained on"
-        )
     model = subject.model()
+    wrong = _difference(subject, clip, model)
+    if wrong:
+        raise UserError(
+            f"{clip.dataset.root} does not fit the avatar: its {wrong}; evaluate on the dataset that it was trained on"
+        )
     settings, stages = subject.config.eval, list(subject.meta["stages"])
     with contextlib.closing(subject):
         result, worst = evaluate.evaluate(
@@ -205,9 +208,17 @@ def score(
     return made
 
 
-def _difference(a: Any, b: Any) -> str:
-    pairs = [(k, v, b.to_json()[k]) for k, v in a.to_json().items() if v != b.to_json()[k]]
-    return ", ".join(f"{k} is {there}, not {here}" for k, here, there in pairs)
+def _difference(subject: bundle.Avatar, clip: DatasetClip, model: Model) -> str:
+    """In what a dataset differs from the one that an avatar was trained on, as far as its model can tell."""
+
+    def sizes(info: SubjectInfo) -> dict[str, Any]:
+        found = info.sizes()
+        of_signals = {use.name: found["signals"].get(use.name) for use in model.signals()}
+        kind = info.signal(SOUND).kind if SOUND in of_signals and info.has(SOUND) else None
+        return {**{k: v for k, v in found.items() if k != "signals"}, **of_signals, "kind of sound": kind}
+
+    here, there = sizes(subject.info), sizes(clip.info)
+    return ", ".join(f"{k} is {there[k]}, not {v}" for k, v in here.items() if v != there[k])
 
 
 def print_scores(made: Report) -> None:
@@ -299,28 +310,23 @@ def evaluate_avatar(
 
 
 def render(
-    workdir: Path, audio: str, out: str, *, driving: Mapping[str, Any] = {}, features: str | None = None,
-    audio_kinds: str | None = None, smooth_lips: bool = False, watermark: bool = False, paste_back: str | None = None,
-    alpha: bool = False, maps: Sequence[str] = (), torso: str | None = None,
+    workdir: Path, out: str, *, audio: str | None = None, driving: Mapping[str, Any] = {}, watermark: bool = False,
+    paste_back: str | None = None, alpha: bool = False, maps: Sequence[str] = (), torso: str | None = None,
 ) -> int:  # fmt: skip
-    """Let the avatar of a workdir speak; the number of frames. driving: arguments of `motion.plan`."""
-    workdir, path, sound = existing_workdir(workdir), Path(out), Path(audio)
-    if not sound.is_file():
-        raise UserError(f"--audio: there is no file {sound}")
+    """Let the avatar of a workdir speak or move; the number of frames. driving: further arguments of `driver.plan`."""
+    workdir, path = existing_workdir(workdir), Path(out)
+    if audio is not None and not Path(audio).is_file():
+        raise UserError(f"--audio: there is no file {audio}")
     stream.check_out(path, alpha, maps)
-    for written in (path, *(stream.map_path(path, name) for name in maps)):
-        if written.exists() and written.samefile(sound):
-            raise UserError(f"--out={path}: {written} is the sound to speak; name another file, so that it stays")
+    for name in ("audio", "drive", "pose", "eye"):
+        _keep(path, maps, audio if name == "audio" else driving.get(name), name)
     use_backend("")
     subject = bundle.load(workdir / "avatar")
+    drives = driver.plan(subject, audio=audio, **driving)
     n = stream.render(
         subject,
-        sound,
+        drives,
         path,
-        motion.plan(subject, **driving),
-        features=None if features is None else Path(features),
-        audio_kinds=audio_kinds,
-        smooth_lips=smooth_lips,
         visible_mark=watermark,
         paste_back=paste_back,
         alpha=alpha,
@@ -329,3 +335,11 @@ def render(
     )
     print(f"{path}: {n} frames, marked as synthetic (avatar {subject.id})")
     return n
+
+
+def _keep(out: Path, maps: Sequence[str], given: str | None, flag: str) -> None:
+    """UserError where the result would take the place of a file that drives it."""
+    for written in (out, *(stream.map_path(out, name) for name in maps)):
+        if given is not None and written.exists() and Path(given).exists() and written.samefile(given):
+            what = "the sound to speak" if flag == "audio" else f"what --{flag} names"
+            raise UserError(f"--out={out}: {written} is {what}; name another file, so that it stays")

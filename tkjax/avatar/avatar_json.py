@@ -15,23 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from tkjax.contract import SHARD_FRAMES
-from tkjax.contract.manifest import is_box, is_colour, is_size
+from tkjax.contract.manifest import bad_signal, is_box, is_colour, is_size
 from tkjax.errors import UserError
 from tkjax.host import stored
+from tkjax.signals import SOUND
 from tkjax.types import SubjectInfo
 
 META, CONSENT = "avatar.json", "consent.json"
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
 TRACK_FRAMES = SHARD_FRAMES  # frames in one track file
 REMEDY = "train or copy the avatar again"
 NAMES = {"params": ".npz", "background": ".png", "full": ".mp4", "full_alpha": ".mp4"}  # stem of a file -> its suffix
 FIXED = ("format", "system", "config", "info", "step", "background", "fps", "first_frame", "n_track", "audio",
          "consent", "files", "id")  # fmt: skip
 SINCE_2 = ("stages", "n_train", "heldout_first", "full", "background_trt")
-SOUND = ("rate_hz", "extractor", "window", "hop", "left", "pad", "channels")  # beside `kind`
+OF_SOUND = ("rate_hz", "extractor", "window", "hop", "left", "pad", "channels")  # beside `kind`
 _SHA256, _ID, _KIND = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{16}"), re.compile(r"[A-Za-z0-9_-]{1,80}")
+_SIGNAL = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _FRAMES, _SIDE, _WIDE = 2**31 - 1, 65535, 10_000  # frames, pixels of a side; steps or channels of sound
+# what `info` said of signals before format 3, with bounds
+BEFORE_3 = {"audio_kind": None, "audio_channels": (1, _SIDE), "audio_steps": (1, _WIDE), "audio_windows": (1, 1000),
+            "n_expression": (0, _WIDE)}  # fmt: skip
 _PIXELS = 1 << 28  # of a picture, as in `images`
 
 
@@ -105,7 +110,7 @@ def check(meta: dict[str, Any], path: Path) -> None:
     config = meta["config"]
     top.need("config", isinstance(config, dict) and isinstance(config.get("system"), str), "settings with a system")
     top.need("system", meta["system"] == config["system"], f"that of config, {config['system'][:80]!r}")
-    check_info(meta["info"], path)
+    check_info(meta["info"], path, meta["format"])
     top.need("id", isinstance(meta["id"], str) and bool(_ID.fullmatch(meta["id"])), "16 hexadecimal digits")
     top.need("step", _int(meta["step"], 0, _FRAMES), "a number of steps")
     top.need("background", meta["background"] in ("torso", "plate"), "torso or plate")
@@ -117,28 +122,53 @@ def check(meta: dict[str, Any], path: Path) -> None:
         names = meta["stages"]
         good = isinstance(names, list) and names and all(isinstance(n, str) for n in names)
         top.need("stages", bool(good) and len(set(names)) == len(names), "the names of finished stages")
-    check_sound(meta["audio"], meta["info"], path)
+    check_sound(meta["audio"], SubjectInfo.from_json(meta["info"]), path)
     _check_consent(meta["consent"], path)
     _check_files(top)
     _check_full(top)
 
 
-def check_info(info: Any, path: Path) -> None:
+def check_info(info: Any, path: Path, version: int = FORMAT) -> None:
     """The facts that the model's shapes depend on."""
     f = _Fields(info, path, "info.")
     names = [field.name for field in dataclasses.fields(SubjectInfo)]
+    if version < 3:
+        names = [*names[:-1], *BEFORE_3]
     f.present(*names)
     for name in sorted(set(info) - set(names)):
         f.need(name, False, "only what a subject has")
-    limits = {"n_frames": (1, _FRAMES), "height": (1, _SIDE), "width": (1, _SIDE), "audio_channels": (1, _SIDE)}
-    limits |= {"audio_steps": (1, _WIDE), "audio_windows": (1, 1000), "n_expression": (0, _WIDE)}
+    limits = {"n_frames": (1, _FRAMES), "height": (1, _SIDE), "width": (1, _SIDE)} | (BEFORE_3 if version < 3 else {})
+    limits.pop("audio_kind", None)
     for name, (low, high) in limits.items():
         f.need(name, _int(info[name], low, high), f"a whole number in {low}..{high}")
     f.need("height", info["height"] * info["width"] <= _PIXELS, f"a picture of at most {_PIXELS} pixels")
-    f.need("audio_kind", _is_kind(info["audio_kind"]), "letters, digits, hyphens and underscores")
+    if version < 3:
+        f.need("audio_kind", _is_kind(info["audio_kind"]), "letters, digits, hyphens and underscores")
+    else:
+        _check_signals(f)
     k = info["intrinsics"]
     good = isinstance(k, list) and len(k) == 4 and all(_number(v, -1e7, 1e7) for v in k) and min(k[:2]) > 0
     f.need("intrinsics", good, "fx, fy, cx, cy in pixels, at most 1e7, with positive fx, fy")
+
+
+def _check_signals(f: _Fields) -> None:
+    """What the avatar says of the signals that may drive it."""
+    entries = f.data["signals"]
+    f.need("signals", isinstance(entries, list) and len(entries) <= 1000, "a list of signals")
+    for i, entry in enumerate(entries):
+        complaint = bad_signal(entry)
+        if not complaint and not _SIGNAL.fullmatch(entry["name"]):
+            complaint = "name is made of letters, digits, hyphens and underscores"
+        if not complaint and entry["name"] == SOUND and not _is_kind(entry["kind"]):
+            complaint = "kind is made of letters, digits, hyphens and underscores"
+        one_step = (entry["window"], entry["hop"], entry["left"]) == (1, 1, 0) if not complaint else True
+        if not complaint and entry["name"] != SOUND and not one_step:
+            complaint = "only sound has windows of its own"
+        if not complaint and entry["name"] in ("eye_closed", "eye_area") and entry["channels"] != 1:
+            complaint = "eyes have one channel"
+        f.need("signals", not complaint, f"signal {i} described: {complaint}")
+    names = [entry["name"] for entry in entries]
+    f.need("signals", len(set(names)) == len(names), "each signal once")
 
 
 def _is_kind(x: Any) -> bool:
@@ -163,22 +193,28 @@ def _check_frames(top: _Fields, n_frames: int) -> None:
         top.need("heldout_first", held is None, "null, as the track has no held-out frames")
 
 
-def check_sound(sound: Any, info: Mapping[str, Any], path: Path) -> None:
-    """How the training sound is described; all of it, or its kind alone (an avatar that nobody made speak)."""
+def check_sound(sound: Any, info: SubjectInfo, path: Path) -> None:
+    """How the training sound is described; all of it, its kind alone (an avatar that nobody made speak), or null where
+    the clip had none."""
+    if sound is None and not info.has(SOUND):
+        return
     f = _Fields(sound, path, "audio.")
     f.present("kind")
-    f.need("kind", sound["kind"] == info["audio_kind"], f"{info['audio_kind']}, as in info")
+    if not info.has(SOUND):
+        f.need("kind", False, "no sound, as in info")
+    heard = info.signal(SOUND)
+    f.need("kind", sound["kind"] == heard.kind, f"{heard.kind}, as in info")
     if set(sound) == {"kind"}:
         return
-    f.present(*SOUND)
+    f.present(*OF_SOUND)
     f.need("rate_hz", _number(sound["rate_hz"], 1e-3, 1e6), "steps a second, at most 1e6")
     name = sound["extractor"]
     f.need("extractor", isinstance(name, str) and 0 < len(name) <= 1000 and name.isprintable(), "a name")
-    f.need("window", sound["window"] == info["audio_steps"], f"{info['audio_steps']}, as in info")
-    f.need("channels", sound["channels"] == info["audio_channels"], f"{info['audio_channels']}, as in info")
+    f.need("window", sound["window"] == heard.window, f"{heard.window}, as in info")
+    f.need("channels", sound["channels"] == heard.channels, f"{heard.channels}, as in info")
     f.need("hop", _int(sound["hop"], 1, _WIDE), f"1..{_WIDE} steps")
     for key in ("left", "pad"):
-        f.need(key, _int(sound[key], 0, info["audio_steps"]), f"0..{info['audio_steps']} steps")
+        f.need(key, _int(sound[key], 0, heard.window), f"0..{heard.window} steps")
 
 
 def _check_consent(consent: Any, path: Path) -> None:

@@ -6,8 +6,9 @@ has pictures `full-<hash>.mp4`, the whole source frames, perhaps with `full_alph
 killed leaves the old avatar or the new one. `consent.json` repeats the consent that avatar.json holds under its digest.
 Nothing in it is a pickle, names code to run or a file elsewhere, and what `load` takes is checked as a stranger's.
 
-Format 2 has held-out frames behind the training frames in the track, labels, faces, eye areas, whole frames and the
-names of the finished stages. Format 1 is still read; what it lacks is named when it is asked for.
+Format 3 describes every signal that may drive the avatar. Format 2 has held-out frames behind the training frames in
+the track, labels, faces, eye areas, whole frames and the names of the finished stages. Formats 1 and 2 are still read;
+what they lack is named when it is asked for.
 """
 
 import dataclasses
@@ -40,6 +41,7 @@ from tkjax.host.files import put, write_atomic
 from tkjax.media import images
 from tkjax.media.full_frames import FullFrames
 from tkjax.models import load_system
+from tkjax.signals import OPEN_EYES, SOUND, Signal, SignalInfo, of_frames
 from tkjax.types import PyTree, SubjectInfo, Variables
 
 _json_digest, _dump = avatar_json.json_digest, avatar_json.dump
@@ -113,9 +115,10 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"config": config.to_dict(resolved), "info": clip.info.to_json(), "audio": audio, "consent": consent}
-    _refuse_unreadable(facts, folder / META)
     model = load_system(resolved.system)(resolved, clip.info)
+    info = track.info_of(clip, model)
+    facts = {"config": config.to_dict(resolved), "info": info.to_json(), "audio": audio, "consent": consent}
+    _refuse_unreadable(facts, folder / META)
     stages = [stage.name for stage in model.stages()] if stages is None else list(stages)
     numbers, full = track.frame_numbers(clip), track.full_facts(clip)
     n_train = len(clip.train_frames)
@@ -137,7 +140,7 @@ def save(
         "full": full,
         "audio": audio,
         "consent": consent,
-        "files": _store(folder, variables, clip, numbers, full),
+        "files": _store(folder, variables, clip, numbers, full, info),
     }
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
@@ -159,7 +162,9 @@ def _refuse_unreadable(facts: dict, path: Path) -> None:
         raise UserError(f"{path} cannot be written ({error}); look at --consent and at the settings") from error
 
 
-def _store(folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None) -> dict:
+def _store(
+    folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None, info: SubjectInfo
+) -> dict:
     """Write what the bundle consists of; its entries for avatar.json."""
     files: dict[str, Any] = {
         "params": _write(folder, "params", ".npz", _npz(arrays_of(variables))),
@@ -167,7 +172,7 @@ def _store(folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarr
         "track": [],
     }
     for start in range(0, len(numbers), TRACK_FRAMES):
-        data = _npz(track.pack(clip, numbers[start : start + TRACK_FRAMES]))
+        data = _npz(track.pack(clip, numbers[start : start + TRACK_FRAMES], info))
         files["track"].append(_write(folder, f"track-{start:05d}", ".npz", data))
     if full is not None:
         files |= _full_as_before(folder, full) or track.store_full(folder, clip)
@@ -185,7 +190,7 @@ def _remove_stale(folder: Path, meta: dict) -> None:
 def _behind_head(model: interface.Model, stages: Sequence[str]) -> str:
     """What stands behind the head where no torso is modelled: that of the last finished stage of whole frames."""
     drawn = [stage.background for stage in model.stages() if stage.name in stages and stage.target == "frame"]
-    return drawn[-1] if drawn else "torso"
+    return drawn[-1] if drawn and drawn[-1] in ("torso", "plate") else "torso"
 
 
 def _full_as_before(folder: Path, full: dict) -> dict[str, dict] | None:
@@ -207,8 +212,9 @@ def _full_as_before(folder: Path, full: dict) -> dict[str, dict] | None:
 
 @dataclasses.dataclass
 class Avatar:
-    """A loaded bundle. Track arrays have a row per frame, the training frames (`n_train`) before the held-out ones;
-    pictures are read when asked for, by their number in the track."""
+    """A loaded bundle. Track arrays and signals have a row per frame, the training frames (`n_train`) before the
+    held-out ones; pictures are read when asked for, by their number in the track. Sound it describes, and does not
+    keep. has_eye_area: False where `eye_area` was made of `eye_closed`, as an older version kept none."""
 
     folder: Path
     meta: dict
@@ -216,12 +222,11 @@ class Avatar:
     info: SubjectInfo
     plate: UInt8[np.ndarray, "H W 3"]
     cam_to_world: Float[np.ndarray, "n 4 4"]
-    eye_closed: Float[np.ndarray, " n"]
-    expression: Float[np.ndarray, "n K"]
+    signals: dict[str, Signal]
     confidence: Float[np.ndarray, " n"]
     face_box_px: np.ndarray
     lips_box_px: np.ndarray
-    eye_area: Float[np.ndarray, " n"] | None = None
+    has_eye_area: bool = True
     _cached: tuple[int, dict] | None = None
     _videos: dict[str, FullFrames] = dataclasses.field(default_factory=dict)
 
@@ -424,17 +429,29 @@ def load(folder: Path) -> Avatar:
         png = file.read()
     check_picture(plate, "content", png, "png", 3, info.height, info.width)
     paths = [folder / entry["name"] for entry in files["track"]]
-    return Avatar(
-        folder=folder,
-        meta=meta,
-        config=settings,
-        info=info,
-        plate=images.decode_png(png, str(plate)),
-        **track.load_columns(paths, meta["n_track"], info),
-    )
+    columns = track.load_columns(paths, meta["n_track"], info)
+    has_eye_area = "eye_area" in columns
+    if not has_eye_area:
+        columns["eye_area"] = OPEN_EYES * (1.0 - columns["eye_closed"])
+    kept = {s.name: _signal(s, columns.pop(track.member_of(s.name)), meta) for s in info.signals if s.name != SOUND}
+    columns = {name: values for name, values in columns.items() if name not in track.KEPT}
+    info = dataclasses.replace(info, signals=tuple(kept[s.name].info if s.name in kept else s for s in info.signals))
+    picture = images.decode_png(png, str(plate))
+    return Avatar(folder, meta, settings, info, picture, signals=kept, has_eye_area=has_eye_area, **columns)
 
 
-def audio_spec(features: contract.AudioFeatures | contract.AudioHeader) -> dict:
-    """What sound features must agree in with those of the training."""
+def _signal(info: SignalInfo, values: np.ndarray, meta: Mapping[str, Any]) -> Signal:
+    """A signal of the track; what an older version did not say of it is measured."""
+    plain = of_frames(info.name, values, meta["fps"], info.names, info.source)
+    if info.low:
+        return Signal(dataclasses.replace(info, rate_hz=info.rate_hz or meta["fps"]), plain.values)
+    named = dataclasses.replace(plain.info, names=info.names, low=(), high=())
+    return Signal(named, plain.values).with_range(np.arange(meta.get("n_train", len(values))))
+
+
+def audio_spec(features: contract.AudioFeatures | contract.AudioHeader | None) -> dict | None:
+    """What sound features must agree in with those of the training; None for a clip without sound."""
+    if features is None:
+        return None
     names = ("kind", "rate_hz", "extractor", "window", "hop", "left", "pad", "channels")
     return {k: getattr(features, k) for k in names}

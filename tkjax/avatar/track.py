@@ -1,6 +1,7 @@
 """What an avatar keeps of its clip: the frames that drive it, their layers and masks, and the whole source frames."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -21,11 +22,14 @@ from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import hidden, put
+from tkjax.interface import Model
 from tkjax.media import full_frames, images, paste_back
+from tkjax.signals import SOUND
 from tkjax.types import SubjectInfo
 
 COLUMNS = ("cam_to_world", "eye_closed", "expression", "confidence", "face_box_px", "lips_box_px")
 OPTIONAL_COLUMNS = ("eye_area",)
+KEPT = ("expression", "eye_closed", "eye_area")  # signals that every avatar keeps; others, where its system uses them
 PICTURES = ("torso", "label", "face")  # PNG, one per frame; the last two are left out where the clip has no labels
 HEADER_BYTES = 64  # of a picture, which tell its size
 CHANNELS = {"torso": 4, "label": 1, "face": 1}
@@ -36,13 +40,33 @@ def frame_numbers(clip: Clip) -> Int[np.ndarray, " n"]:
     return np.concatenate([clip.train_frames, clip.heldout_frames])
 
 
-def pack(clip: Clip, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-    """One track file: columns, and for each kind of picture `<kind>_png` (bytes in a row) with `<kind>_offsets`."""
-    column = {name: getattr(clip, name) for name in COLUMNS[:4]}
-    column |= {name: clip.boxes[name] for name in COLUMNS[4:]}
-    if clip.eye_area is not None:
-        column["eye_area"] = clip.eye_area
-    out = {name: np.asarray(values)[frames] for name, values in column.items()}
+def member_of(name: str) -> str:
+    """The member of a track file that holds a signal."""
+    return name if name in KEPT else f"signal_{name}"
+
+
+def info_of(clip: Clip, model: Model) -> SubjectInfo:
+    """What an avatar says of the clip: of its signals those that it keeps, and the sound that its system hears."""
+    used = {use.name for use in model.signals()}
+    info = clip.info
+    kept = tuple(s for s in info.signals if s.name in used or s.name in (*KEPT, SOUND))
+    odd = [s.name for s in kept if s.name != SOUND and not s.per_frame]
+    if odd:
+        raise UserError(f"an avatar keeps signals with one step a frame only, and {odd[0]} has another rate")
+    return dataclasses.replace(info, signals=kept)
+
+
+def pack(clip: Clip, frames: Int[np.ndarray, " n"], info: SubjectInfo) -> dict[str, np.ndarray]:
+    """One track file: columns, and for each kind of picture `<kind>_png` (bytes in a row) with `<kind>_offsets`.
+    info: names the signals that are kept."""
+    n = clip.n_frames
+    column = {"cam_to_world": clip.cam_to_world, "confidence": clip.confidence, "eye_closed": clip.eye_closed}
+    column |= {"expression": np.zeros((n, 0), np.float32)} | {name: clip.boxes[name] for name in COLUMNS[4:]}
+    for s in info.signals:
+        if s.name != SOUND:
+            values = clip.signals[s.name].values
+            column[member_of(s.name)] = values[:, 0] if s.name in ("eye_closed", "eye_area") else values
+    out = {name: np.asarray(values)[frames] for name, values in sorted(column.items(), key=_place)}
     pictures = {"torso": [_torso_png(clip, int(i)) for i in frames]}
     if clip.has_labels:
         labels = [clip.label(int(i)) for i in frames]
@@ -53,6 +77,12 @@ def pack(clip: Clip, frames: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
         out[f"{kind}_png"] = np.frombuffer(b"".join(pngs), np.uint8)
         out[f"{kind}_offsets"] = np.cumsum([0, *map(len, pngs)], dtype=np.int64)
     return out
+
+
+def _place(item: tuple[str, Any]) -> tuple[int, str]:
+    """The order of members in a file: columns first."""
+    order = (*COLUMNS, *OPTIONAL_COLUMNS)
+    return (order.index(item[0]) if item[0] in order else len(order), item[0])
 
 
 def _torso_png(clip: Clip, i: int) -> bytes:
@@ -91,8 +121,12 @@ def load_columns(paths: Sequence[Path], n: int, info: SubjectInfo) -> dict[str, 
             raise UserError(f"{path}: member {odd} is not in every track file, expected the members of {paths[0].name}")
         members = set(arrays)
         _check_pictures(path, arrays, first, info)
-        columns = {k: v for k, v in arrays.items() if k in (*COLUMNS, *OPTIONAL_COLUMNS)}
-        checks.check_values(path, columns, Layout(info.height, info.width, "ibug68", info.n_expression, {}), first)
+        columns = {k: v for k, v in arrays.items() if k in (*COLUMNS, *OPTIONAL_COLUMNS) or k.startswith("signal_")}
+        size = info.signal("expression").channels if info.has("expression") else 0
+        checks.check_values(path, columns, Layout(info.height, info.width, "ibug68", size, {}), first)
+        for name, values in columns.items():
+            if name.startswith("signal_") and not np.isfinite(values).all():
+                raise refuse(path, name, "is not finite", "finite numbers")
         for name, values in columns.items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
@@ -101,7 +135,10 @@ def load_columns(paths: Sequence[Path], n: int, info: SubjectInfo) -> dict[str, 
 def read_file(path: Path, n: int, info: SubjectInfo) -> dict[str, np.ndarray]:
     """The members of one track file of n frames: uncompressed, and each of the shape and type that it has to be."""
     floats, whole = ("float32", "float64"), ("int32", "int64")  # of the clip's own columns, which may be either
-    wanted = {"cam_to_world": (floats, (n, 4, 4)), "expression": (floats, (n, info.n_expression))}
+    sizes = {"expression": 0} | {s.name: s.channels for s in info.signals if s.name != SOUND}
+    wanted = {"cam_to_world": (floats, (n, 4, 4)), "expression": (floats, (n, sizes["expression"]))}
+    kept = {member_of(name): (("float32",), (n, sizes[name])) for name in sizes if name not in KEPT}
+    wanted |= kept
     wanted |= {name: (floats, (n,)) for name in ("eye_closed", "confidence", *OPTIONAL_COLUMNS)}
     wanted |= {name: (whole, (n, 4)) for name in ("face_box_px", "lips_box_px")}
     for kind in PICTURES:
@@ -110,7 +147,7 @@ def read_file(path: Path, n: int, info: SubjectInfo) -> dict[str, np.ndarray]:
         index = npz_index(file, path)
         for name in index.keys() - wanted.keys():
             raise refuse(path, name[:40], "is unknown", f"only {', '.join(wanted)}")
-        needed = {*COLUMNS, "torso_png", "torso_offsets"}
+        needed = {*COLUMNS, *kept, "torso_png", "torso_offsets"}
         needed |= {f"{kind}_{part}" for kind in PICTURES for part in ("png", "offsets") if f"{kind}_png" in index}
         for name in sorted(needed - index.keys()):
             raise refuse(path, name, "is missing", f"all of {', '.join(sorted(needed))}")

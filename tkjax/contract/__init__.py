@@ -65,7 +65,6 @@ from tkjax.contract.spec import (
     default_split,
     offsets_of,
 )
-from tkjax.contract.windows import cut_windows
 from tkjax.contract.writer import DatasetWriter
 
 __all__ = [
@@ -100,7 +99,6 @@ __all__ = [
     "Dataset",
     "DatasetWriter",
     "boxes_from_landmarks68",
-    "cut_windows",
     "default_split",
     "dump_manifest",
     "landmarks68",

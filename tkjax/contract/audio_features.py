@@ -13,8 +13,8 @@ import numpy as np
 from tkjax.contract.npz import Entry, Rows, npz_index, read_entry, read_rows, write_npz
 from tkjax.contract.refusal import ContractError, disk_errors, first_bad, refuse
 from tkjax.contract.spec import FPS, VERSION
-from tkjax.contract.windows import cut_windows
 from tkjax.host import files
+from tkjax.signals import cut_windows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The manifest: its bytes, its digest, and what each of its fields must be."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from tkjax.contract.spec import (
     FIXED_NAMES,
     FPS,
     LANDMARK_SCHEMES,
+    MINOR,
     PICTURES,
     REQUIRED_MEMBERS,
     SHA256,
@@ -29,6 +31,7 @@ from tkjax.contract.spec import (
     offsets_of,
 )
 from tkjax.host import stored
+from tkjax.signals import SignalInfo
 
 PIXELS_MOST = 1e7  # a focal length of a hundred times the widest picture
 _KEYS = {
@@ -36,7 +39,9 @@ _KEYS = {
     "expression_names", "range_min", "range_max", "source", "audio", "files", "shards", "members", "tools",
     "licences", "digest",
 }  # fmt: skip
-_OPTIONAL = {"checks"}  # what preprocessing measured of its own result; older datasets have none
+# what preprocessing measured of its own result; the minor version and what drives a head: older datasets have none
+_OPTIONAL = {"checks", "minor", "signals"}
+SIGNAL_FIELDS = tuple(f.name for f in dataclasses.fields(SignalInfo))
 VERDICTS = ("good", "warn", "fail")
 
 
@@ -85,6 +90,11 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
             shown = json.dumps(m[member.split(".")[0]])
             raise refuse(where, member, f"is {shown}" if len(shown) < 80 else "is wrong", expected)
 
+    minor = m.get("minor", 0)
+    if not _is_int(minor, 0) or minor > MINOR:
+        raise refuse(where, "minor", f"is {str(minor)[:40]!r}", f"0..{MINOR}, those that this program reads")
+    if ("signals" in m) != (minor >= 1):
+        raise refuse(where, "signals", "does not fit the minor version", "signals from minor version 1 on")
     for key in sorted(_KEYS - set(m)):
         raise refuse(where, key, "is missing", f"all fields of version {VERSION}")
     for key in sorted(set(m) - _KEYS - _OPTIONAL):
@@ -132,6 +142,7 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
     check_split(m["split"], m["n_frames"], where)
     _check_members(m["members"], where, m)
     _check_checks(m.get("checks", []), where)
+    _check_signals(m.get("signals", {}), where)
 
 
 def is_colour(x: Any) -> bool:
@@ -198,6 +209,47 @@ def _check_checks(checks: Any, where: Any) -> None:
         known = isinstance(row, dict) and set(kinds) <= set(row) <= set(kinds) | set(extra)
         if not known or not all({**kinds, **extra}[k](v) for k, v in row.items()):
             raise refuse(where, "checks", f"has a broken entry {i}", expected)
+
+
+def _check_signals(signals: Any, where: Any) -> None:
+    """Each signal's name, channels and their names, rate, window, range and source."""
+    if not isinstance(signals, dict):
+        raise refuse(where, "signals", f"is a json {type(signals).__name__}", "an object from name to facts")
+    for key, entry in signals.items():
+        complaint = bad_signal(entry, ("right",))
+        if not complaint and entry["right"] != entry["window"] - entry["left"] - 1:
+            complaint = "right is not window - left - 1"
+        if complaint:
+            raise refuse(where, f"signals.{key[:40]}", "is broken", complaint)
+
+
+def bad_signal(entry: Any, more: tuple[str, ...] = ()) -> str:
+    """What is wrong with a stored `SignalInfo`, "" for nothing. more: further fields that are whole numbers."""
+    numbers = ("channels", "window", "hop", "left", *more)
+    if not isinstance(entry, dict) or set(entry) != {*SIGNAL_FIELDS, *more}:
+        return f"expected the fields {', '.join((*SIGNAL_FIELDS, *more))}"
+    for field in ("name", "kind", "source"):
+        if not (isinstance(entry[field], str) and len(entry[field]) <= 1000 and entry[field].isprintable()):
+            return f"{field} is no text"
+    low = {"channels": 1, "window": 1, "hop": 1}
+    for field in numbers:
+        if not _is_int(entry[field], low.get(field, -10_000), 65535):
+            return f"{field} is {str(entry[field])[:40]!r}, expected a whole number of at least {low.get(field, 0)}"
+    if entry["window"] > 10_000 or not 0 <= entry["left"] <= entry["window"]:
+        return "window is at most 10000 steps and left within it"
+    if not (_is_number(entry["rate_hz"]) and 0 <= entry["rate_hz"] <= 1e6 and _is_number(entry["start_s"])):
+        return "rate_hz and start_s are finite numbers"
+    names = entry["names"]
+    if not (isinstance(names, list) and all(isinstance(n, str) and 0 < len(n) <= 200 for n in names)):
+        return "names is a list of texts"
+    if names and (len(names) != entry["channels"] or len(set(names)) != len(names)):
+        return f"names has {len(names)} of {entry['channels']} channels, each with its own"
+    for field in ("low", "high"):
+        values = entry[field]
+        good = isinstance(values, list) and len(values) in (0, entry["channels"]) and all(map(_is_number, values))
+        if not good:
+            return f"{field} is a list of {entry['channels']} finite numbers, or empty"
+    return ""
 
 
 def _check_shards(m: dict[str, Any], where: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tkjax.contract import described
 from tkjax.contract.audio_features import AudioFeatures, load_audio_features, parse_audio
 from tkjax.contract.checks import check_picture, check_type, check_values, check_wav, expression_range
 from tkjax.contract.commit import ASIDE, aside_name
@@ -30,6 +31,7 @@ from tkjax.contract.spec import (
     offsets_of,
 )
 from tkjax.host import stored
+from tkjax.signals import Signal
 
 
 class Dataset:
@@ -140,6 +142,36 @@ class Dataset:
         for key, value in (("range_min", low), ("range_max", high)):
             if m[key] != value:
                 raise refuse(self.root / MANIFEST, key, "is wrong", "the range of expression over the training frames")
+        self._verify_signals()
+
+    def _verify_signals(self) -> None:
+        """What the manifest says of its signals follows from the data, to the last digit."""
+        m = self.manifest
+        if not m.get("minor", 0):
+            return
+        kinds = {name.removeprefix("audio_"): m["audio"].get(name.removeprefix("audio_")) for name in m["signals"]
+                 if name.startswith("audio_")}  # fmt: skip
+        for name in kinds:
+            if kinds[name] is None:
+                raise refuse(self.root / MANIFEST, f"signals.audio_{name}", "has no file", "the sound that is there")
+        found = [*(described.of_sound(self.audio_features(kind)) for kind in m["audio"]), *self._of_frames()]
+        wanted = {described.entry_name(s.info): described.describe(s, m["split"]["train"]) for s in found}
+        wanted = {name: entry for name, entry in wanted.items() if entry is not None}
+        for name in wanted.keys() | m["signals"].keys():
+            if m["signals"].get(name) != wanted.get(name):
+                raise refuse(self.root / MANIFEST, f"signals.{name[:40]}", "is wrong", "what follows from the data")
+
+    def _of_frames(self) -> list[Signal]:
+        """The signals with one step a frame."""
+        names = {"expression": self.manifest["expression_names"]}
+        for entry in self.manifest.get("signals", {}).values():
+            names[entry["source"].removeprefix("member ")] = entry["names"]
+        members = described.members(self._layout, list(self.manifest["members"]))
+        return [described.of_member(name, self.column(name), self.fps, names.get(name, ())) for name in members]
+
+    def signals(self) -> dict[str, Signal]:
+        """What may drive a model beside sound (`audio_features`), by name, one step a frame; without ranges."""
+        return {signal.info.name: signal for signal in self._of_frames()}
 
     def _verify_file(self, name: str, sha: str) -> None:
         where, kind = self.root / name, audio_kind(name)

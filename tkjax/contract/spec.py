@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 VERSION = 1
+MINOR = 1  # 1: `signals` describes what drives a head; readers of a minor version read all before it
 FPS = 25.0
 UNIT_CM = 25.0
 ORIGIN_CANONICAL_CM = (0.0, 0.0, 0.0)  # where the world's origin lies in the canonical face mesh

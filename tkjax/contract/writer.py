@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tkjax import contract
+from tkjax.contract import described
 from tkjax.contract.audio_features import parse_audio
 from tkjax.contract.checks import check_picture, check_type, check_values, check_wav, expression_range
 from tkjax.contract.commit import (
@@ -36,6 +37,7 @@ from tkjax.contract.spec import (
     FPS,
     LANDMARK_SCHEMES,
     MANIFEST,
+    MINOR,
     OPTIONAL_MEMBERS,
     PICTURES,
     REQUIRED_MEMBERS,
@@ -49,6 +51,7 @@ from tkjax.contract.spec import (
     offsets_of,
 )
 from tkjax.host import files
+from tkjax.signals import Signal
 
 _WRITABLE = "a folder that can be written"
 
@@ -65,6 +68,7 @@ class DatasetWriter:
 
     split: number of training frames, or {"train": [a, b], "heldout": [c, d]}, or None for ⌊N·10/11⌋.
     extra_members: {"x_<name>": (dtype, shape behind the frame axis)}.
+    channels: {"x_<name>": names of its channels}, where they have names.
     checks: rows for the manifest's `checks`; None leaves the field out.
     """
 
@@ -84,6 +88,7 @@ class DatasetWriter:
         fps: float | int = FPS,
         split: Any = None,
         extra_members: Mapping[str, tuple[Any, Sequence[int]]] | None = None,
+        channels: Mapping[str, Sequence[str]] | None = None,
         checks: Sequence[Mapping[str, Any]] | None = None,
     ):
         self.root = Path(root)
@@ -94,6 +99,8 @@ class DatasetWriter:
         extra = {k: check_extra(where, k, d, s) for k, (d, s) in (extra_members or {}).items()}
         self._head = {
             "version": VERSION,
+            "minor": MINOR,
+            "signals": {},
             "subject": subject,
             "fps": float(fps),
             "height": height,
@@ -117,6 +124,9 @@ class DatasetWriter:
         self._members: list[str] | None = None
         self._rows: dict[str, list] = {}
         self._expression: list[np.ndarray] = []
+        self._channels = {"expression": self._head["expression_names"], **(channels or {})}
+        self._driving: dict[str, list[np.ndarray]] = {}  # values of the members that are signals
+        self._sound: dict[str, Signal] = {}
         self._shards: list[dict[str, Any]] = []
         self._files: dict[str, str] = {}
         self._audio: dict[str, dict[str, Any]] = {}
@@ -221,6 +231,8 @@ class DatasetWriter:
             odd = sorted(set(self._members) ^ set(arrays))[0]
             raise refuse(where, odd, "is not in every call", f"the members of the first: {', '.join(self._members)}")
         self._expression.append(arrays["expression"].copy())
+        for name in described.members(self._layout, self._members):
+            self._driving.setdefault(name, []).append(arrays[name].copy())
         for name, a in arrays.items():
             if name in PICTURES:
                 offsets = arrays[offsets_of(name)]
@@ -323,7 +335,8 @@ class DatasetWriter:
         elif name == AUDIO:
             check_wav(staged, where)
         elif kind := audio_kind(name):
-            self._audio[kind] = parse_audio(staged.read_bytes(), where, kind).describe()
+            features = parse_audio(staged.read_bytes(), where, kind)
+            self._audio[kind], self._sound[kind] = features.describe(), described.of_sound(features)
 
     # ------------------------------------------------ commit
 
@@ -362,8 +375,21 @@ class DatasetWriter:
         m = {**self._head, "n_frames": self._n, "split": split, "range_min": low, "range_max": high}
         m |= {"audio": self._audio, "files": dict(sorted(self._files.items())), "shards": self._shards}
         m |= {"members": self._layout.describe(self._members), "digest": ""}
+        m |= {"signals": self._described(split["train"])}
         check_manifest(m, self.root / MANIFEST)
         return m
+
+    def _described(self, train: Sequence[int]) -> dict[str, Any]:
+        """The manifest's `signals`."""
+        fps, found = self._head["fps"], list(self._sound.values())
+        for member, parts in self._driving.items():
+            names = tuple(self._channels.get(member, ()))
+            values = np.concatenate(parts)
+            if names and len(names) != values[0].size:
+                raise refuse(self.root, member, f"has {values[0].size} channels", f"the {len(names)} that are named")
+            found.append(described.of_member(member, values, fps, names))
+        entries = {described.entry_name(s.info): described.describe(s, train) for s in found}
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def _plain(x: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
 from tkjax.interface import Stage
+from tkjax.signals import Use
 from tkjax.types import Batch
 
 PREFETCH = 2  # batches loaded ahead
@@ -69,7 +70,7 @@ def shown_more(frames: Int[np.ndarray, " n"], clip: Clip, share: float) -> Int[n
     """
     if not share:
         return frames
-    for rare in (np.asarray(clip.eye_closed) >= 0.5, np.asarray(clip.lip_shape)[:, 0] >= 1.5):
+    for rare in (np.asarray(clip.eye_closed) >= 0.5, np.asarray(clip.truth["lip_shape"])[:, 0] >= 1.5):
         frames = repeated(frames, rare, share)
     return frames
 
@@ -90,8 +91,9 @@ def make_loader(
     seed: int,
     n_frames: int,
     sharding: NamedSharding,
+    driven_by: Sequence[Use] = (),
 ) -> Callable[[int], Batch]:
-    """load(step) -> this process's part of the stage's global batch of n_frames."""
+    """load(step) -> this process's part of the stage's global batch of n_frames. driven_by: `Model.signals`."""
     owned = sharding.addressable_devices_indices_map((n_frames,)).values()
     slots = sorted(k for (piece,) in owned for k in range(n_frames)[piece])
 
@@ -99,7 +101,9 @@ def make_loader(
         frames = frames_of_step(train_frames, seed, stage.name, step, n_frames)[slots]
         keys = [np.random.default_rng([seed, name_number(stage.name), step, slot, 1]) for slot in slots]
         sampler = sampler_of(stage, step)
-        return clip.batch(frames, keys, sampler, stage.rays, stage.patch, stage.background, stage.target)
+        pixels = (sampler, stage.rays, stage.patch)
+        asked = {"driven_by": driven_by, "masks": stage.masks, "truth": stage.truth}
+        return clip.batch(frames, keys, *pixels, stage.background, stage.target, **asked)
 
     return load_batch
 

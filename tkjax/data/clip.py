@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from tkjax.contract import Dataset
+from tkjax.signals import Signal, Use
 from tkjax.types import Batch, SubjectInfo
 
 
@@ -16,11 +17,13 @@ class Clip(Protocol):
 
     info: the sizes that a model's shapes depend on. digest: of the content. split: how the held-out frames lie.
     train_range, heldout_range: from the first to the last of train_frames and heldout_frames, which may have holes.
-    Arrays of n frames: cam_to_world [n,4,4], expression [n,K], eye_closed, confidence (0: no face found),
+    Arrays of n frames: cam_to_world [n,4,4], eye_closed, confidence (0: no face found),
     picture_missing (filled from neighbours), eye_regions [n,2,4] and lower_face [n,4]; boxes: face_box_px and
     lips_box_px [n,4]. intrinsics [4]: fx, fy, cx, cy in pixels. plate: uint8 [H,W,3], what stands behind the person.
-    None where nobody knows: eye_area [n], lip_shape [n,M], landmarks68_px [n,68,2]. dataset: what it is read from, None
-    for a clip without files. has_labels: `label` tells head and torso apart.
+    signals: what may drive a model, by name, with ranges over the training frames. truth: measures of the frame that a
+    loss may compare with, [n,M] by name. members: further ones of the dataset, `x_<name>` -> [n, …]. landmarks68_px
+    [n,68,2], None where nobody knows. dataset: what it is read from, None for a clip without files. has_labels: `label`
+    tells head and torso apart.
     """
 
     n_frames: int
@@ -38,26 +41,26 @@ class Clip(Protocol):
     intrinsics: Float[np.ndarray, " 4"]
     plate: UInt8[np.ndarray, "H W 3"]
     cam_to_world: Float[np.ndarray, "n 4 4"]
-    expression: Float[np.ndarray, "n K"]
     eye_closed: Float[np.ndarray, " n"]
     confidence: Float[np.ndarray, " n"]
     picture_missing: np.ndarray
     boxes: Mapping[str, np.ndarray]
     eye_regions: np.ndarray
     lower_face: np.ndarray
-    eye_area: Float[np.ndarray, " n"] | None
-    lip_shape: Float[np.ndarray, "n M"] | None
+    signals: Mapping[str, Signal]
+    truth: Mapping[str, np.ndarray]
+    members: Mapping[str, np.ndarray]
     landmarks68_px: Float[np.ndarray, "n 68 2"] | None
 
     @property
     def info(self) -> SubjectInfo: ...
 
-    def target(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The plate-replaced frame."""
+    def target(self, i: int, kind: str = "frame", background: str = "plate") -> UInt8[np.ndarray, "H W 3"]:
+        """The plate-replaced frame; or the `torso` over the plate, or the `head` alone over a background."""
         ...
 
     def background(self, i: int, kind: str = "torso") -> UInt8[np.ndarray, "H W 3"]:
-        """What stands behind the head: `torso` (the true torso over the plate) or the `plate`."""
+        """What stands behind the head: `torso` (the true torso over the plate), the `plate`, `white` or `black`."""
         ...
 
     def label(self, i: int) -> UInt8[np.ndarray, "H W"]:
@@ -68,17 +71,14 @@ class Clip(Protocol):
         """The torso of frame i, straight alpha."""
         ...
 
-    def audio_windows(self, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n W T C"]:
-        """The neighbouring windows of each frame."""
-        ...
-
     def batch(
         self, frames: Int[np.ndarray, " B"], keys: Sequence[np.random.Generator], sampler: str = "rays",
         rays: int = 4096, patch: int = 32, background: str = "torso", target: str = "frame",
+        driven_by: Sequence[Use] = (), masks: Sequence[str] = (), truth: Sequence[str] = (),
     ) -> Batch:  # fmt: skip
         """B frames with the pixels that a sampler draws; one generator per frame."""
         ...
 
-    def frame_batch(self, i: int, background: str = "torso") -> Batch:
+    def frame_batch(self, i: int, background: str = "torso", driven_by: Sequence[Use] = ()) -> Batch:
         """One whole frame."""
         ...

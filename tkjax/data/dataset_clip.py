@@ -7,54 +7,31 @@ clip; `host` holds it in memory; `device` puts target and label, and the backgro
 accelerator as uint8. All three give the same numbers.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
-from tkjax import contract
-from tkjax.contract import AudioFeatures, Dataset
+from tkjax import contract, samplers, signals
+from tkjax.contract import Dataset, described
 from tkjax.data import sampling
 from tkjax.data import split as splitting
-from tkjax.data.frame_cache import CHANNELS, open_cache, over
-from tkjax.data.sampling import FOCUS, SAMPLERS
+from tkjax.data.frame_cache import CHANNELS, open_cache
 from tkjax.errors import UserError
 from tkjax.media import images
+from tkjax.signals import SOUND, Signal, Use
 from tkjax.types import Batch, SubjectInfo
 
-__all__ = [
-    "AUDIO_WINDOWS",
-    "BACKGROUNDS",
-    "PRELOADS",
-    "SAMPLERS",
-    "DatasetClip",
-    "audio_windows",
-    "choose_kind",
-    "over",
-]
-
-AUDIO_WINDOWS = 8  # neighbours i-4 … i+3 of frame i; its own has index 4
-BACKGROUNDS = ("torso", "plate")
-TARGETS = {"frame": "target", "torso": "background"}  # what a stage compares with -> cached array
+PLAIN = {"white": 255, "black": 0}  # backgrounds of one colour
+BACKGROUNDS = ("torso", "plate", *PLAIN)
+TARGETS = ("frame", "torso", "head")  # what a stage compares with
 PRELOADS = ("disk", "host", "device")
 _UNIT = np.arange(256, dtype=np.float32) / np.float32(255)  # uint8 -> 0…1, the same bits on every path
 _log = logging.getLogger("tkjax.data.dataset_clip")
-
-
-def audio_windows(
-    features: AudioFeatures, frame_indices: Int[np.ndarray, " n"], n_windows: int = AUDIO_WINDOWS
-) -> Float[np.ndarray, "n W T C"]:
-    """Windows of the frames i - W//2 … i + W - W//2 - 1 around each frame i (er-nerf.md §2).
-
-    A window holds steps hop·i - left … + window - 1 of the features, zeros outside them; the window of a frame
-    before the first or behind the last (`features.n_windows`) is all zeros.
-    """
-    frames = np.asarray(frame_indices, np.int64)[:, None] + np.arange(n_windows) - n_windows // 2
-    f = features
-    return contract.cut_windows(f.features, frames, f.window, f.hop, f.left, end=f.n_windows)
 
 
 class DatasetClip:
@@ -78,7 +55,6 @@ class DatasetClip:
         if preload not in PRELOADS:
             raise UserError(f"preload is {preload!r}, expected one of {', '.join(PRELOADS)}")
         self.dataset = d = Dataset(dataset_root)
-        self.audio = d.audio_features(choose_kind(d, audio_kind))
         self.digest, self.n_frames, self.fps = d.digest, d.n_frames, d.fps
         self.split = split
         self.train_frames, self.heldout_frames = splitting.frames(split, d.train_range, d.heldout_range)
@@ -91,15 +67,12 @@ class DatasetClip:
         self.boxes = {name: sampling.scale_boxes(d.column(name), full, hw) for name in contract.BOXES}
         self.cam_to_world = d.column("cam_to_world")
         self.eye_closed, self.confidence = d.column("eye_closed"), d.column("confidence")
-        stored = "eye_area" in d.manifest["members"]
-        self.eye_area = d.column("eye_area") if stored else sampling.eye_area(d.landmarks68(), d.height, d.width)
         self.eye_regions = np.stack([sampling.widened(self.boxes[f"eye_{s}_box_px"], hw) for s in ("left", "right")], 1)
-        self.lip_shape = sampling.standardised(sampling.lip_shape(d.landmarks68()), self._learns())
+        self.truth = {"lip_shape": sampling.standardised(sampling.lip_shape(d.landmarks68()), self._learns())}
+        self.signals = self._signals(audio_kind)
         self.lower_face = sampling.lower_face_boxes(self.landmarks68_px)
         made_up = "x_picture_missing" in d.manifest["members"]  # an imported clip's holes, filled from neighbours
         self.picture_missing = d.column("x_picture_missing") if made_up else np.zeros(d.n_frames, bool)
-        self.expression = d.column("expression")
-        self.expression_names = tuple(d.manifest["expression_names"])
         path = d.path(contract.BACKGROUND)
         plate = images.decode_rgb(path.read_bytes(), str(d.root / contract.BACKGROUND))
         self.plate = images.resize_area(plate, hw)
@@ -116,20 +89,31 @@ class DatasetClip:
         frames = np.arange(self.n_frames)
         return (frames >= self.train_range[0]) & (frames < self.train_range[1]) & (self.confidence > 0)
 
+    def _signals(self, audio_kind: str) -> dict[str, Signal]:
+        """All that the dataset knows of what drives a head; the area of the eyes is measured where it is not stored."""
+        d, kind = self.dataset, choose_kind(self.dataset, audio_kind)
+        heard = kind if d.manifest["audio"] or audio_kind != "auto" else None  # a dataset may be without any sound
+        self.audio = None if heard is None else d.audio_features(heard)
+        found = d.signals() if heard is None else {SOUND: described.of_sound(self.audio), **d.signals()}
+        if "eye_area" not in found:
+            area = sampling.eye_area(d.landmarks68(), d.height, d.width)
+            found["eye_area"] = signals.of_frames("eye_area", area, d.fps, source="landmarks")
+        return {name: signal.with_range(self.train_frames) for name, signal in found.items()}
+
+    @functools.cached_property
+    def members(self) -> Mapping[str, np.ndarray]:
+        """The dataset's extra members `x_<name>` by their full names, [n, …] each."""
+        return {name: self.dataset.column(name) for name in self.dataset.manifest["members"] if name.startswith("x_")}
+
     @property
     def info(self) -> SubjectInfo:
-        """The sizes that a model's shapes depend on."""
-        a = self.audio
+        """The facts that a model's shapes depend on."""
         return SubjectInfo(
             n_frames=self.n_frames,
             height=self.height,
             width=self.width,
-            audio_kind=a.kind,
-            audio_channels=a.channels,
-            audio_steps=a.window,
-            audio_windows=AUDIO_WINDOWS,
-            n_expression=self.expression.shape[1],
             intrinsics=tuple(float(x) for x in self.intrinsics),
+            signals=tuple(signal.info for signal in self.signals.values()),
         )
 
     # ------------------------------------------------ where the pictures lie
@@ -165,13 +149,21 @@ class DatasetClip:
             raise IndexError(f"frame {i} does not exist, expected 0..{self.n_frames - 1}")
         return self._cache[name][i]
 
-    def target(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The plate-replaced frame."""
-        return self._picture("target", int(i))
+    def target(self, i: int, kind: str = "frame", background: str = "plate") -> UInt8[np.ndarray, "H W 3"]:
+        """The plate-replaced frame; or the `torso` over the plate, or the `head` alone over a background."""
+        _choose("target", kind, TARGETS)
+        if kind == "torso":
+            return self.background(i)
+        whole = self._picture("target", int(i))
+        if kind == "frame":
+            return whole
+        return np.where(self.label(i)[..., None] == contract.LABEL_HEAD, whole, self.background(i, background))
 
     def background(self, i: int, kind: str = "torso") -> UInt8[np.ndarray, "H W 3"]:
-        """What stands behind the head: `torso` (the true torso over the plate) or the `plate`."""
+        """What stands behind the head: `torso` (the true torso over the plate), the `plate`, `white` or `black`."""
         _choose("background", kind, BACKGROUNDS)
+        if kind in PLAIN:
+            return np.full_like(self.plate, PLAIN[kind])
         return self._picture("background", int(i)) if kind == "torso" else self.plate
 
     def label(self, i: int) -> UInt8[np.ndarray, "H W"]:
@@ -184,37 +176,26 @@ class DatasetClip:
         rgba = images.decode_png(self.dataset.frame_bytes("torso_bytes", int(i)), name)
         return images.resize_area(rgba, (self.height, self.width))
 
-    def audio_windows(self, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n W T C"]:
-        """The 8 neighbouring windows of each frame; see `audio_windows`."""
-        return audio_windows(self.audio, frames)
-
     # ------------------------------------------------ batches
 
-    def lips_tiles(self, patch: int) -> int:
-        """k such that k x k tiles of patch x patch pixels cover the lips box of every training frame.
+    @functools.cached_property
+    def _sampled_boxes(self) -> dict[str, np.ndarray]:
+        """The boxes that samplers look at and losses mask by, [n,4] each."""
+        boxes = {name: self.boxes[f"{name}_box_px"] for name in ("face", "lips")}
+        eyes = {f"eye_{side}": self.eye_regions[:, k] for k, side in enumerate(("left", "right"))}
+        return {**boxes, **eyes, "lower_face": self.lower_face}
 
-        Frames without a detection do not count, and the square never exceeds the picture.
-        """
-        sampling.check_patch(patch, (self.height, self.width))
+    @functools.cache  # noqa: B019  # a clip lives as long as its process
+    def _longest(self, box: str) -> int:
+        """The longest side of a box over the training frames with a detection, in whole pixels."""
         part = self.train_frames
-        box = self.boxes["lips_box_px"][part][self.confidence[part] > 0]
-        side = int((box[:, 2:] - box[:, :2]).max(initial=1))
-        return max(1, min(-(-side // patch), min(self.height, self.width) // patch))
+        corners = self._sampled_boxes[box][part][self.confidence[part] > 0]
+        return int(np.ceil((corners[:, 2:] - corners[:, :2]).max(initial=1)))
 
-    def _sample(
-        self, i: int, rng: np.random.Generator, sampler: str, rays: int, patch: int, tiles: int
-    ) -> Int[np.ndarray, " R"]:
-        """Flat pixel numbers (row · width + column) of frame i; patches one after another, each row by row."""
-        hw, lips = (self.height, self.width), self.boxes["lips_box_px"][i]
-        if sampler == "frame":
-            return np.arange(self.height * self.width)
-        if sampler in ("rays", *FOCUS):
-            return sampling.focused_pixels(sampler, hw, rng, rays, np.stack([lips, *self.eye_regions[i]]))
-        if sampler == "patch":
-            corners = sampling.patch_corners(hw, rng, rays, patch)
-        else:
-            corners = sampling.tile_corners(hw, lips, patch, tiles)
-        return sampling.patch_pixels(*corners, patch, self.width)
+    def _view(self, i: int, rng: np.random.Generator, rays: int, patch: int) -> samplers.View:
+        boxes = {name: values[i] for name, values in self._sampled_boxes.items()}
+        hw = (self.height, self.width)
+        return samplers.View(hw, rng, rays, patch, boxes, self._longest, lambda: self.label(i))
 
     def batch(
         self,
@@ -225,57 +206,77 @@ class DatasetClip:
         patch: int = 32,
         background: str = "torso",
         target: str = "frame",
+        driven_by: Sequence[Use] = (),
+        masks: Sequence[str] = (),
+        truth: Sequence[str] = (),
     ) -> Batch:
         """B frames with R pixels each, float32 in 0…1; numpy arrays (pictures: device arrays with preload=device).
 
-        keys: one generator per frame, so a frame's pixels do not depend on the others or on the device.
-        `rays`: `rays` pixels, uniform with replacement over the picture. `focus`, `close`: the same, but one in FOCUS
-        of them uniform over the frame's lips box, which is a few hundredths of the picture, and one in FOCUS_EYES over
-        each eye with its lids.
-        `patch`: rays // patch² patches of patch x patch at uniform places. `lips`: the k x k tiles of patch x patch
-        around the middle of the lips box that cover it in every training frame (`lips_tiles`; one size per clip, so one
-        compilation; `in_lips` says which pixels are inside). Both give whole patches in a row: [B, R] reshapes to
-        [B, -1, patch, patch].
-        `frame`: every pixel, row by row.
-        `target`: the whole `frame`, or the `torso` over the plate.
+        keys: one generator per frame, so a frame's pixels do not depend on the others or on the device. sampler: a name
+        of `tkjax.samplers`. background, target, masks, truth: see `interface.Stage`. driven_by: the signals whose
+        windows the batch holds.
         """
-        _choose("sampler", sampler, SAMPLERS)
-        _choose("target", target, tuple(TARGETS))
+        choose = samplers.find(sampler)
+        _choose("target", target, TARGETS)
         _choose("background", background, BACKGROUNDS)
         frames = np.asarray(frames, np.int32)
         if frames.ndim != 1 or len(frames) != len(keys):
             raise UserError(f"{len(keys)} generators for frames of shape {frames.shape}, expected one per frame")
         if frames.size and not (0 <= frames.min() and frames.max() < self.n_frames):
             raise UserError(f"frames {frames.tolist()} do not all exist, expected 0..{self.n_frames - 1}")
-        tiles = self.lips_tiles(patch) if sampler == "lips" else 0
-        samples = [self._sample(int(i), key, sampler, rays, patch, tiles) for i, key in zip(frames, keys, strict=True)]
-        flat = np.stack(samples)
+        picked = [choose(self._view(int(i), key, rays, patch)) for i, key in zip(frames, keys, strict=True)]
+        flat = np.stack(picked)
         row, column = np.divmod(flat, self.width)
-        b = len(frames)
-        behind = self._gather("background", frames, flat) if background == "torso" else self._plate_pixels(flat)
+        behind = self._behind(background, frames, flat)
+        label = self._gather("label", frames, flat)
         return Batch(
             frame=frames,
             cam_to_world=self.cam_to_world[frames],
-            intrinsics=np.tile(self.intrinsics, (b, 1)),
+            intrinsics=np.tile(self.intrinsics, (len(frames), 1)),
             pixels_px=np.stack([column, row], -1).astype(np.float32) + np.float32(0.5),
             background=behind,
-            audio=self.audio_windows(frames),
-            expression=self.expression[frames],
-            eye_closed=self.eye_closed[frames],
-            eye_area=self.eye_area[frames],
-            lip_shape=self.lip_shape[frames],
-            target=self._gather(TARGETS[target], frames, flat),
-            label=self._gather("label", frames, flat),
-            in_face=sampling.inside(self.boxes["face_box_px"][frames], row, column),
-            in_lips=sampling.inside(self.boxes["lips_box_px"][frames], row, column),
-            in_lower_face=sampling.inside(self.lower_face[frames], row, column),
+            signals={use.name: signals.windows(self.signal(use.name), frames, use) for use in driven_by},
+            target=self._compared(target, frames, flat, label, behind),
+            label=label,
+            masks={name: sampling.inside(self._box(name)[frames], row, column) for name in masks},
+            truth={name: self._measure(name)[frames] for name in truth},
             image_hw=(self.height, self.width) if sampler == "frame" else None,
-            sampler=sampler,
+            patches=sampler if samplers.gives_patches(sampler) else None,
         )
 
-    def frame_batch(self, i: int, background: str = "torso") -> Batch:
+    def frame_batch(self, i: int, background: str = "torso", driven_by: Sequence[Use] = ()) -> Batch:
         """One whole frame."""
-        return self.batch(np.array([i]), [np.random.default_rng(0)], "frame", background=background)
+        rng = np.random.default_rng(0)
+        return self.batch(np.array([i]), [rng], "frame", background=background, driven_by=driven_by)
+
+    def signal(self, name: str) -> Signal:
+        """UserError lists those that the dataset has."""
+        self.info.signal(name)
+        return self.signals[name]
+
+    def _box(self, name: str) -> np.ndarray:
+        _choose("mask", name, tuple(self._sampled_boxes))
+        return self._sampled_boxes[name]
+
+    def _measure(self, name: str) -> np.ndarray:
+        _choose("measure", name, tuple(self.truth))
+        return self.truth[name]
+
+    def _behind(self, kind: str, frames: np.ndarray, flat: np.ndarray) -> Any:
+        """Pixels [B,R,3] of what stands behind the model."""
+        if kind in PLAIN:
+            return np.full((*flat.shape, 3), _UNIT[PLAIN[kind]], np.float32)
+        return self._gather("background", frames, flat) if kind == "torso" else self._plate_pixels(flat)
+
+    def _compared(self, kind: str, frames: np.ndarray, flat: np.ndarray, label: Any, behind: Any) -> Any:
+        """Pixels [B,R,3] of what the picture is compared with."""
+        if kind == "torso":
+            return self._gather("background", frames, flat)
+        whole = self._gather("target", frames, flat)
+        if kind == "frame":
+            return whole
+        xp = np if isinstance(whole, np.ndarray) else _jnp()
+        return xp.where(label[..., None] == contract.LABEL_HEAD, whole, behind)
 
     def _plate_pixels(self, flat: np.ndarray) -> np.ndarray:
         return _UNIT[self.plate.reshape(-1, 3)[flat]]
@@ -283,8 +284,7 @@ class DatasetClip:
     def _gather(self, name: str, frames: np.ndarray, flat: np.ndarray) -> Any:
         """Pixels [B, R, …] of one cached array: rgb as float32 in 0…1, labels as uint8."""
         if name in self._device:
-            import jax.numpy as jnp
-
+            jnp = _jnp()
             picked = self._device[name][frames[:, None], flat.astype(np.int32)]
             return picked if name == "label" else jnp.asarray(_UNIT)[picked]
         tail = CHANNELS[name]
@@ -306,6 +306,12 @@ def choose_kind(dataset: Dataset, kind: str) -> str:
 def _choose(what: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{what} {value!r} is unknown, expected one of {', '.join(choices)}")
+
+
+def _jnp() -> Any:
+    import jax.numpy
+
+    return jax.numpy
 
 
 def _free_memory() -> int | None:

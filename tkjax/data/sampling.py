@@ -1,13 +1,10 @@
-"""Which pixels of a frame a step looks at, and the boxes and areas that this and the losses go by; numpy only."""
+"""The boxes, areas and measures of a frame that samplers and losses go by; numpy only."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from tkjax.errors import UserError
 
-SAMPLERS = ("rays", "focus", "close", "patch", "lips", "frame")
-FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
-FOCUS_EYES = 24  # and one in so many from the surroundings of each eye: blinks are small and rare
 EYES, NOSE = (slice(36, 42), slice(42, 48)), slice(31, 36)  # of the 68 points
 
 
@@ -84,58 +81,3 @@ def inside(
     """Whether pixel centres [B, R] lie in the boxes [B, 4] of their frames."""
     x0, y0, x1, y1 = boxes.T[..., None]
     return (column + 0.5 > x0) & (column + 0.5 < x1) & (row + 0.5 > y0) & (row + 0.5 < y1)
-
-
-def check_patch(patch: int, hw: tuple[int, int]) -> None:
-    """UserError where patches of patch x patch do not fit into a picture of (h, w)."""
-    h, w = hw
-    if not 1 <= patch <= min(h, w):
-        raise UserError(f"patch is {patch} for pictures of {w}x{h}, expected 1 to the shorter side")
-
-
-def focused_pixels(
-    sampler: str, hw: tuple[int, int], rng: np.random.Generator, rays: int, boxes: Int[np.ndarray, "3 4"]
-) -> Int[np.ndarray, " rays"]:
-    """Samplers `rays`, `focus`, `close`: flat pixel numbers, uniform over the picture; of the last two the first
-    rays // FOCUS in boxes[0], around the lips, and rays // FOCUS_EYES behind them in each other box, around an eye."""
-    if rays < 1:
-        raise UserError(f"a stage's rays is {rays}, expected at least 1 pixel per frame")
-    h, w = hw
-    flat = rng.integers(0, h * w, rays)
-    if sampler not in FOCUS or rays < FOCUS[sampler]:
-        return flat
-    end = 0
-    for (x0, y0, x1, y1), share in zip(boxes.tolist(), (FOCUS[sampler], FOCUS_EYES, FOCUS_EYES), strict=True):
-        start, end = end, end + rays // share
-        flat[start:end] = rng.integers(y0, y1, end - start) * w + rng.integers(x0, x1, end - start)
-    return flat
-
-
-def patch_corners(
-    hw: tuple[int, int], rng: np.random.Generator, rays: int, patch: int
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Sampler `patch`: (top, left) of rays // patch² patches at uniform places."""
-    check_patch(patch, hw)
-    count = rays // patch**2
-    if count < 1:
-        raise UserError(f"rays is {rays}, expected at least patch² = {patch**2} for the sampler patch")
-    return rng.integers(0, hw[0] - patch + 1, count), rng.integers(0, hw[1] - patch + 1, count)
-
-
-def tile_corners(
-    hw: tuple[int, int], box: Int[np.ndarray, "4"], patch: int, k: int
-) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Sampler `lips`: (top, left) of k x k tiles around the middle of a box, moved into the picture."""
-    (h, w), (x0, y0, x1, y1) = hw, box.tolist()
-    corner_y = min(max((y0 + y1 - k * patch) // 2, 0), h - k * patch)
-    corner_x = min(max((x0 + x1 - k * patch) // 2, 0), w - k * patch)
-    row, column = np.divmod(np.arange(k * k), k)
-    return corner_y + row * patch, corner_x + column * patch
-
-
-def patch_pixels(
-    top: Int[np.ndarray, " n"], left: Int[np.ndarray, " n"], patch: int, width: int
-) -> Int[np.ndarray, " pixels"]:
-    """Flat pixel numbers of patch x patch pixels at each corner, one patch after another, each row by row."""
-    row, column = np.divmod(np.arange(patch**2), patch)
-    return ((top[:, None] + row) * width + left[:, None] + column).ravel()

@@ -1,4 +1,4 @@
-"""What moves the head besides sound: poses, blinks, and the picture behind it; read from what the user gives.
+"""Poses, blinks and the picture behind the head, read from what the user gives.
 
 Every sequence is shorter than the sound as a rule and is played ping-pong (er-nerf.md §6), so a frame's
 pose, blink and torso are functions of its index and nothing has to be carried. Smoothed sequences are smoothed whole
@@ -31,6 +31,11 @@ def ping_pong(i: int, n: int) -> int:
     its ends are shown twice (avatar-ernerf.md §10)."""
     turn, k = divmod(i, n)
     return k if turn % 2 == 0 else n - 1 - k
+
+
+def looped(values: Float[np.ndarray, "m *C"], n: int) -> Float[np.ndarray, "n *C"]:
+    """n frames of a sequence that is played ping-pong."""
+    return np.asarray(values)[[ping_pong(i, len(values)) for i in range(n)]]
 
 
 def smooth_eyes(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -290,19 +295,18 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drive:
-    """Pose, blink, expression and backdrop of every output frame, as loops.
+class Motion:
+    """Pose and backdrop of every output frame, as loops.
 
-    `track` names for each pose the frame of the avatar's track whose torso, expression and whole frame go with it.
-    `eye_area` belongs to `eye_closed`, None where the avatar has none. `background`: what the user named, else None.
+    `track` names for each pose the frame of the avatar's track whose torso and whole frame go with it. `rows`: the
+    track's frames that are played. `background`: what the user named, else None.
     """
 
     cam_to_world: Float[np.ndarray, "n 4 4"]
     intrinsics: Float[np.ndarray, " 4"]
     track: Int[np.ndarray, " n"]
-    eye_closed: Float[np.ndarray, " m"]
+    rows: Int[np.ndarray, " m"]
     plate: UInt8[np.ndarray, "H W 3"]
-    eye_area: Float[np.ndarray, " m"] | None = None
     background: str | None = None
 
     def pose(self, i: int) -> Float[np.ndarray, "4 4"]:
@@ -311,12 +315,6 @@ class Drive:
     def track_frame(self, i: int) -> int:
         return int(self.track[ping_pong(i, len(self.track))])
 
-    def eye(self, i: int) -> float:
-        return float(self.eye_closed[ping_pong(i, len(self.eye_closed))])
-
-    def area(self, i: int) -> float | None:
-        return None if self.eye_area is None else float(self.eye_area[ping_pong(i, len(self.eye_area))])
-
 
 def plan(
     avatar: Avatar,
@@ -324,20 +322,15 @@ def plan(
     pose: Path | str | None = None,
     background: str | None = None,
     smooth_window: int = 0,
-    fix_eye: float | int | None = None,
-    eye: Path | str | None = None,
     data_range: tuple[int, int] | None = None,
     poses: str = "train",
-    smooth_eye: bool = False,
-) -> Drive:
-    """The loops that the user asked for, by default those of the training clip; smooth_window 0 does not smooth.
+) -> Motion:
+    """The poses that the user asked for, by default those of the training clip; smooth_window 0 does not smooth.
 
     poses: `train` or `test`, the frames that are played; data_range counts within them.
     """
     hw = (avatar.info.height, avatar.info.width)
     rows = _rows(avatar, poses, data_range)
-    if fix_eye is not None and eye is not None:
-        raise UserError("--fix_eye and --eye exclude each other; leave one out")
     if smooth_window and smooth_window % 2 == 0:
         raise UserError(f"--smooth_path_window={smooth_window} must be odd")
     own = np.asarray(avatar.info.intrinsics, np.float32)
@@ -351,16 +344,8 @@ def plan(
             print(f"--pose: {pose}: {word}", flush=True)
     if smooth_window:
         path = smooth_path(path, smooth_window)
-    eyes, areas = avatar.eye_closed[rows], avatar.eye_area
-    if eye is not None or fix_eye is not None:
-        eyes = read_blinks(eye) if eye is not None else np.array([fix_eye], np.float32)
-        areas = None if areas is None else areas_of_blinks(eyes, areas[: avatar.n_train])
-    elif areas is not None:
-        areas = areas[rows]
-    if smooth_eye:
-        eyes, areas = smooth_eyes(eyes), None if areas is None else smooth_eyes(areas)
     plate = avatar.plate if background is None else read_background(background, hw)
-    return Drive(path, intrinsics, track, eyes, plate, areas, background)
+    return Motion(path, intrinsics, track, rows, plate, background)
 
 
 def _rows(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> Int[np.ndarray, " n"]:

@@ -6,6 +6,7 @@ alpha channel then comes from the matte of the whole person: that of the keyed s
 the rendered layers inside it. Its colours are un-premultiplied with what really stood behind, so nothing of it shows.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,8 @@ from PIL import Image, ImageFilter
 
 from tkjax import contract
 from tkjax.avatar.bundle import Avatar
-from tkjax.data.dataset_clip import over
-from tkjax.drive.motion import Drive, read_background
+from tkjax.data.frame_cache import over
+from tkjax.drive.motion import Motion, read_background
 from tkjax.errors import UserError
 from tkjax.media.paste_back import SCHEMES, Paster
 from tkjax.render.image import final_clock, picture, render_image
@@ -50,7 +51,7 @@ class Scene:
     def __init__(
         self,
         subject: Avatar,
-        plan: Drive,
+        plan: Motion,
         *,
         torso: str | None = None,
         paste_back: str | None = None,
@@ -86,7 +87,7 @@ class Scene:
         last = drawn[-1]
         steps = self.subject.meta["step"] if last.name == self.subject.stages[-1] else last.steps
         whole = [stage.background for stage in drawn if stage.target == "frame"]
-        return final_clock(steps, last.name), whole[-1] if whole else "torso"
+        return final_clock(steps, last.name), "plate" if whole and whole[-1] != "torso" else "torso"
 
     def _matte_parts(self) -> None:
         plate, trt = self.subject.plate, self.subject.meta.get("background_trt")
@@ -109,7 +110,7 @@ class Scene:
         if not self.given_torso:
             return plate, None
         torso = self.subject.torso(k)
-        return over(torso, plate), torso
+        return (plate if self.model.torso_in_front else over(torso, plate)), torso
 
     def start(
         self,
@@ -122,8 +123,9 @@ class Scene:
         chunk = self.subject.config.eval.chunk_rays
         image = render_image(self.model, variables, batch, self._crop_hw, self.clock, chunk)
         cutout = self.alpha and self.scheme == "none"
-        layer = jnp.asarray(torso) if torso is not None and (cutout or self._matte) else None
-        drawn = _compose(image, jnp.asarray(behind), layer)
+        front = self.model.torso_in_front
+        layer = jnp.asarray(torso) if torso is not None and (cutout or self._matte or front) else None
+        drawn = _compose(image, jnp.asarray(behind), layer, front)
         keep = (not cutout, self.scheme != "none", self._matte, cutout)
         return Drawn(*(v if kept else None for v, kept in zip(drawn, keep)))
 
@@ -197,14 +199,21 @@ def _scheme(subject: Avatar, scheme: str | None, needs_matte: bool) -> str:
     return scheme
 
 
-@jax.jit
-def _compose(image, behind: UInt8[jax.Array, "h w 3"], torso: UInt8[jax.Array, "h w 4"] | None) -> Drawn:
-    """Picture over `behind`; person = 1 - (1 - head)(1 - torso), and its colours un-premultiplied."""
+@functools.partial(jax.jit, static_argnums=3)
+def _compose(
+    image, behind: UInt8[jax.Array, "h w 3"], torso: UInt8[jax.Array, "h w 4"] | None, in_front: bool = False
+) -> Drawn:
+    """Picture over `behind`, and with in_front under the torso; person = 1 - (1 - head)(1 - torso), and its colours
+    un-premultiplied."""
     rgb = picture(image, behind.astype(jnp.float32) / 255)
     fg, alpha = image.rgb, image.alpha
     if torso is not None:
         t = torso.astype(jnp.float32) / 255
-        fg, alpha = fg + (1 - alpha) * t[..., 3:] * t[..., :3], alpha + (1 - alpha) * t[..., 3:]
+        under, over_ = ((t[..., 3:] * t[..., :3], t[..., 3:]), (fg, alpha))
+        if in_front:
+            under, over_ = over_, under
+            rgb = jnp.clip(over_[0] + (1 - over_[1]) * rgb, 0, 1)
+        fg, alpha = over_[0] + (1 - over_[1]) * under[0], over_[1] + (1 - over_[1]) * under[1]
     straight = jnp.clip(fg / jnp.maximum(alpha, 1e-4), 0, 1)
     cutout = jnp.concatenate([jnp.where(alpha > 0.5 / 255, straight, 0), jnp.clip(alpha, 0, 1)], -1)
     return Drawn(_bytes(rgb), image.front[..., 0], alpha[..., 0], _bytes(cutout))

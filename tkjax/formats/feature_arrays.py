@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tkjax.contract import FPS, AudioFeatures, cut_windows
+from tkjax.contract import FPS, AudioFeatures
 from tkjax.errors import UserError
+from tkjax.signals import cut_windows
 
 CUTS = {16: (2, 8), 2: (2, 0)}  # T -> hop, left of a cutter of the originals
 RATE_HZ = 50.0

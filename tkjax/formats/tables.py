@@ -42,12 +42,14 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """names: of the columns in small letters, None without a header. rows: cells without blanks around them."""
+    """names: of the columns in small letters, None without a header. header: as they are written. rows: cells without
+    blanks around them."""
 
     path: Path
     names: list[str] | None
     rows: list[list[str]]
     comma: bool  # decimal commas
+    header: tuple[str, ...] = ()
 
     def number(self, row: Sequence[str], column: int) -> float:
         """The number of a cell; NaN where there is none."""
@@ -83,7 +85,7 @@ def read_table(path: Path) -> Table:
     plain = Table(Path(path), None, rows, comma)
     if all(_is_number(cell, comma) for cell in rows[0] if cell):
         return plain
-    return dataclasses.replace(plain, names=[c.casefold() for c in rows[0]], rows=rows[1:])
+    return dataclasses.replace(plain, names=[c.casefold() for c in rows[0]], rows=rows[1:], header=tuple(rows[0]))
 
 
 def _is_number(cell: str, comma: bool) -> bool:

@@ -28,7 +28,7 @@ from tkjax.drive import motion
 from tkjax.errors import UserError
 from tkjax.interface import Model
 from tkjax.measure import curves, formulas, layers, probe, scores
-from tkjax.measure.layers import PasteBack
+from tkjax.measure.layers import Combination, PasteBack
 from tkjax.measure.probe import Actor
 from tkjax.measure.response import add_curves, responding_to
 from tkjax.measure.scores import KEYS, MORE_KEYS, NAN, SEAM_KEYS
@@ -68,12 +68,12 @@ def real_frames(clip: Clip, seen: bool = False) -> Int[np.ndarray, " n"]:
     return found if len(found) else real
 
 
-def mean_frame(clip: Clip) -> UInt8[np.ndarray, "H W 3"]:
-    """Mean of the targets of `real_frames`, one frame in memory at a time."""
+def mean_frame(clip: Clip, layers: Combination | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Mean of the targets of `real_frames`, one frame in memory at a time. layers: compared with what; whole frames."""
     total = np.zeros((clip.height, clip.width, 3), np.float64)
     frames = real_frames(clip)
     for i in frames.tolist():
-        total += clip.target(i)
+        total += clip.target(i, *(layers.compared if layers else ()))
     return np.rint(total / len(frames)).astype(np.uint8)
 
 
@@ -115,43 +115,50 @@ def look(
 ) -> Seen:  # fmt: skip
     """Render every frame in every combination of layers and score it beside the baselines; the last combination is
     pasted back. The video gets the combinations side by side, then the truth; `watch` sees every picture."""
-    average = mean_frame(clip)
+    average = mean_frame(clip, actors[0].layers)
     train = real_frames(clip, seen=True)
     combined = [a.layers for a in actors]
     intrinsics = np.asarray(clip.intrinsics)
     nearest = train[motion.nearest_pose(clip.cam_to_world[frames], intrinsics, clip.cam_to_world[train], intrinsics)]
-    rendered = (*(c.behind for c in combined), *((PASTED,) if paste else ()))
+    rendered = (*(c.name for c in combined), *((PASTED,) if paste else ()))
     all_scores = {s: {k: [] for k in (*KEYS, *MORE_KEYS, *SEAM_KEYS)} for s in (*rendered, *BASELINES)}
     seconds: dict[str, list[float]] = {s: [] for s in rendered}
     worst: list[tuple[float, int, np.ndarray]] = []
     for k, i in enumerate(tqdm(frames.tolist(), desc="evaluate", unit="frame", mininterval=0.5)):
-        target, label, seen = np.asarray(clip.target(i)), np.asarray(clip.label(i)), clip.confidence[i] > 0
+        first = actors[0].layers
+        truth = np.asarray(clip.target(i))
+        target, label, seen = (
+            np.asarray(clip.target(i, *first.compared)),
+            np.asarray(clip.label(i)),
+            clip.confidence[i] > 0,
+        )
         boxes = [clip.boxes[b][i] if seen else None for b in ("face_box_px", "lips_box_px")]
         pictures = {}
         for actor in actors:
             began = time.perf_counter()
-            pictures[actor.layers.behind], alpha = actor(i)
-            seconds[actor.layers.behind].append(time.perf_counter() - began)
+            pictures[actor.layers.name], alpha = actor(i)
+            seconds[actor.layers.name].append(time.perf_counter() - began)
         strip = np.concatenate([*pictures.values(), target], 1)
         targets = dict.fromkeys((*pictures, *BASELINES), target)
+        targets |= {c.name: np.asarray(clip.target(i, *c.compared)) for c in combined[1:]}
         if paste:
             began = time.perf_counter()
-            frame, base, mask = paste.paste(i, pictures[combined[-1].behind], alpha, label)
-            seconds[PASTED].append(seconds[combined[-1].behind][-1] + time.perf_counter() - began)
+            frame, base, mask = paste.paste(i, pictures[combined[-1].name], alpha, label)
+            seconds[PASTED].append(seconds[combined[-1].name][-1] + time.perf_counter() - began)
             pictures[PASTED], targets[PASTED] = (paste.cut(v, target.shape[:2]) for v in (frame, base))
             all_scores[PASTED]["box_edge"].append(formulas.box_edge_error(frame, base, paste.box))
             all_scores[PASTED]["psnr_outside_mask"].append(formulas.psnr_outside(frame, base, mask))
         for source in rendered:
             seam = formulas.seam_error(pictures[source], targets[source], label) if seen else NAN
             all_scores[source]["seam"].append(seam)
-        pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k])))}
+        pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k]), *first.compared))}
         for source, image in pictures.items():
             for key, value in scores.score(image, targets[source], *boxes).items():
                 all_scores[source][key].append(value)
             if lpips is not None:
                 all_scores[source]["lpips"].append(lpips(image, targets[source]))
             watch.add(source, i, image)
-        watch.add(TRUTH, i, target)
+        watch.add(TRUTH, i, truth)
         video.write(strip)
         badness = -all_scores[rendered[0]]["psnr"][-1]
         (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, i, strip))
@@ -260,7 +267,7 @@ def evaluate(
         "baselines": {b: seen.row(b, KEYS) for b in BASELINES},
         "more_baselines": {b: seen.row(b, MORE_KEYS) for b in BASELINES},
     }
-    rows = [_row(seen, c.behind, c.given, missing) | common | baselines for c in combined]
+    rows = [_row(seen, c.name, c.given, missing) | common | baselines for c in combined]
     if paste:
         rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
     for row, source in zip(rows, seen.seconds, strict=True):

@@ -9,43 +9,71 @@ from jaxtyping import Bool, Float, UInt8
 
 from tkjax.avatar.bundle import Avatar
 from tkjax.data.clip import Clip
-from tkjax.interface import Model
+from tkjax.data.frame_cache import over
+from tkjax.interface import Model, Stage
 from tkjax.media import images
 from tkjax.media.paste_back import Paster
 from tkjax.render.image import picture, render_image
 from tkjax.types import Batch, Clock, Variables
 
-GIVEN = {"torso": ("torso", "background"), "plate": ("background",)}  # true layers, by what stands behind the model
-CAPTIONS = {"torso": "model over the true torso", "plate": "whole model over the plate"}
+CAPTIONS = {"torso": "model over the true torso", "front": "true torso over the model", "head": "head alone"}
+WHOLE = "whole model over the plate"
 
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """behind: `torso` (the true torso over the plate) or `plate`; stage: the last one to draw."""
+    """behind: what stands behind the model, as in `interface.Stage`; stage: the last one to draw; target: what the
+    picture is compared with, the whole `frame` or the `head` over `behind`. front: the true torso lies over the model.
+    """
 
     behind: str
     stage: str
+    target: str = "frame"
+    front: bool = False
+
+    @property
+    def name(self) -> str:
+        return "front" if self.front else "head" if self.target == "head" else self.behind
 
     @property
     def given(self) -> tuple[str, ...]:
-        return GIVEN[self.behind]
+        """The true layers of the picture."""
+        return ("torso", "background") if self.front or self.behind == "torso" else ("background",)
 
     @property
     def caption(self) -> str:
-        return CAPTIONS[self.behind]
+        return CAPTIONS.get(self.name, WHOLE)
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """Arguments of `Clip.target`."""
+        return self.target, self.behind
+
+    def over(self, clip: Clip, i: int, rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of frame i with the true layers that lie over the model."""
+        return over(clip.torso_rgba(i), rgb) if self.front else rgb
 
 
 def combinations(model: Model, finished: Sequence[str] | None = None) -> tuple[Combination, ...]:
-    """One per background of the finished stages (None: of all), in their order, drawn as its last stage left it:
-    the head over the true torso, then head and modelled torso over the plate."""
-    last: dict[str, str] = {}
+    """One per kind of picture that the finished stages (None: all) draw, in their order, drawn as its last stage left
+    it: the head over the true torso (or under it, where it lies in front), then head and modelled torso over the plate;
+    the head alone of a system that draws nothing else."""
+    last: dict[str, Combination] = {}
     for stage in model.stages():
         if finished is None or stage.name in finished:
-            last[stage.background] = stage.name
+            made = _combination(model, stage)
+            last[made.name] = made
     if not last:
         known = ", ".join(stage.name for stage in model.stages())
         raise ValueError(f"none of the finished stages {list(finished)} is one of the system's ({known})")
-    return tuple(Combination(behind, stage) for behind, stage in last.items())
+    return tuple(last.values())
+
+
+def _combination(model: Model, stage: Stage) -> Combination:
+    if stage.target == "head" and model.torso_in_front:
+        return Combination("plate", stage.name, front=True)
+    target = "head" if stage.target == "head" else "frame"
+    return Combination(stage.background, stage.name, target)
 
 
 def draw(

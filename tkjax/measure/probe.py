@@ -2,7 +2,7 @@
 and silence."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,20 +17,24 @@ from tkjax.measure import layers
 from tkjax.measure.layers import Combination
 from tkjax.media import audio
 from tkjax.render.image import final_clock, to_draw
+from tkjax.signals import SOUND, Use, windows
 from tkjax.types import Variables
 
-SIGNALS = ("sound", "blink")
+BLINK = "blink"  # what a report calls the signals that close the eyes
+EYES = ("eye_closed", "eye_area")
+ALWAYS = (SOUND, BLINK)  # a report speaks of them whether or not the system is driven by them
 CHANGED = 20  # levels of 255: a smaller change of a pixel is hard to see
 STILL = 2  # levels of 255 that rounding and resampling may move under constant drive
 PLACES = 3  # training frames in whose poses a signal is tried
-PERCENTILES = {"sound": (5, 95), "blink": (1, 99)}  # blinks are short: 95 % of the frames may have open eyes
+PERCENTILES = {BLINK: (1, 99)}  # blinks are short: 95 % of the frames may have open eyes
+OTHERS = (5, 95)
 STILL_FRAMES = 8
 SILENT_FRAMES = 25
 REGION_SHARE = 0.5
 AT_ONCE = 64  # frames whose windows are in memory together: half a megabyte each for the widest features
 NOTES = {
     "drive test": "in the poses of three training frames one signal is set to its low and its high value in training "
-    "(sound: percentiles 5 and 95 along the first principal component of the features; blink: 1 and 99), all else "
+    "(percentiles 5 and 95 along the first principal component of its channels; blink: 1 and 99), all else "
     f"equal. changed_px: pixels whose largest channel differs by more than {CHANGED} of 255; mean_change: mean "
     "absolute difference of the whole picture, levels of 255; both are means over the poses. region: the first of "
     "lips, eyes, lower_face, face, head, picture that holds half of the change of those pixels",
@@ -52,15 +56,21 @@ class Actor:
     layers: Combination
     chunk_rays: int
 
-    def __call__(self, i: int, **signals: Any) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, "H W"]]:
-        """(picture of frame i, the head's alpha); signals: fields of Batch that replace the frame's own."""
+    def __call__(
+        self, i: int, signals: Mapping[str, Any] | None = None, **fields: Any
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, "H W"]]:
+        """(picture of frame i, the head's alpha); signals: windows that replace the frame's own; fields: of Batch."""
         clip, behind = self.clip, self.layers.behind
-        batch = clip.frame_batch(i, behind)
-        batch = to_draw(batch, batch.background).replace(**signals)
+        batch = clip.frame_batch(i, behind, self.model.signals())
+        batch = to_draw(batch, batch.background).replace(**fields)
+        batch = batch.replace(signals={**batch.signals, **(signals or {})})
         clock = final_clock(self.step, self.layers.stage)
         hw = (clip.height, clip.width)
         batch = jax.tree.map(jnp.asarray, batch)
-        return layers.draw(self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays)
+        rgb, alpha = layers.draw(
+            self.model, self.variables, batch, hw, clip.background(i, behind), clock, self.chunk_rays
+        )
+        return self.layers.over(clip, i, rgb), alpha
 
 
 def at_percentiles(values: Float[np.ndarray, " n"], *percentiles: int) -> list[Int[np.ndarray, " k"]]:
@@ -74,36 +84,48 @@ def at_percentiles(values: Float[np.ndarray, " n"], *percentiles: int) -> list[I
     return out
 
 
-def loudness(clip: Clip, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Each frame's own window along the first principal component of all of them: what varies most in any features."""
+def shown_as(use: Use) -> str:
+    """How a report calls a signal."""
+    return BLINK if use.name in EYES else use.name
+
+
+def strength(clip: Clip, use: Use, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Each frame's own window of a signal along what varies most in it: the first principal component of all."""
+    if use.name in EYES:
+        return np.asarray(clip.eye_closed, np.float64)[frames]
+    own_window = Use(use.name)
 
     def described(part: np.ndarray) -> np.ndarray:
-        windows = clip.audio_windows(part)
-        return windows[:, windows.shape[1] // 2].mean(1, dtype=np.float64)
+        return windows(clip.signals[use.name], part, own_window)[:, 0].mean(1, dtype=np.float64)
 
     own = np.concatenate([described(part) for part in np.array_split(frames, max(1, len(frames) // AT_ONCE))])
     centred = own - own.mean(0)
     return centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
 
 
-def ends(clip: Clip, train: Int[np.ndarray, " n"]) -> tuple[dict[str, tuple[list[dict], list[dict]]], dict[str, str]]:
-    """Signal -> (fields of Batch at its low value, at its high one), one for each place; or signal -> why not."""
-    values, why = {}, {}
-    values["sound"] = loudness(clip, train)
-    values["blink"] = np.asarray(clip.eye_closed, np.float64)[train]
-    out = {}
-    for name, along in values.items():
+Ends = dict[str, tuple[list[dict], list[dict]]]
+
+
+def ends(clip: Clip, uses: Sequence[Use], train: Int[np.ndarray, " n"]) -> tuple[Ends, dict[str, str]]:
+    """Signal -> (windows at its low value, at its high one), one for each place; or signal -> why not."""
+    why = {name: f"the system is not driven by {name}" for name in ALWAYS}
+    out: Ends = {}
+    for use in uses:
+        name = shown_as(use)
+        why.pop(name, None)
+        along = strength(clip, use, train)
         if np.ptp(along) < 1e-6:
             why[name] = f"the training frames' {name} does not vary, so it has no low and high value"
             continue
-        places = at_percentiles(along, *PERCENTILES[name])
-        out[name] = tuple([_fields(clip, name, int(train[k])) for k in at] for at in places)
+        sides = []
+        for at in at_percentiles(along, *PERCENTILES.get(name, OTHERS)):
+            cut = windows(clip.signals[use.name], train[at], use)
+            sides.append([{use.name: cut[k : k + 1]} for k in range(len(cut))])
+        before = out.get(name)  # eyes may come as two signals, which move together
+        out[name] = tuple(sides) if before is None else tuple(
+            [a | b for a, b in zip(old, new, strict=True)] for old, new in zip(before, sides, strict=True)
+        )  # fmt: skip
     return out, why
-
-
-def _fields(clip: Clip, name: str, i: int) -> dict[str, Any]:
-    batch = clip.frame_batch(i)
-    return {"audio": batch.audio} if name == "sound" else {"eye_closed": batch.eye_closed, "eye_area": batch.eye_area}
 
 
 def regions(clip: Clip, i: int) -> dict[str, Bool[np.ndarray, "H W"]]:
@@ -133,12 +155,12 @@ def difference(a: UInt8[np.ndarray, "H W 3"], b: UInt8[np.ndarray, "H W 3"]) -> 
 def drive_test(actor: Actor, train: Int[np.ndarray, " n"]) -> tuple[dict[str, dict | None], dict[str, str]]:
     """({signal: changed_px, mean_change, region}, reasons under `signal` or `signal.region` for what is None)."""
     places = train[np.linspace(0, len(train) - 1, PLACES + 2).round().astype(int)[1:-1]]
-    pairs, why = ends(actor.clip, train)
-    out: dict[str, dict | None] = dict.fromkeys(SIGNALS)
+    pairs, why = ends(actor.clip, actor.model.signals(), train)
+    out: dict[str, dict | None] = dict.fromkeys((*ALWAYS, *(shown_as(use) for use in actor.model.signals())))
     for name, (low, high) in pairs.items():
         changed, means, held = [], [], {}
         for i, a, b in zip(places.tolist(), low, high, strict=True):
-            moved = difference(actor(i, **a)[0], actor(i, **b)[0])
+            moved = difference(actor(i, a)[0], actor(i, b)[0])
             strong = moved.max(-1) > CHANGED
             changed.append(int(strong.sum()))
             means.append(float(moved.mean()))
@@ -165,12 +187,16 @@ def still_px(actor: Actor, train: Int[np.ndarray, " n"]) -> float:
     return float(np.mean([(m.max(-1) > STILL).sum() for m in moved])) if moved else 0.0
 
 
-def silence(clip: Clip) -> tuple[Float[np.ndarray, "1 W T C"] | None, str]:
+def silence(clip: Clip, model: Model) -> tuple[dict[str, Float[np.ndarray, "1 W T C"]] | None, str]:
     """(the windows of silence, "") or (None, why they are not known)."""
-    info = clip.info
-    if info.audio_kind != "logmel":
-        return None, f"what silence sounds like in {info.audio_kind} features is not known without their network"
+    use = next((use for use in model.signals() if use.name == SOUND), None)
+    if use is None:
+        return None, "the system is not driven by sound"
+    info = clip.info.signal(SOUND)
+    if info.kind != "logmel":
+        return None, f"what silence sounds like in {info.kind} features is not known without their network"
     row = audio.logmel(np.zeros(contract.AUDIO_HZ))[contract.AUDIO_HZ // audio.HOP // 2]
-    if len(row) != info.audio_channels:
-        return None, f"the features have {info.audio_channels} channels, log-mel has {len(row)}"
-    return np.broadcast_to(row, (1, info.audio_windows, info.audio_steps, len(row))).astype(np.float32), ""
+    if len(row) != info.channels:
+        return None, f"the features have {info.channels} channels, log-mel has {len(row)}"
+    quiet = np.broadcast_to(row, (1, use.neighbours, info.window, len(row))).astype(np.float32)
+    return {SOUND: quiet}, ""

@@ -28,9 +28,9 @@ def responding_to(
     for i in spread(train, TRAIN_DRAWN).tolist():
         watch.add("train_target", i, clip.target(i))
         watch.add("train", i, actor(i)[0])
-    quiet, unknown = probe.silence(clip)
+    quiet, unknown = probe.silence(clip, actor.model)
     for i in frames[: probe.SILENT_FRAMES].tolist() if quiet is not None else ():
-        watch.add("silence", i, actor(i, audio=quiet)[0])
+        watch.add("silence", i, actor(i, quiet)[0])
     moved, why = probe.drive_test(actor, train)
     return {
         "lips": dict.fromkeys(curves.KEYS),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tkjax import losses
 from tkjax.interface import Rate, frame_keys
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
-from tkjax.ops import GridSpec, Program, ProgramBuilder, field
+from tkjax.ops import GridSpec, Program, ProgramBuilder, field, fused
 from tkjax.ops.packing import pack
 from tkjax.render.image import picture
 from tkjax.types import Batch, Clock, Render, SubjectInfo, Variables
@@ -28,6 +28,7 @@ ENTROPY = 1e-4  # weight of term 5
 PERTURB = 1e-5  # weight of term 8
 # The perceptual term's weight on the lips rectangle and on patches; the released code, the paper has 0.01 alone
 PERCEPTUAL = {"lips": 0.01, "patch": 0.1}
+fused.register("triton", "tkjax.fields.triton.plane_head")  # draws `head_program`
 
 
 def head_program(spec: GridSpec, audio_dim: int, code_dim: int) -> Program:
@@ -68,7 +69,7 @@ class Model(HashHead):
 
     def _eye(self, batch: Batch) -> Float[Array, "B 1"]:
         """AU45 as a blink: 0 open, 1 closed (dossier §2; RAD-NeRF's eye area has the opposite sense)."""
-        return batch.eye_closed[:, None]
+        return batch.now(self.EYES)
 
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
@@ -86,7 +87,7 @@ class Model(HashHead):
             }
         s = clock.progress
         teacher = {"speech": self.speech_term(variables, batch, None)} if self.config.train.head.lambda_speech else {}
-        face = batch.in_face.astype(jnp.float32)
+        face = batch.masks["face"].astype(jnp.float32)
         u, amb_aud, amb_eye = (render.aux[k] for k in EXTRAS)
         per_ray = {
             "entropy": losses.binary_entropy_bits(render.alpha[..., 0]),
@@ -96,8 +97,8 @@ class Model(HashHead):
         if clock.stage == "lips":
             terms = teacher | {name: jnp.mean(value) for name, value in per_ray.items()}
             terms["mse"] = self.lips_mse(prediction, batch)
-            if batch.sampler in PERCEPTUAL:  # single rays make no picture
-                terms["perceptual"] = PERCEPTUAL[batch.sampler] * self.perceptual_term(prediction, batch)
+            if batch.patches in PERCEPTUAL:  # single rays make no picture
+                terms["perceptual"] = PERCEPTUAL[batch.patches] * self.perceptual_term(prediction, batch)
             return terms
         error = losses.safe_norm(jax.lax.stop_gradient(prediction) - batch.target)
         per_ray |= {
@@ -155,4 +156,5 @@ class Model(HashHead):
         late = {name: lambda s: h.lambda_amb * lips_progress(s) for name in ("amb_aud", "amb_eye")}
         lips = regular | late | {"perceptual": self.config.train.lips.perceptual_weight}
         body = {"mse": 1.0, "anchors": 1.0, "alpha": t.get("lambda_alpha", 0.0)}
-        return self.make_stages(rates, torso, self.speaking({"head": head, "lips": lips, "torso": body}))
+        weights = self.speaking({"head": head, "lips": lips, "torso": body})
+        return self.make_stages(rates, torso, weights, masks=("face",))

@@ -26,7 +26,8 @@ from tkjax.interface import Model as BaseModel
 from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
 from tkjax.ops.packing import pack, unpack
 from tkjax.render import occupancy
-from tkjax.types import Batch, Clock, PyTree, Render, SubjectInfo, Variables
+from tkjax.signals import SOUND, Use
+from tkjax.types import Batch, ClipFacts, Clock, PyTree, Render, SubjectInfo, Variables
 
 SH_DEGREE = 4
 STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this, in training as in the originals
@@ -37,6 +38,8 @@ HIDDEN = 0.25
 # 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's first (train.lips.first_rate, last_rate),
 # and the progress that ambient weights follow goes from 0.8 to 1.
 LIPS_FROM = 0.8
+HEARS = Use(SOUND, before=4, after=3)  # the sound of a frame and its neighbours (er-nerf dossier §2)
+LIP_SHAPE = "lip_shape"  # what the audio networks are taught by
 SPEECH = "speech"  # the stage that trains the audio networks alone
 
 
@@ -99,8 +102,8 @@ class HashHead(BaseModel):
         self.program, self.torso = program, torso
         self.params = HeadParams(
             program=program,
-            audio_channels=info.audio_channels,
-            audio_windows=info.audio_windows,
+            audio_channels=info.signal(SOUND).channels,
+            audio_windows=HEARS.neighbours,
             audio_dim=m.audio_dim,
             code_dim=m.code_dim,
             code_rows=code_rows(config, info),
@@ -110,18 +113,19 @@ class HashHead(BaseModel):
         _check(m)
 
     def init(self, key: jax.Array) -> Variables:
-        audio = jnp.zeros((1, self.info.audio_windows, self.info.audio_steps, self.info.audio_channels))
+        sound = self.info.signal(SOUND)
+        audio = jnp.zeros((1, HEARS.neighbours, sound.window, sound.channels))
         params = jax.jit(self.params.init)(key, audio, jnp.zeros(1, jnp.int32))  # eager initialisation takes seconds
         state = occupancy.init(self.config.model.occupancy_side)
         torso = self.torso.init(jax.random.fold_in(key, 1))
         return Variables({**params["params"], "torso": torso}, {**state, "torso": self.torso.init_state()})
 
-    def prepare(self, variables: Variables, cam_to_world, intrinsics) -> Variables:
+    def prepare(self, variables: Variables, facts: ClipFacts) -> Variables:
         """Cells that no training camera sees, or fewer than model.occupancy_seen of them, are never occupied."""
         keep = np.asarray(self.box) if self.config.model.occupancy_box_only else None
         share = self.config.model.occupancy_seen
-        poses = to_ngp_pose(np.asarray(cam_to_world, np.float32))
-        intrinsics = np.asarray(intrinsics, np.float32)
+        poses = to_ngp_pose(np.asarray(facts.cam_to_world, np.float32))
+        intrinsics = np.asarray(facts.intrinsics, np.float32)
         state = occupancy.mark_unseen(
             variables.state, poses, intrinsics, self.info.height, self.info.width, keep, share
         )
@@ -132,6 +136,11 @@ class HashHead(BaseModel):
         return self.params.apply({"params": head}, *args, method=method)
 
     # ------------------------------------------------ what a frame gives
+
+    EYES = "eye_closed"  # the signal that opens and closes the eyes
+
+    def signals(self) -> tuple[Use, ...]:
+        return (HEARS, Use(self.EYES))
 
     def _eye(self, batch: Batch) -> Float[Array, "B 1"]:
         """The input that opens and closes the eyes."""
@@ -144,7 +153,7 @@ class HashHead(BaseModel):
             keys = frame_keys(key, batch, 1)
             eye = eye + jax.vmap(lambda k: jax.random.uniform(k, (1,), minval=-size, maxval=size))(keys)
         return {
-            "audio": self._apply(params, "audio_code", batch.audio),
+            "audio": self._apply(params, "audio_code", batch.signals[SOUND]),
             "eye": eye,
             "code": self._apply(params, "frame_code", _code_row(batch, train)),
         }
@@ -299,15 +308,16 @@ class HashHead(BaseModel):
         """How far the first numbers of the audio code are from the shape of the lips, mean squared, in variances.
 
         The code has no other teacher than the picture, of which the lips are a few hundredths: it learns loudness long
-        before sounds. Here its first M of C numbers are the M measures of `Batch.lip_shape`; the rest is free. With a
+        before sounds. Here its first M of C numbers are the M measures of the lips' shape; the rest is free. With a
         key the features get Gaussian noise of train.speech.noise, so that a short clip is not learnt by heart.
         """
-        audio, size = batch.audio, self.config.train.speech.noise
+        audio, size = batch.signals[SOUND], self.config.train.speech.noise
         if key is not None and size:
             noise = jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(frame_keys(key, batch, 3))
             audio = audio + size * noise
         code = self._apply(variables.params, "audio_code", audio)
-        return jnp.mean(jnp.square(code[:, : batch.lip_shape.shape[1]] - batch.lip_shape))
+        shape = batch.truth[LIP_SHAPE]
+        return jnp.mean(jnp.square(code[:, : shape.shape[1]] - shape))
 
     @functools.cached_property
     def perceptual(self) -> perceptual.Perceptual:
@@ -318,7 +328,7 @@ class HashHead(BaseModel):
         p = self.config.train.lips.patch
         b, r = batch.pixels_px.shape[:2]
         shape = (b * (r // p**2), p, p, 3)
-        if batch.sampler == "lips":
+        if batch.patches == "lips":
             k = math.isqrt(r // p**2)
 
             def put_together(x):
@@ -332,9 +342,9 @@ class HashHead(BaseModel):
     def lips_mse(self, prediction, batch: Batch) -> Float[Array, ""]:
         """Over all pixels, or where the sampler was `lips` over those inside the lips box."""
         square = losses.mse(prediction, batch.target)
-        if batch.sampler != "lips":
+        if batch.patches != "lips":
             return jnp.mean(square)
-        inside = batch.in_lips.astype(jnp.float32)
+        inside = batch.masks["lips"].astype(jnp.float32)
         return jnp.mean(jnp.sum(square * inside, -1) / jnp.maximum(jnp.sum(inside, -1), 1.0))
 
     def labels(self, params: PyTree) -> PyTree:
@@ -358,27 +368,31 @@ class HashHead(BaseModel):
         return {"head": {k: v for k, v in params.items() if k != "torso"}, "torso": params["torso"]}
 
     def make_stages(
-        self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], refresh_lips: bool = True
-    ) -> tuple[Stage, ...]:
+        self, rates: dict[str, Rate], torso: dict[str, Rate], weights: dict[str, dict], refresh_lips: bool = True,
+        masks: tuple[str, ...] = (),
+    ) -> tuple[Stage, ...]:  # fmt: skip
         """speech (where it has steps), head, lips and torso from config.train. rates: of the head; the lips stage takes
         them from first_rate to last_rate of their start. weights: by stage. refresh_lips: whether the lips stage
-        refreshes the occupancy."""
+        refreshes the occupancy. masks: boxes that the terms of head and lips ask for."""
         speech, h, lips, t = (self.config.train[name] for name in (SPEECH, "head", "lips", "torso"))
         listen = Rate(speech.lr, speech.final_factor, speech.decay)
         slow = {n: r.scaled(lips.first_rate, lips.last_rate / lips.first_rate) for n, r in rates.items()}
+        truth = (LIP_SHAPE,) if h.lambda_speech else ()
         stages = (
             Stage(
                 SPEECH, speech.steps, 1, {"audio": listen, "audio_attention": listen}, {"speech": 1.0},
                 frames=speech.frames, seed=speech.seed, ema=Ema(h.ema_decay, speech.ema_every), optional=True,
+                truth=(LIP_SHAPE,),
             ),
             Stage(
                 "head", h.steps, h.rays, rates, weights["head"], samplers=(h.sampler,), frames=h.frames, rare=h.rare,
-                refresh_every=h.refresh_every, ema=Ema(h.ema_decay, h.ema_every), seed=h.seed,
+                refresh_every=h.refresh_every, ema=Ema(h.ema_decay, h.ema_every), seed=h.seed, masks=masks,
+                truth=truth,
             ),
             Stage(
                 "lips", lips.steps, lips.rays, slow, weights["lips"], samplers=tuple(lips.samplers), patch=lips.patch,
                 frames=lips.frames, rare=h.rare, refresh_every=h.refresh_every if refresh_lips else 0,
-                ema=Ema(h.ema_decay, lips.ema_every), seed=lips.seed,
+                ema=Ema(h.ema_decay, lips.ema_every), seed=lips.seed, masks=(*masks, "lips"), truth=truth,
             ),
             Stage(
                 "torso", t.steps, t.rays, torso, weights["torso"], samplers=("rays",), background="plate",

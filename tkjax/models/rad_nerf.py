@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tkjax import losses
 from tkjax.interface import Rate, Stage
 from tkjax.models.hash_head import SH_DEGREE, SPEECH, HashHead, lips_progress, make_torso
-from tkjax.ops import GridSpec, Program, ProgramBuilder
+from tkjax.ops import GridSpec, Program, ProgramBuilder, fused
 from tkjax.render.image import picture
 from tkjax.types import Array, Batch, Clock, Render, SubjectInfo, Variables
 
@@ -35,9 +35,9 @@ GEOMETRY = 64  # features that density passes on to colour
 AMBIENT = 2  # coordinates that the sound chooses; the original's option --amb_dim has no effect
 FEATURES = 2  # of both grids, per level
 MAX_LOG_DENSITY = 40.0  # alpha is 1 in float32 from 6.5 on
-OPEN_EYES = 0.25  # per cent of the picture; the original's default and about the upper end of its clips (§2.1, §2.6)
 ENTROPY = 1e-4  # weight of the entropy of the head's alpha, and of the torso's in its stage
 PERCEPTUAL = {"lips": 0.01, "patch": 0.001}  # weight of LPIPS on the lips rectangle, and of the option --patch_size
+fused.register("triton", "tkjax.fields.triton.ambient_head")  # draws `head_program`
 B1, B2, EPS = 0.9, 0.99, 1e-15  # of Adam
 
 
@@ -66,6 +66,7 @@ class Model(HashHead):
     """Head and torso as a system."""
 
     PLAIN = ("ambient",)
+    EYES = "eye_area"
 
     def __init__(self, config: ConfigDict, info: SubjectInfo):
         m = config.model
@@ -78,11 +79,8 @@ class Model(HashHead):
         super().__init__(config, info, program, torso)
 
     def _eye(self, batch: Batch) -> Float[Array, "B 1"]:
-        """The area of both eyes in per cent of the picture; where landmarks are not known, from how far they are closed
-        (0 open, 1 closed)."""
-        if batch.eye_area is None:
-            return OPEN_EYES * (1.0 - batch.eye_closed[:, None])
-        return batch.eye_area[:, None]
+        """The area of both eyes in per cent of the picture."""
+        return batch.now(self.EYES)
 
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
@@ -95,15 +93,15 @@ class Model(HashHead):
         entropy = jnp.mean(losses.binary_entropy_bits(render.alpha[..., 0]))
         if clock.stage == "torso":
             return {"mse": jnp.mean(losses.mse(prediction, batch.target)), "entropy": entropy}
-        outside = 1.0 - batch.in_lower_face.astype(jnp.float32)
+        outside = 1.0 - batch.masks["lower_face"].astype(jnp.float32)
         terms = {"entropy": entropy, "ambient": jnp.mean(render.aux["ambient"] * outside)}
         if self.config.train.head.lambda_speech:
             terms["speech"] = self.speech_term(variables, batch, None)
         if clock.stage != "lips":
             return terms | {"mse": jnp.mean(losses.mse(prediction, batch.target))}
         terms["mse"] = self.lips_mse(prediction, batch)
-        if batch.sampler in PERCEPTUAL:
-            terms["perceptual"] = PERCEPTUAL[batch.sampler] * self.perceptual_term(prediction, batch)
+        if batch.patches in PERCEPTUAL:
+            terms["perceptual"] = PERCEPTUAL[batch.patches] * self.perceptual_term(prediction, batch)
         return terms
 
     def stages(self) -> tuple[Stage, ...]:
@@ -131,4 +129,4 @@ class Model(HashHead):
             },
             "torso": regular,
         }
-        return self.make_stages(rates, torso, self.speaking(weights), refresh_lips=False)
+        return self.make_stages(rates, torso, self.speaking(weights), refresh_lips=False, masks=("lower_face",))

@@ -3,13 +3,14 @@
 Nothing in this package imports the rest of tkjax, so it can be lifted out alone.
 """
 
+from tkjax.ops import fused
 from tkjax.ops.composite import Composited, composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
 from tkjax.ops.freq_encode import freq_encode
 from tkjax.ops.grid_encode import GridSpec, grid_encode
 from tkjax.ops.march import Marched, MarchedPacked, march, march_packed
-from tkjax.ops.morton import morton_decode, morton_encode
+from tkjax.ops.morton import morton_decode
 from tkjax.ops.packbits import dilate_morton, packbits
 from tkjax.ops.program import Program, ProgramBuilder
 from tkjax.ops.render_fused import render_fused
@@ -28,11 +29,11 @@ __all__ = [
     "field",
     "field_mlp",
     "freq_encode",
+    "fused",
     "grid_encode",
     "march",
     "march_packed",
     "morton_decode",
-    "morton_encode",
     "packbits",
     "render_fused",
     "sh_encode",

@@ -3,6 +3,10 @@
 A back end is the package `tkjax.ops.<name>` with one module per op. A name means that back end or an error; None means
 the best one that works here: Triton kernels on a GPU, C++ kernels on a CPU, else the reference in plain jnp.
 Order of choice: argument, `use`/`set_default`, the environment variable TKJAX_OPS_BACKEND, the best.
+
+A module that does not do every case of its op has a function `supports(*case)`, which raises NotImplementedError with
+the reason; the op says what makes a case. Then the next back end is asked, and the line that names the one that runs
+tells why the faster ones do not.
 """
 
 import contextlib
@@ -18,12 +22,13 @@ import jax
 
 BACKENDS = ("triton", "cpu", "reference")  # best first
 PLATFORMS = {"triton": ("gpu", "cuda"), "cpu": ("cpu",)}  # of jax.default_backend(); the reference runs everywhere
+PARTS = {"render_fused": ("march", "field", "composite")}  # ops that others do together where no kernel does the whole
 ENVIRONMENT = "TKJAX_OPS_BACKEND"
 
 log = logging.getLogger("tkjax.ops")
 _default: str | None = None
 _ran: dict[str, set[str]] = {}
-_said: set[tuple] = set()
+_said: list[str] = []
 
 
 def _check(name: str, what: str) -> str:
@@ -73,54 +78,100 @@ def unavailable(name: str) -> str | None:
 
 
 @functools.cache
+def _has(name: str, op: str) -> bool:
+    return importlib.util.find_spec(f"tkjax.ops.{name}.{op}") is not None
+
+
+@functools.cache
 def backends(op: str) -> tuple[str, ...]:
-    """The back ends that have `op`, best first, whether or not they work here. Imports none of them."""
-    return tuple(name for name in BACKENDS if importlib.util.find_spec(f"tkjax.ops.{name}.{op}"))
+    """The back ends that have `op`, or all its parts, best first, whether or not they work here. Imports none."""
+    parts = PARTS.get(op, (op,))
+    return tuple(name for name in BACKENDS if _has(name, op) or all(_has(name, part) for part in parts))
 
 
-def _say(*what: str, level: int = logging.INFO) -> None:
-    if what not in _said:
-        _said.add(what)
-        log.log(level, "%s", " ".join(what))
+def _why_not(name: str, op: str, case: tuple) -> str | None:
+    """The reason why back end `name` does not do this case (none: any) of an op that it has, or None if it does."""
+    if reason := unavailable(name):
+        return reason
+    supports = getattr(importlib.import_module(f"tkjax.ops.{name}.{op}"), "supports", None)
+    if supports is not None and case:
+        try:
+            supports(*case)
+        except NotImplementedError as error:
+            return str(error)
+    return None
 
 
-def resolve(op: str, backend: str | None = None, supports: Callable[[ModuleType], None] | None = None) -> ModuleType:
-    """The module that implements `op`.
+def _wanted(op: str, backend: str | None) -> str | None:
+    """The back end that is named for this call or for the process."""
+    if backend is None:
+        return chosen()
+    if _check(backend, f"{op}: back end") not in backends(op):
+        raise ValueError(f"{op} has no {backend} back end; choose {', '.join(backends(op))}")
+    return backend
 
-    supports(module), if given, raises NotImplementedError with the reason where a back end cannot do the case.
-    That reason, an unavailable or an unknown back end is a ValueError where the back end was named, here or for the
-    whole process; ops that one named for the process does not have run on the reference.
+
+def _say(op: str, what: str, reasons: dict[str, str]) -> None:
+    """One line for each way in which an op runs: a warning where the device has faster kernels that do not do it."""
+    faster = [f"{name} does not: {why}" for name, why in reasons.items() if jax.default_backend() in PLATFORMS[name]]
+    line = f"{op} -> {'; '.join([what, *faster])}"
+    if line not in _said:
+        _said.append(line)
+        log.log(logging.WARNING if faster else logging.INFO, "%s", line)
+
+
+def resolve(op: str, backend: str | None = None, *case) -> ModuleType:
+    """The module that implements `op` in this `case` (see the module's docstring).
+
+    What a back end does not do is a ValueError with its reason where it was named, here or for the whole process; ops
+    that one named for the process does not have run on the reference.
     """
-    explicit = backend is not None
-    wanted = _check(backend, f"{op}: back end") if explicit else chosen()
-    if explicit and wanted not in backends(op):
-        raise ValueError(f"{op} has no {wanted} back end; choose {', '.join(backends(op))}")
-    order = BACKENDS if wanted is None else (wanted,) if explicit else (wanted, "reference")
+    wanted, reasons = _wanted(op, backend), {}
+    order = BACKENDS if wanted is None else (wanted,) if backend is not None else (wanted, "reference")
     for name in order:
-        if name not in backends(op):
+        if not _has(name, op):
             continue
-        reason = unavailable(name)
-        if reason is None:
-            module = importlib.import_module(f"tkjax.ops.{name}.{op}")
-            try:
-                if supports is not None:
-                    supports(module)
-            except NotImplementedError as error:
-                reason = str(error)
+        reason = _why_not(name, op, case)
         if reason is None:
             _ran.setdefault(op, set()).add(name)
-            _say(op, "->", describe(name))
-            return module
+            _say(op, describe(name), reasons)
+            return importlib.import_module(f"tkjax.ops.{name}.{op}")
         if name == wanted:
             raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
-        if jax.default_backend() in PLATFORMS[name]:  # the device has faster kernels, so its user must hear of it
-            _say(op, "does not use", f"{name}:", reason, level=logging.WARNING)
-    raise AssertionError(f"{op} has no reference")
+        reasons[name] = reason
+    raise NotImplementedError(f"{op}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def resolve_whole(op: str, backend: str | None = None, *case) -> ModuleType | None:
+    """The module whose kernel does all of `op` in this case; None where its PARTS are to be called, with `backend`.
+
+    A named back end need not have the whole: its kernels of the parts, or the parts' own refusals, are what it gives.
+    """
+    wanted, reasons = _wanted(op, backend), {}
+    for name in BACKENDS if wanted is None else (wanted,):
+        if not _has(name, op):
+            continue
+        reason = _why_not(name, op, case)
+        if reason is None:
+            _ran.setdefault(op, set()).add(name)
+            _say(op, describe(name), reasons)
+            return importlib.import_module(f"tkjax.ops.{name}.{op}")
+        reasons[name] = reason
+    if wanted is not None and (reason := unavailable(wanted)):
+        raise ValueError(f"{op}: back end {wanted!r} does not work here: {reason}")
+    _ran.setdefault(op, set()).add("parts")
+    _say(op, ", ".join(PARTS[op]), reasons)
+    return None
 
 
 def ran() -> dict[str, set[str]]:
-    """op -> the back ends that have been resolved for it in this process."""
+    """op -> the back ends that this process has resolved for it; `parts` where its parts were, each by itself."""
     return {op: set(names) for op, names in _ran.items()}
+
+
+def said() -> list[str]:
+    """The lines about which back end runs, and why not a faster one, of this process."""
+    return list(_said)
 
 
 def describe(name: str) -> str:

@@ -39,15 +39,10 @@ def field(
             raise ValueError(f"field {program.name}: {name} must be float32, got {array.dtype}")
     if chunk < 1:
         raise ValueError(f"field {program.name}: chunk must be at least 1, got {chunk}")
-    module = dispatch.resolve("field", backend, lambda module: _supports(module, program))
+    module = dispatch.resolve("field", backend, program)
     total = None if total is None else jnp.asarray(total, jnp.int32)
     with jax.named_scope(f"field.{module.__name__.split('.')[-2]}"):
         return module.forward(program, jnp.asarray(points), values, indices, params, total, chunk)
-
-
-def _supports(module, program: Program) -> None:
-    if hasattr(module, "supports"):
-        module.supports(program)
 
 
 def _rows(program: Program, points, rows: Mapping):

@@ -6,6 +6,9 @@ log(1 + exp(x)); trunc_exp, which is exp with the derivative exp(x clipped to ±
 
 float32 throughout. Differentiable with respect to x, kernels and biases; relu has derivative 0 at 0. NaN and
 infinity pass as in plain arithmetic, sample by sample.
+
+Fields reach these kernels through `field`. By itself the op is for what is no field of samples: AD-NeRF's networks of 8
+layers of 256, evaluated at depths that it draws itself, and DynTet's, evaluated at the vertices of a mesh.
 """
 
 from collections.abc import Sequence

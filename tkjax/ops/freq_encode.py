@@ -1,4 +1,7 @@
-"""Frequency encoding: the raw values, then per octave k all sin(2**k x), then all cos(2**k x)."""
+"""Frequency encoding: the raw values, then per octave k all sin(2**k x), then all cos(2**k x).
+
+For the torso's inputs, and AD-NeRF's positions (10 octaves) and directions (4); within a field it is `Program`'s freq.
+"""
 
 from jaxtyping import Array, Float
 

@@ -10,6 +10,9 @@ the entries.
 
 Differentiable with respect to the tables and the points. Points outside [0,1] in any coordinate, NaN
 included, give zero output and zero gradient.
+
+Fields reach these kernels through `field`. By itself the op is for tables that are no parameters: NeRFBlendShape's, a
+sum of tables weighted by a frame's coefficients, and for bfloat16 output, which a field does not have.
 """
 
 import dataclasses
@@ -101,14 +104,6 @@ class GridSpec:
         return self.levels * self.features
 
 
-def _check_supported(module, spec: GridSpec, dtype) -> None:
-    """NotImplementedError where a kernel does not have the case; the reference has them all."""
-    if hasattr(module, "supports"):
-        if dtype != np.float32:
-            raise NotImplementedError(f"tables of {dtype} (float32 is there)")
-        module.supports(spec)
-
-
 def grid_encode(
     points_unit: Float[Array, "N P D"],
     tables: Float[Array, "P T F"],
@@ -132,6 +127,6 @@ def grid_encode(
     dtype = jnp.dtype(tables.dtype if out_dtype is None else out_dtype)
     if out_dtype is not None and dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"grid_encode: out_dtype must be float32 or bfloat16, got {dtype}")
-    module = dispatch.resolve("grid_encode", backend, lambda module: _check_supported(module, spec, tables.dtype))
+    module = dispatch.resolve("grid_encode", backend, spec, tables.dtype)
     with jax.named_scope(f"grid_encode.{module.__name__.split('.')[-2]}"):
         return module.forward(points_unit, tables, spec, dtype)

@@ -144,14 +144,6 @@ def _fixed(*arrays):
     return tuple(jax.lax.stop_gradient(jnp.asarray(v, jnp.float32)) for v in arrays)
 
 
-def _module(noise, backend: str | None):
-    def supports(module):
-        if noise.ndim > 1 and not getattr(module, "JITTERS_SAMPLES", False):
-            raise NotImplementedError("it has no noise for every sample")
-
-    return dispatch.resolve("march", backend, supports)
-
-
 def march(
     rays_o: Float[Array, "R 3"],
     rays_d: Float[Array, "R 3"],
@@ -180,7 +172,7 @@ def march(
         dt_gamma=dt_gamma, dt_max=dt_max, cascades=cascades, cell=cell,
     )  # fmt: skip
     o, d, shift = _fixed(rays_o, rays_d, noise)
-    module = _module(noise, backend)
+    module = dispatch.resolve("march", backend, spec, noise)
     with jax.named_scope(f"march.{module.__name__.split('.')[-2]}"):
         return module.forward(o, d, jnp.asarray(occupancy), shift, spec)
 
@@ -216,6 +208,6 @@ def march_packed(
     if capacity < 0 or capacity >= 2**31:
         raise ValueError(f"march_packed: capacity must be 0 … 2^31 - 1, got {capacity}")
     o, d, shift = _fixed(rays_o, rays_d, noise)
-    module = _module(noise, backend)
+    module = dispatch.resolve("march", backend, spec, noise)
     with jax.named_scope(f"march_packed.{module.__name__.split('.')[-2]}"):
         return module.packed(o, d, jnp.asarray(occupancy), shift, spec, capacity)

@@ -5,11 +5,6 @@ from jaxtyping import Array, Int
 from tkjax.ops import dispatch
 
 
-def morton_encode(cell: Int[Array, "*N 3"], *, backend: str | None = None) -> Int[Array, "*N"]:
-    """Codes (int32) of cells with coordinates 0…1023; higher bits are ignored. Not differentiable."""
-    return dispatch.resolve("morton", backend).encode(cell)
-
-
 def morton_decode(code: Int[Array, "*N"], *, backend: str | None = None) -> Int[Array, "*N 3"]:
-    """Cells (int32) of codes 0…2**30-1: the inverse of `morton_encode`."""
+    """Cells (int32), coordinates 0…1023, of codes 0…2**30-1. Not differentiable."""
     return dispatch.resolve("morton", backend).decode(code)

@@ -1,19 +1,21 @@
 """Rays to pixels in one call, for inference: march, field and compositing, nothing per sample in memory where fused.
 
-The same as `march` without jitter, `field` at o + t d of every kept sample, and `composite` of its outputs: the first
-is sigma (one channel), the others are weighted sums, rgb first. What is fused keeps exactly the samples that `march` of
-the same back end keeps; colours differ by rounding.
+The same as `march_packed` without jitter, `field` at o + t d of every kept sample, and `composite_packed` of its
+outputs: the first is sigma (one channel), the others are weighted sums, rgb first. Where no kernel does the whole for a
+program, these three are called, each on the best back end that it has. What is fused keeps exactly the samples that
+`march` of the same back end keeps; colours differ by rounding.
 """
 
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from tkjax.ops import dispatch
-from tkjax.ops.composite import Composited
-from tkjax.ops.field import check_params
-from tkjax.ops.march import march_spec
+from tkjax.ops.composite import Composited, composite_packed
+from tkjax.ops.field import check_params, field
+from tkjax.ops.march import MarchSpec, march_packed, march_spec
 from tkjax.ops.program import Program
 
 PRECISIONS = ("float32", "bfloat16")
@@ -46,8 +48,8 @@ def render_fused(
 
     rows: name -> [R,C], one row per ray, or [1,C], one for all. What the other arguments mean: `march`, `field`,
     `composite`. precision: `float32`, or `bfloat16`, which allows operands of the MLPs' products to be rounded to
-    bfloat16 where that is faster (sums stay float32). Not differentiable (use the three ops); memory of the
-    reference grows with R.
+    bfloat16 where that is faster (sums stay float32). Not differentiable (use the three ops); memory of the three
+    ops grows with R x samples.
     """
     first = program.outputs[0][0]
     if program.slices[first].stop != 1 or program.channels < 2:
@@ -78,14 +80,13 @@ def render_fused(
             raise ValueError(f"render_fused: {name} must be float32, got {array.dtype}")
     params = check_params(program, params)
 
-    def supports(module):
-        if hasattr(module, "supports"):
-            module.supports(program, spec)
-
-    module = dispatch.resolve("render_fused", backend, supports)
+    module = dispatch.resolve_whole("render_fused", backend, program, spec)
 
     @jax.custom_jvp
     def run(*arrays):
+        if module is None:
+            with jax.named_scope(f"render_fused.{backend or 'parts'}"):
+                return _parts(program, spec, *arrays, stop=float(stop), chunk=chunk, backend=backend)
         with jax.named_scope(f"render_fused.{module.__name__.split('.')[-2]}"):
             return module.forward(program, spec, *arrays, stop=float(stop), chunk=chunk, precision=precision)
 
@@ -94,3 +95,23 @@ def render_fused(
         raise NotImplementedError("render_fused is for inference; differentiate march, field and composite instead")
 
     return run(rays_o, rays_d, occupancy, values, params)
+
+
+def _parts(
+    program: Program, spec: MarchSpec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, backend
+) -> Composited:
+    """The three ops, one after the other."""
+    rays = rays_o.shape[0]
+    if not rays:
+        sums = jnp.zeros((0, program.channels - 1), jnp.float32)
+        return Composited(sums, sums[:, :0], sums[:, 0], sums[:, 0])
+    noise, settings = jnp.zeros(rays, jnp.float32), spec._asdict()
+    kept = march_packed(
+        rays_o, rays_d, occupancy, noise, capacity=rays * spec.samples, backend=backend, **settings
+    )  # fmt: skip
+    points = rays_o[kept.ray] + kept.t[:, None] * rays_d[kept.ray]
+    rows = {name: (v, None if v.shape[0] == 1 else kept.ray) for name, v in values.items()}
+    out = field(program, points, rows, params, total=kept.total, chunk=chunk, backend=backend)
+    return composite_packed(
+        out[:, 0], kept.t, kept.dt, kept.offset, kept.count, out[:, 1:], out[:, :0], stop=stop, backend=backend
+    )  # fmt: skip

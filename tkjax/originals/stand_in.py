@@ -1,18 +1,17 @@
 """What an imported avatar has in place of a clip: one frontal camera, a white plate, no torso."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
-from tkjax.data.dataset_clip import AUDIO_WINDOWS
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays
+from tkjax.signals import OPEN_EYES, SOUND, SignalInfo, of_frames
 from tkjax.types import Batch, SubjectInfo
 
 SIZE, RADIUS, FOVY_DEG = 450, 3.35, 21.24  # the originals' viewer (rad-nerf dossier §6.2, §8)
-OPEN_EYES = 0.25  # per cent of the picture (rad-nerf dossier §2.1)
 
 
 def sound(width: int, avatar_ernerf: bool) -> dict[str, Any]:
@@ -49,29 +48,29 @@ class StandIn:
     n_frames = 1
     train_range, heldout_range = (0, 1), (0, 0)
     digest, split, dataset, has_labels = "none", "last", None, False
-    lip_shape = landmarks68_px = None
+    landmarks68_px = None
+    truth: ClassVar[dict[str, np.ndarray]] = {}
+    members: ClassVar[dict[str, np.ndarray]] = {}
 
     def __init__(self, spec: dict[str, Any]):
         focal = 0.5 * SIZE / math.tan(math.radians(0.5 * FOVY_DEG))
+        cut = {k: spec[k] for k in ("channels", "rate_hz", "window", "hop", "left", "kind")}
+        sound = SignalInfo(SOUND, **cut, source="checkpoint")
+        self.eye_closed, self.confidence = np.zeros(1, np.float32), np.zeros(1, np.float32)
+        eyes = {"eye_closed": self.eye_closed, "eye_area": np.full(1, OPEN_EYES, np.float32)}
+        self.signals = {name: of_frames(name, v, self.fps, source="stand-in") for name, v in eyes.items()}
         self.info = SubjectInfo(
             n_frames=1,
             height=SIZE,
             width=SIZE,
-            audio_kind=spec["kind"],
-            audio_channels=spec["channels"],
-            audio_steps=spec["window"],
-            audio_windows=AUDIO_WINDOWS,
-            n_expression=0,
             intrinsics=(focal, focal, SIZE / 2, SIZE / 2),
+            signals=(sound, *(signal.info for signal in self.signals.values())),
         )
         self.height = self.width = SIZE
         self.intrinsics = np.array(self.info.intrinsics, np.float32)
         self.cam_to_world = np.eye(4, dtype=np.float32)[None]
         self.cam_to_world[0, 2, 3] = RADIUS
         self.plate = np.full((SIZE, SIZE, 3), 255, np.uint8)
-        self.eye_closed, self.confidence = np.zeros(1, np.float32), np.zeros(1, np.float32)
-        self.eye_area = np.full(1, OPEN_EYES, np.float32)
-        self.expression = np.zeros((1, 0), np.float32)
         box = np.array([[0, 0, SIZE, SIZE]], np.int32)
         self.boxes = dict.fromkeys(("face_box_px", "lips_box_px"), box)
         self.eye_regions, self.lower_face = np.stack([box, box], 1), box.astype(np.float32)
@@ -82,8 +81,8 @@ class StandIn:
         del i
         return np.zeros((SIZE, SIZE, 4), np.uint8)
 
-    def target(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        del i
+    def target(self, i: int, kind: str = "frame", background: str = "plate") -> UInt8[np.ndarray, "H W 3"]:
+        del i, kind, background
         return self.plate
 
     def background(self, i: int, kind: str = "torso") -> UInt8[np.ndarray, "H W 3"]:
@@ -93,10 +92,6 @@ class StandIn:
     def label(self, i: int) -> UInt8[np.ndarray, "H W"]:
         del i
         return np.zeros((SIZE, SIZE), np.uint8)
-
-    def audio_windows(self, frames: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n W T C"]:
-        info = self.info
-        return np.zeros((len(frames), info.audio_windows, info.audio_steps, info.audio_channels), np.float32)
 
     def batch(self, *_, **__) -> Batch:
         raise UserError("a checkpoint that was imported without its dataset has no frames to learn from or to score")

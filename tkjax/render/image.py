@@ -73,11 +73,10 @@ def to_draw(frame: Batch, background: Float[Array, "1 R 3"] | Float[np.ndarray, 
         background=background,
         target=None,
         label=None,
-        in_face=None,
-        in_lips=None,
-        in_lower_face=None,
+        masks={},
+        truth={},
         image_hw=None,
-        sampler=None,
+        patches=None,
     )
 
 

@@ -210,6 +210,11 @@ def check_run(workdir: str | os.PathLike, run: Mapping[str, Any], free: Sequence
     if before is None:
         return
     differ = []
+    data = before.get("data", {})
+    if "audio_kind" in data.get("info", {}):  # written before signals were described
+        info = SubjectInfo.from_json(data["info"]).sizes()
+        signals = {k: v for k, v in run["data"]["info"]["signals"].items() if k not in info["signals"]}
+        before["data"] = as_json(data | {"info": info | {"signals": info["signals"] | signals}})
     for part in ("config", "data"):
         old, new = config.leaves(before.get(part, {})), config.leaves(run[part])
         for key in sorted(old.keys() | new.keys()):

@@ -43,7 +43,7 @@ from tkjax.train.devices import AXIS, initialise_distributed, use_compilation_ca
 from tkjax.train.optim import optimiser
 from tkjax.train.progress import check_finite, memory_estimate, open_board, write_row
 from tkjax.train.step import TrainState, check_terms, make_step
-from tkjax.types import Batch, PyTree, Variables
+from tkjax.types import Batch, ClipFacts, PyTree, Variables
 
 __all__ = ["initialise_distributed", "load_variables", "train"]
 
@@ -188,7 +188,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
     # -- batches; loss terms against weights; the metrics that will be summed
     seed = config.seed + SEED_STRIDE * stage.seed
     frames = shown_more(run.train_frames, run.clip, stage.rare)
-    load_batch = make_loader(run.clip, frames, stage, seed, n_frames, run.sharded)
+    load_batch = make_loader(run.clip, frames, stage, seed, n_frames, run.sharded, model.signals())
     first = {sampler: load_batch(stage.samplers.index(sampler)) for sampler in dict.fromkeys(stage.samplers)}
     metrics = check_terms(model, stage, variables, first)
     run.on_event("stage", {"stage": stage.name, "steps": stage.steps})  # only now: the settings have proved usable
@@ -299,7 +299,7 @@ def show(run: Run, stage: Stage, state: TrainState, done: int, board: Any) -> No
     """A preview of the middle training frame after `done` steps."""
     variables = devices.local(Variables(state.params, state.state))
     middle = int(run.train_frames[len(run.train_frames) // 2])
-    frame = run.clip.frame_batch(middle, stage.background)
+    frame = run.clip.frame_batch(middle, stage.background, run.model.signals())
     folder, chunk = run.workdir / "previews", run.config.eval.chunk_rays
     path, value = progress.preview(folder, run.model, variables, stage, done, frame, chunk)
     board.add_scalar("preview_psnr", value, done)
@@ -316,7 +316,9 @@ def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
         return variables
     poses = np.asarray(run.clip.cam_to_world)[run.train_frames]
     intrinsics = np.broadcast_to(np.asarray(run.clip.intrinsics, np.float32), (len(poses), 4))
-    return run.model.prepare(variables, poses, intrinsics)
+    of_signals = {s.name: s for s in run.clip.info.signals}
+    members = {name: values[run.train_frames] for name, values in run.clip.members.items()}
+    return run.model.prepare(variables, ClipFacts(poses, intrinsics, of_signals, members))
 
 
 def stage_key(run_key: jax.Array, stage: Stage) -> jax.Array:
@@ -333,7 +335,7 @@ def run_record(config: ConfigDict, clip: Clip, n_frames: Mapping[str, int]) -> d
     return {
         "config": resolved,
         "data": checkpoint.as_json(
-            {"digest": clip.digest, "info": clip.info.to_json(), "train_range": list(map(int, clip.train_range))}
+            {"digest": clip.digest, "info": clip.info.sizes(), "train_range": list(map(int, clip.train_range))}
         ),
         "threads": checkpoint.n_threads(),
         "kernels": dispatch.preferred(),

@@ -1,6 +1,6 @@
 """Optimiser and moving average of a stage, from its table of rates.
 
-AdamW as torch has it, per parameter group, with lr_s = lr * final_factor ** (s / steps) at step s from 0:
+AdamW as torch has it, per parameter group, with lr_s of `interface.Rate` at step s from 0:
   p <- p - lr_s * decay * p - lr_s * mhat / (sqrt(vhat) + eps).
 Groups without a rate are frozen: their updates are zero and they own no optimiser state.
 """
@@ -21,8 +21,23 @@ MIN_EMA_UPDATES = 20  # the initial weights' share after n updates is prod (1+i)
 
 
 def learning_rate(rate: Rate, steps: int) -> optax.Schedule:
-    """lr * final_factor ** (step / steps), as a function of the step from 0."""
-    return lambda step: rate.lr * rate.final_factor ** (jnp.asarray(step, jnp.float32) / steps)
+    """What `Rate` says, as a function of the step from 0, once the group has joined."""
+
+    def at(step):
+        lr = rate.lr * rate.final_factor ** (jnp.asarray(step, jnp.float32) / steps)
+        for first, factor in rate.drops:
+            lr = lr * jnp.where(step >= first, factor, 1.0)
+        return jnp.maximum(lr, rate.floor * rate.lr) if rate.floor else lr
+
+    return at
+
+
+def group_optimiser(rate: Rate, steps: int) -> optax.GradientTransformation:
+    """AdamW of one group, which neither moves nor counts before it joins; its rate is that of the stage's step."""
+    lr = learning_rate(rate, steps)
+    own = (lambda count: lr(count + rate.joins)) if rate.joins else lr  # it counts from where it joins
+    tx = optax.adamw(own, b1=rate.b1, b2=rate.b2, eps=rate.eps, weight_decay=rate.decay)
+    return optax.conditionally_mask(tx, lambda step, **_: step >= rate.joins) if rate.joins else tx
 
 
 def optimiser(rates: Mapping[str, Rate], labels: PyTree, steps: int) -> optax.GradientTransformation:
@@ -42,10 +57,7 @@ def optimiser(rates: Mapping[str, Rate], labels: PyTree, steps: int) -> optax.Gr
             raise UserError(f"rate names group {name!r}, but the parameters have groups {', '.join(sorted(groups))}")
     if not rates:
         raise UserError(f"a stage trains no group; give one of {', '.join(sorted(groups))} a rate")
-    chains = {
-        name: optax.adamw(learning_rate(r, steps), b1=r.b1, b2=r.b2, eps=r.eps, weight_decay=r.decay)
-        for name, r in rates.items()
-    }
+    chains = {name: group_optimiser(r, steps) for name, r in rates.items()}
     chains[FROZEN] = optax.set_to_zero()
     return optax.partition(chains, jax.tree.map(lambda group: group if group in rates else FROZEN, labels))
 

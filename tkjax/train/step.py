@@ -92,7 +92,7 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh):
 
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt = tx.update(grads, s.opt, s.params)
-        params = optax.apply_updates(s.params, updates)
+        params = model.project(optax.apply_updates(s.params, updates), clock)
         ema = s.ema
         if every:
             n = (s.step + 1) // every

@@ -14,8 +14,10 @@ MAX_LEVELS = 32
 MAX_RESOLUTION = 2**24
 
 
-def supports(spec: GridSpec) -> None:
+def supports(spec: GridSpec, dtype=np.float32) -> None:
     """NotImplementedError with the reason where the kernels do not have the case."""
+    if dtype != np.float32:
+        raise NotImplementedError(f"tables of {dtype} (float32 is there)")
     if spec.dims not in (2, 3):
         raise NotImplementedError(f"grids of {spec.dims} dimensions (2 and 3 are there)")
     if spec.features not in (1, 2, 4, 8):

@@ -7,8 +7,6 @@ import numpy as np
 from tkjax.ops import cpu
 from tkjax.ops.march import Marched, MarchedPacked, MarchSpec
 
-JITTERS_SAMPLES = True
-
 
 def whole_words(occupancy):
     """The kernel reads 32 bits at a time."""

@@ -9,7 +9,6 @@ from tkjax.ops.reference.morton import encode_xyz
 
 BLOCK = 16  # lattice points per iteration
 LONGEST = 2**24  # points of a lattice; up to here k is exact in float32
-JITTERS_SAMPLES = True
 SMALLEST = float(np.finfo(np.float32).tiny)  # directions below it count as zero
 
 

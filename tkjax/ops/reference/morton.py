@@ -25,11 +25,6 @@ def encode_xyz(x, y, z):
     return _spread(x) | (_spread(y) << 1) | (_spread(z) << 2)
 
 
-def encode(cell):
-    cell = cell.astype(jnp.int32)
-    return encode_xyz(cell[..., 0], cell[..., 1], cell[..., 2])
-
-
 def decode(code):
     code = code.astype(jnp.int32)
     return jnp.stack([_gather(code), _gather(code >> 1), _gather(code >> 2)], -1)

@@ -33,43 +33,7 @@ def morton3(x, y, z):
     return spread3(x) | (spread3(y) << 1) | (spread3(z) << 2)
 
 
-# -- encodings of directions and coordinates
-
-
-@triton.jit
-@no_type_check
-def sh4(x, y, z):
-    """The 16 real spherical harmonics of degree 4, as a tuple of tensors (constants of ops/reference/sh_encode.py)."""
-    xx, yy, zz = x * x, y * y, z * z
-    return (
-        tl.full(x.shape, 0.28209479177387814, tl.float32),
-        -0.48860251190291987 * y,
-        0.48860251190291987 * z,
-        -0.48860251190291987 * x,
-        1.0925484305920792 * x * y,
-        -1.0925484305920792 * y * z,
-        0.94617469575755997 * zz - 0.31539156525251999,
-        -1.0925484305920792 * x * z,
-        0.54627421529603959 * (xx - yy),
-        0.59004358992664352 * y * (yy - 3.0 * xx),
-        2.8906114426405538 * x * y * z,
-        0.45704579946446572 * y * (1.0 - 5.0 * zz),
-        0.3731763325901154 * z * (5.0 * zz - 3.0),
-        0.45704579946446572 * x * (1.0 - 5.0 * zz),
-        1.4453057213202769 * z * (xx - yy),
-        0.59004358992664352 * x * (3.0 * yy - xx),
-    )
-
-
-@triton.jit
-@no_type_check
-def sh4_tile(x, y, z, column):
-    """Harmonic number `column`: x, y, z [B,1] and column [1,C] give [B,C]; zero where column is not 0…15."""
-    values = sh4(x, y, z)
-    out = tl.where(column == 0, values[0], 0.0)
-    for i in tl.static_range(1, 16):
-        out = tl.where(column == i, values[i], out)
-    return out
+# -- encodings of coordinates
 
 
 @triton.jit
@@ -77,7 +41,8 @@ def sh4_tile(x, y, z, column):
 def frequency(x, group):
     """Part `group` of the frequency encoding of x: 0 is x, 2k+1 is sin(2**k x), 2k+2 is cos(2**k x).
 
-    Column c of an encoding of D coordinates is coordinate c % D in group c // D.
+    Column c of an encoding of D coordinates is coordinate c % D in group c // D. For a fused field of AD-NeRF's kind;
+    harmonics of directions are no business of kernels: they are one row per ray, which XLA computes.
     """
     octave = tl.maximum(group - 1, 0) >> 1
     angle = x * (1 << octave).to(tl.float32)

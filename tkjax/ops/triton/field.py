@@ -1,8 +1,12 @@
 """field on the GPU: `Program.evaluate` with the Triton kernels for grids and MLPs; XLA fuses what lies between them.
 
-All N samples are evaluated, those at and beyond `total` as zeros, and masked: they cost time, but nothing of them is
-seen, in values or gradients. Differentiable as its parts are.
+The kernels evaluate samples 0 … total - 1; blocks behind them end at once, and their gradients cost as little. What XLA
+does between two kernels (a product of two values, an activation) goes over all N. Points and rows behind the last
+sample are made zeros first, so what is there is finite, and it is masked at the end: nothing of it is seen, in values
+or gradients. Differentiable as its parts are.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,7 @@ def supports(program: Program) -> None:
             grid_encode.supports(instruction.spec)
 
 
-def mlp_of_parts(parts, kernels, biases, *, hidden: str, output: str):
+def mlp_of_parts(parts, kernels, biases, *, hidden: str, output: str, total=None):
     """The MLP of the concatenation of `parts` [N or 1, K_i]; what is one row for all goes into the first bias."""
     n = next((part.shape[0] for part in parts if part.shape[0] != 1), 1)
     constant, columns, shared, start = [], [], 0.0, 0
@@ -35,7 +39,7 @@ def mlp_of_parts(parts, kernels, biases, *, hidden: str, output: str):
         biases = (biases[0] + shared, *biases[1:])
     x = jnp.concatenate([part for part, _ in columns], 1)
     first = jnp.concatenate([rows for _, rows in columns])
-    return field_mlp.forward(x, (first, *kernels[1:]), biases, hidden=hidden, output=output)
+    return field_mlp.forward(x, (first, *kernels[1:]), biases, hidden=hidden, output=output, total=total)
 
 
 def forward(program: Program, points, values, indices, params, total, chunk: int):
@@ -49,4 +53,5 @@ def forward(program: Program, points, values, indices, params, total, chunk: int
     rows = dict(values)
     for name, index in indices.items():
         rows[name] = mask(values[name][jnp.clip(index, 0, values[name].shape[0] - 1)])
-    return mask(program.evaluate(mask(points), rows, params, mlp=mlp_of_parts, grid=grid_encode.forward))
+    mlp, grid = (functools.partial(fn, total=total) for fn in (mlp_of_parts, grid_encode.forward))
+    return mask(program.evaluate(mask(points), rows, params, mlp=mlp, grid=grid))

@@ -226,11 +226,13 @@ def activate_pieces(z, rows_valid, WIDTH: tl.constexpr, PIECES: tl.constexpr, KI
 @triton.jit
 @no_type_check
 def forward_kernel(
-    x_ptr, w_ptr, b_ptr, N, y_ptr,
+    x_ptr, w_ptr, b_ptr, total, N, y_ptr,
     WIDTHS: tl.constexpr, SHAPE: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BIASED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of samples."""
+    """One block of samples, unless it lies behind the number of them that stands at `total`."""
+    if tl.program_id(0) * BLOCK >= tl.load(total):
+        return
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     h = load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0))
     for i in tl.static_range(len(SHAPE) - 1):
@@ -298,7 +300,7 @@ def add_outer(
 @triton.jit
 @no_type_check
 def backward_kernel(
-    x_ptr, g_ptr, w_ptr, b_ptr, N, dx_ptr, dw_ptr,
+    x_ptr, g_ptr, w_ptr, b_ptr, total, N, dx_ptr, dw_ptr,
     WIDTHS: tl.constexpr, SHAPE: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, BIASED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, DX: tl.constexpr,
 ):  # fmt: skip
@@ -307,9 +309,10 @@ def backward_kernel(
     A share holds, layer by layer, the padded weights, then with BIASED the padded biases.
     """
     LAYERS: tl.constexpr = len(SHAPE) - 1
+    blocks = tl.cdiv(tl.load(total), BLOCK)
     mine = dw_ptr + tl.program_id(0).to(tl.int64) * _share(SHAPE, LAYERS, BIASED)
     # Without disable_licm and num_stages the weights would be held in shared memory over the loop, more than there is.
-    for block in tl.range(tl.program_id(0), tl.cdiv(N, BLOCK), tl.num_programs(0), num_stages=1, disable_licm=True):
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=1, disable_licm=True):
         rows = block * BLOCK + tl.arange(0, BLOCK)
         h = (load_pieces(x_ptr, rows, N, _at(WIDTHS, 0), _at(SHAPE, 0)),)
         for i in tl.static_range(LAYERS):
@@ -401,24 +404,26 @@ def _block(channels: int) -> int:
     return max(16, min(128, 1 << (fitting.bit_length() - 1)))
 
 
-def _forward(x, kernels, biases, settings):
+def _forward(x, kernels, biases, total, settings):
     shape, n = settings["SHAPE"], x.shape[0]
     weights, bias = _pack(kernels, biases, shape, settings["PRECISION"])
     block = _block(max(sum(a) + sum(b) for a, b in pairwise(shape)))
     (y,) = launch.call(
-        forward_kernel, x, weights, bias, n, num_warps=WARPS, grid=(triton.cdiv(n, block),), BLOCK=block,
-        out_shape=[jax.ShapeDtypeStruct((n, settings["WIDTHS"][-1]), jnp.float32)], **settings,
+        forward_kernel, x, weights, bias, launch.count(total, n), n, num_warps=WARPS, grid=(triton.cdiv(n, block),),
+        out_shape=[jax.ShapeDtypeStruct((n, settings["WIDTHS"][-1]), jnp.float32)], BLOCK=block,
+        zeroed=() if total is None else (0,), **settings,
     )  # fmt: skip
     return y
 
 
-def _backward(x, kernels, biases, g, want_dx: bool, settings):
+def _backward(x, kernels, biases, total, g, want_dx: bool, settings):
     shape, n = settings["SHAPE"], x.shape[0]
     weights, bias = _pack(kernels, biases, shape, settings["PRECISION"])
     block = 32 if sum(map(sum, shape)) <= 256 else 16  # larger blocks spill registers
     programs, share = min(PROGRAMS, triton.cdiv(n, block)), _share.fn(shape, len(kernels), biases is not None)
     dx, partial = launch.call(
-        backward_kernel, x, g, weights, bias, n, num_warps=WARPS, grid=(programs,), BLOCK=block, DX=want_dx,
+        backward_kernel, x, g, weights, bias, launch.count(total, n), n, num_warps=WARPS, grid=(programs,), BLOCK=block,
+        DX=want_dx, zeroed=() if total is None else (0, 1),
         out_shape=[
             jax.ShapeDtypeStruct(x.shape if want_dx else (1,), jnp.float32),
             jax.ShapeDtypeStruct((programs, share), jnp.float32),
@@ -437,35 +442,40 @@ def _backward(x, kernels, biases, g, want_dx: bool, settings):
 
 @functools.cache
 def _op(hidden: str, output: str, precision: str):
-    """The differentiable function of (x, kernels, biases) for these settings."""
+    """The differentiable function of (x, kernels, biases, total) for these settings."""
 
-    def gradients(want_dx, x, kernels, biases, g):
+    def gradients(want_dx, x, kernels, biases, total, g):
         run = dispatch.once_differentiable("field_mlp")(
-            lambda x, kernels, biases, g: _backward(
-                x, kernels, biases, g, want_dx, _settings(kernels, biases, hidden, output, precision)
+            lambda x, kernels, biases, total, g: _backward(
+                x, kernels, biases, total, g, want_dx, _settings(kernels, biases, hidden, output, precision)
             )
         )
-        return run(x, kernels, biases, g)
+        return run(x, kernels, biases, total, g)
 
     @jax.custom_vjp
-    def mlp(x, kernels, biases):
-        return _forward(x, kernels, biases, _settings(kernels, biases, hidden, output, precision))
+    def mlp(x, kernels, biases, total):
+        return _forward(x, kernels, biases, total, _settings(kernels, biases, hidden, output, precision))
 
-    def forward(x, kernels, biases):
-        values = jax.tree.map(lambda p: p.value, (kernels, biases), is_leaf=lambda p: hasattr(p, "perturbed"))
+    def forward(x, kernels, biases, total):
+        values = jax.tree.map(lambda p: p.value, (kernels, biases, total), is_leaf=lambda p: hasattr(p, "perturbed"))
         # Whether x asks for a gradient is told by the structure of the residuals, which is static.
         return mlp(x.value, *values), (x.value, *values, () if x.perturbed else None)
 
     def backward(residuals, g):
         if isinstance(g, SymbolicZero):
-            return None, None, None
+            return None, None, None, None
         *values, perturbed = residuals
-        return gradients(perturbed is not None, *values, g)
+        return *gradients(perturbed is not None, *values, g), None
 
     mlp.defvjp(forward, backward, symbolic_zeros=True)
     return mlp
 
 
-def forward(x, kernels, biases, *, hidden: str, output: str, precision: str | None = None):
-    """The MLP of each row of x; `precision` as in this module's docstring."""
-    return _op(hidden, output, precision_of(precision))(x, tuple(kernels), None if biases is None else tuple(biases))
+def forward(x, kernels, biases, *, hidden: str, output: str, precision: str | None = None, total=None):
+    """The MLP of each row of x; `precision` as in this module's docstring.
+
+    total: how many rows count. Those behind hold anything finite and have a cotangent of zero; blocks of rows that lie
+    behind it altogether are not read, and give zeros.
+    """
+    biases = None if biases is None else tuple(biases)
+    return _op(hidden, output, precision_of(precision))(x, tuple(kernels), biases, total)

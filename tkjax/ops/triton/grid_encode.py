@@ -59,11 +59,16 @@ def _rule(rules, level, LEVELS: tl.constexpr):
 @triton.jit
 @no_type_check
 def forward_kernel(
-    points, tables, scales, rules, N, out,
+    points, tables, scales, rules, total, N, out,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out[n, plane, level * FEATURES + f] for a block of points, a group of levels and one plane."""
+    """out[n, plane, level * FEATURES + f] for a block of points, a group of levels and one plane.
+
+    Here and below the number of points that count stands at `total`; blocks behind them end at once.
+    """
+    if tl.program_id(0) * BLOCK >= tl.load(total):
+        return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     column = tl.program_id(1) * GROUP * FEATURES + tl.arange(0, GROUP * FEATURES)[None, :]
     plane = tl.program_id(2)
@@ -94,11 +99,13 @@ def forward_kernel(
 @triton.jit
 @no_type_check
 def table_gradient_kernel(
-    points, g, scales, rules, N, gradient,
+    points, g, scales, rules, total, N, gradient,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds weight * g to the entries of every corner, atomically."""
+    if tl.program_id(0) * BLOCK >= tl.load(total):
+        return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     column = tl.program_id(1) * GROUP * FEATURES + tl.arange(0, GROUP * FEATURES)[None, :]
     plane = tl.program_id(2)
@@ -133,11 +140,13 @@ def table_gradient_kernel(
 @triton.jit
 @no_type_check
 def point_gradient_kernel(
-    points, tables, g, scales, rules, N, gradient,
+    points, tables, g, scales, rules, total, N, gradient,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, FEATURES: tl.constexpr, ENTRIES: tl.constexpr,
     GROUP: tl.constexpr, SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """gradient[n, plane, d] = sum over levels and features of g * d value / d x_d; the levels group by group."""
+    if tl.program_id(0) * BLOCK >= tl.load(total):
+        return
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     plane = tl.program_id(1)
     x, y, z, inside = _point(points, n, plane, N, PLANES, DIMS)
@@ -187,14 +196,15 @@ def point_gradient_kernel(
 @triton.jit
 @no_type_check
 def keys_kernel(
-    points, scales, rules, N, keys,
+    points, scales, rules, total, N, keys,
     PLANES: tl.constexpr, DIMS: tl.constexpr, LEVELS: tl.constexpr, ENTRIES: tl.constexpr,
     SMOOTH: tl.constexpr, ANY_HASHED: tl.constexpr, MODULO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """keys[plane, level, corner, n]: the entry of all planes' tables that this corner reads; outside, one too many."""
+    """keys[plane, level, corner, n]: the entry of all planes' tables that this corner reads; one too many for points
+    that are outside or from `total` on."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     level, plane = tl.program_id(1), tl.program_id(2)
-    x, y, z, inside = _point(points, n, plane, N, PLANES, DIMS)
+    x, y, z, inside = _point(points, n, plane, tl.load(total), PLANES, DIMS)
     stride_i, stride_j, stride_k, hashed, entries, offset = _rule(rules, level, LEVELS)
     scale = tl.load(scales + level)
     i, _u = grid_cell(x, scale)
@@ -251,8 +261,10 @@ def segments_kernel(
 # -- launches
 
 
-def supports(spec) -> None:
+def supports(spec, dtype=np.float32) -> None:
     """NotImplementedError with the reason where these kernels do not have the case."""
+    if dtype != np.float32:
+        raise NotImplementedError(f"tables of {dtype} (float32 is there)")
     if spec.dims not in (2, 3):
         raise NotImplementedError(f"grids of {spec.dims} dimensions (2 and 3 are there)")
     if spec.features not in (1, 2, 4, 8):
@@ -305,23 +317,23 @@ def _tile(spec) -> dict:
     return dict(FEATURES=spec.features, GROUP=_group(spec), BLOCK=_block(spec))
 
 
-def _forward(points, tables, spec, out_dtype):
+def _forward(points, tables, total, spec, out_dtype):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (out,) = launch.call(
-        forward_kernel, points, tables, scales, rules, n,
-        out_shape=[jax.ShapeDtypeStruct((n, planes, spec.channels), out_dtype)],
+        forward_kernel, points, tables, scales, rules, launch.count(total, n), n,
+        out_shape=[jax.ShapeDtypeStruct((n, planes, spec.channels), out_dtype)], zeroed=() if total is None else (0,),
         grid=(triton.cdiv(n, _block(spec)), triton.cdiv(spec.levels, _group(spec)), planes),
         **_static(spec, planes), **_tile(spec), **meta,
     )  # fmt: skip
     return out
 
 
-def _table_gradient(points, g, spec):
+def _table_gradient(points, g, total, spec):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (gradient,) = launch.call(
-        table_gradient_kernel, points, g, scales, rules, n,
+        table_gradient_kernel, points, g, scales, rules, launch.count(total, n), n,
         out_shape=[jax.ShapeDtypeStruct((planes, spec.entries, spec.features), jnp.float32)], zeroed=(0,),
         grid=(triton.cdiv(n, _block(spec)), triton.cdiv(spec.levels, _group(spec)), planes),
         **_static(spec, planes), **_tile(spec), **meta,
@@ -329,14 +341,15 @@ def _table_gradient(points, g, spec):
     return gradient
 
 
-def _table_gradient_in_order(points, g, spec):
+def _table_gradient_in_order(points, g, total, spec):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     contributions = planes * spec.levels * 2**spec.dims * n
     if max(contributions, planes * spec.entries) >= 2**31:
         raise ValueError(f"grid_encode: {contributions} contributions do not fit the deterministic gradient (2^31)")
     (keys,) = launch.call(
-        keys_kernel, points, scales, rules, n, out_shape=[jax.ShapeDtypeStruct((contributions,), jnp.int32)],
+        keys_kernel, points, scales, rules, launch.count(total, n), n,
+        out_shape=[jax.ShapeDtypeStruct((contributions,), jnp.int32)],
         grid=(triton.cdiv(n, 128), spec.levels, planes), BLOCK=128, **_static(spec, planes), **meta,
     )  # fmt: skip
     keys, order = jax.lax.sort((keys, jnp.arange(contributions, dtype=jnp.int32)), num_keys=1, is_stable=True)
@@ -351,12 +364,12 @@ def _table_gradient_in_order(points, g, spec):
     return gradient
 
 
-def _point_gradient(points, tables, g, spec):
+def _point_gradient(points, tables, g, total, spec):
     n, planes, _ = points.shape
     scales, rules, meta = _rules(spec)
     (gradient,) = launch.call(
-        point_gradient_kernel, points, tables, g, scales, rules, n,
-        out_shape=[jax.ShapeDtypeStruct(points.shape, jnp.float32)],
+        point_gradient_kernel, points, tables, g, scales, rules, launch.count(total, n), n,
+        out_shape=[jax.ShapeDtypeStruct(points.shape, jnp.float32)], zeroed=() if total is None else (0,),
         grid=(triton.cdiv(n, _block(spec)), planes), **_static(spec, planes), **_tile(spec), **meta,
     )  # fmt: skip
     return gradient
@@ -364,34 +377,40 @@ def _point_gradient(points, tables, g, spec):
 
 @functools.cache
 def _op(spec, out_dtype, deterministic: bool):
-    """The differentiable function of (points, tables) for these settings."""
+    """The differentiable function of (points, tables, total) for these settings."""
 
     @dispatch.once_differentiable("grid_encode")
-    def gradients(points, tables, g):
-        table = (_table_gradient_in_order if deterministic else _table_gradient)(points, g, spec)
-        return None if tables is None else _point_gradient(points, tables, g, spec), table
+    def gradients(points, tables, total, g):
+        table = (_table_gradient_in_order if deterministic else _table_gradient)(points, g, total, spec)
+        return None if tables is None else _point_gradient(points, tables, g, total, spec), table
 
     @jax.custom_vjp
-    def encode(points, tables):
-        return _forward(points, tables, spec, out_dtype)
+    def encode(points, tables, total):
+        return _forward(points, tables, total, spec, out_dtype)
 
-    def forward(points, tables):
+    def forward(points, tables, total):
         # The tables are kept only where the points ask for a gradient, which then is computed.
-        return encode(points.value, tables.value), (points.value, tables.value if points.perturbed else None)
+        count = None if total is None else total.value
+        kept = points.value, tables.value if points.perturbed else None, count
+        return encode(points.value, tables.value, count), kept
 
     def backward(residuals, g):
         if isinstance(g, SymbolicZero):
-            return None, None
-        return gradients(*residuals, g)
+            return None, None, None
+        return *gradients(*residuals, g), None
 
     encode.defvjp(forward, backward, symbolic_zeros=True)
     return encode
 
 
-def forward(points_unit, tables, spec, out_dtype=None, deterministic: bool | None = None):
-    """[N,P,D], [P,T,F] float32 -> [N,P,L*F] in `out_dtype` (float32 or bfloat16)."""
+def forward(points_unit, tables, spec, out_dtype=None, deterministic: bool | None = None, total=None):
+    """[N,P,D], [P,T,F] float32 -> [N,P,L*F] in `out_dtype` (float32 or bfloat16).
+
+    total: how many points count. Those behind have a cotangent of zero; blocks of points that lie behind it altogether
+    are not read, and give zeros.
+    """
     if deterministic is None:
         deterministic = os.environ.get(ENVIRONMENT, "0") not in ("", "0")
     dtype = jnp.dtype(tables.dtype if out_dtype is None else out_dtype)
     op = _op(spec, dtype, bool(deterministic))
-    return op(points_unit.astype(jnp.float32), tables.astype(jnp.float32))
+    return op(points_unit.astype(jnp.float32), tables.astype(jnp.float32), total)

@@ -100,3 +100,8 @@ def call(
         return tuple(run(kernel, full, out_shape, grid, zeroed, num_warps, fp_fusion, meta))
 
     return one(*(jnp.asarray(args[slot]) for slot in slots))
+
+
+def count(total, most: int) -> jax.Array:
+    """`total` (traced, or None for `most`) as kernels read it, int32 [1]: how many of `most` rows there are."""
+    return jnp.full(1, most, jnp.int32) if total is None else jnp.clip(jnp.int32(total), 0, most).reshape(1)

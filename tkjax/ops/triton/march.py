@@ -117,6 +117,13 @@ def write_kernel(
 # -- launches
 
 
+def supports(spec: MarchSpec, noise) -> None:
+    """NotImplementedError with the reason where these kernels do not have the case."""
+    del spec  # all of them are there
+    if noise.ndim > 1:
+        raise NotImplementedError("it has no noise for every sample")
+
+
 def numbers(spec: MarchSpec) -> np.ndarray:
     """What the kernels read as numbers: box, t_min, dt, bound, dt_gamma, dt_max, 1 / span of each cascade."""
     inverses = [np.float32(1.0 / span) for span in spec.spans]

@@ -5,10 +5,10 @@ all of them with tensor cores, and composites in registers; rays that are opaque
 program ends when all its rays are. The march looks AHEAD lattice points ahead and keeps what it finds as bits, with the
 device functions of the march kernel, compiled like it without fused multiply-adds: the same cells, bit by bit.
 
-A field is a Triton function and a packer, see `Fused`; another system adds an entry to FIELDS.
+A field is a Triton function and a packer, see `Fused`. Who has one for a kind of program registers the module with it
+(`ops.fused`); programs that no module knows are drawn by march, field and composite.
 """
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, no_type_check
 
@@ -17,14 +17,11 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
+from tkjax.ops import fused
 from tkjax.ops.composite import Composited
 from tkjax.ops.triton import field_mlp, launch, march
 from tkjax.ops.triton.device import composite_step, march_occupied, march_step, slab
 
-FIELDS = {  # program name -> module with `fused(program) -> Fused`
-    "er_nerf_head": "tkjax.ops.triton.er_nerf_head",
-    "rad_nerf_head": "tkjax.ops.triton.rad_nerf_head",
-}
 RAYS, WARPS = 128, 8  # of a tile; smaller ones spill more registers
 AHEAD = 16  # lattice points; their bits fit a float32 exactly
 COLUMNS = 16  # of the tile of weighted channels: the least that tl.dot makes
@@ -170,12 +167,6 @@ def render_kernel(
 # -- launch
 
 
-def _fused(program) -> Fused:
-    if program.name not in FIELDS:
-        raise NotImplementedError(f"no fused field for {program.name} (there is one for {', '.join(FIELDS)})")
-    return importlib.import_module(FIELDS[program.name]).fused(program)
-
-
 # Of ops.render_fused -> of triton/field_mlp.py. Operands of 8 bits moved pixels of a steep field by up to 2/255 in the
 # interpreter and tf32 by 0.07/255, so what may be rounded is rounded to tf32.
 PRECISIONS = {"float32": None, "bfloat16": "tf32"}
@@ -184,14 +175,18 @@ PRECISIONS = {"float32": None, "bfloat16": "tf32"}
 def supports(program, spec) -> None:
     """NotImplementedError with the reason where this kernel does not have the case."""
     del spec  # all marches are there
-    _fused(program)
+    fused.find("triton", program)
 
 
 def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, chunk, precision) -> Composited:
     """As ops.render_fused; in float32 the products are as triton/field_mlp.py says."""
     del chunk
-    fused, precision, count = _fused(program), field_mlp.precision_of(PRECISIONS[precision]), rays_o.shape[0]
-    packed, meta = fused.pack(params, values, count, precision)
+    code, precision, count = (
+        fused.find("triton", program),
+        field_mlp.precision_of(PRECISIONS[precision]),
+        rays_o.shape[0],
+    )
+    packed, meta = code.pack(params, values, count, precision)
     numbers = jnp.append(march.numbers(spec), jnp.float32(stop))
     static = march.static(spec) | dict(RAYS=RAYS, AHEAD=AHEAD)
     channels = program.channels - 1
@@ -200,6 +195,6 @@ def forward(program, spec, rays_o, rays_d, occupancy, values, params, *, stop, c
         render_kernel, rays_o, rays_d, occupancy, numbers, *packed, count, spec.samples,
         out_shape=[jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes], grid=(triton.cdiv(count, RAYS),),
         num_warps=WARPS, fp_fusion=False, CHANNELS=channels, COLUMNS=COLUMNS,
-        FIELD=fused.field, META=meta, PRECISION=precision, **static,
+        FIELD=code.field, META=meta, PRECISION=precision, **static,
     )  # fmt: skip
     return Composited(weighted, jnp.zeros((count, 0), jnp.float32), weight_sum, depth)

@@ -1,4 +1,4 @@
-"""RAD-NeRF on the Triton back end: the fused renderer's field, and `field` of a torso, whose points are computed.
+"""The fused head with ambient coordinates on the Triton back end, and `field` of a torso, whose points are computed.
 
 In the interpreter against the reference, compiled ahead of time, lowered. The march and what surrounds a field are
 tested in triton_render_fused_test.py.
@@ -19,7 +19,9 @@ from benchmarks.ops.inputs import RAD_AMBIENT, RAD_SPACE
 from tests.ops import programs
 from tests.ops import triton_harness as harness
 from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, compare, rays, varied
-from tkjax.ops import GridSpec, Program, ProgramBuilder, dispatch, field, render_fused
+from tkjax.ops import GridSpec, Program, ProgramBuilder, dispatch, field, fused, render_fused
+
+fused.register("triton", "tkjax.fields.triton.ambient_head")
 
 REAL = RAD_SPACE, RAD_AMBIENT  # 903,480 and 555,520 entries (rad-nerf dossier §3.2)
 SMALL = (
@@ -105,7 +107,7 @@ def in_triton(program, *args):
 
 def of_grid(name, points):
     """[N,16 tiles] features that the head's kernel reads in its grid in space, and those of the op."""
-    from tests.ops import triton_rad_nerf_kernel as kernel
+    from tests.ops import triton_ambient_head_kernel as kernel
 
     spec = GRIDS[name][0]
     return kernel.encoded(spec, points, _numbers(spec))
@@ -243,16 +245,15 @@ def test_features_equal_those_of_the_op(name):
 
 def _read(program):
     pytest.importorskip("triton")
-    from tkjax.ops.triton import render_fused as module
-
-    module.supports(program, None)
-    return importlib.import_module("tkjax.ops.triton.rad_nerf_head").read(program)
+    module = importlib.import_module("tkjax.fields.triton.ambient_head")
+    module.fused(program)
+    return module.read(program)
 
 
 def test_the_head_is_recognised_by_what_it_computes():
     found = _read(real_head())
-    assert (found.space.spec, found.around.spec) == REAL and found.highest == np.inf
-    assert _read(VARIANTS["apart"]).highest == 1.0 and _read(VARIANTS["no eye"]).eye is None
+    assert (found.space.spec, found.around.spec) == REAL and found.end.highest == np.inf
+    assert _read(VARIANTS["apart"]).end.highest == 1.0 and _read(VARIANTS["no eye"]).eye is None
     *most, last = real_head().instructions
     other = dataclasses.replace(real_head(), instructions=(*most, dataclasses.replace(last, output="tanh")))
     p = ProgramBuilder("rad_nerf_head")
@@ -270,9 +271,10 @@ def test_the_head_is_recognised_by_what_it_computes():
 
 
 def test_the_models_program_is_this_one():
-    """What tkjax/models/rad_nerf.py renders with is what the kernel computes."""
-    model = pytest.importorskip("tkjax.models.rad_nerf", reason="the model is not there")
+    """What the system renders with is what the kernel that it registers computes, whatever the names."""
+    model = importlib.import_module("tkjax.models.rad_nerf")
     _read(model.head_program(*REAL, 64, 4).select("sigma", "rgb"))
+    assert "tkjax.fields.triton.ambient_head" in fused.registered("triton")
 
 
 # -- compiled and lowered without a GPU, at the size of a picture
@@ -296,7 +298,7 @@ def test_the_kernel_compiles_for_the_gpu():
     """One launch. What spills is printed (72 and 0 bytes with Triton 3.9), and may not grow."""
     launches = harness.recorded(draw_real, *shapes())
     assert [launch.name for launch in launches] == ["render_kernel"] and not launches[0].fp_fusion
-    harness.check_resources("rad_nerf_head", launches, spilled=96)
+    harness.check_resources("ambient_head", launches, spilled=96)
     for capability in harness.CAPABILITIES:
         ptx = harness.compiled(launches[0], capability).ptx
         assert "mma" in ptx and "ld.global.b64" in ptx.replace("ld.global.L1::evict_last", "ld.global")
@@ -313,6 +315,7 @@ def test_the_public_op_lowers_for_cuda_in_one_kernel():
 
 @pytest.mark.gpu
 def test_on_the_gpu_against_the_reference():
+    harness.require_gpu()
     program = real_head()
     args = case(program, 64, 64)
     with jax.default_matmul_precision("highest"):

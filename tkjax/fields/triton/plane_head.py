@@ -1,8 +1,8 @@
-"""The ER-NeRF head (er-nerf dossier §3, head 1 to 5) as a field of render_fused.py: sigma and rgb of a tile of samples.
+"""A head on three planes with region attention as a field of render_fused.py: sigma and rgb of a tile of samples.
 
-With features f [36] of three planes, audio code a, blink e:
+With features f of three planes (up to 64, one per level), a code a and a number e of the frame or the ray:
   v = A1 relu(A0 f);  w = sigmoid(E1 relu(E0 f));  h = relu(D1 relu(D0 [f | v a | w e]))
-and from h on as heads.py says, with rgb' = 1.002 rgb - 0.001. Products with one column (E1, D2_0, the column of w e)
+and from h on as heads.py says, with rgb' = scale rgb + shift. Products with one column (E1, D2_0, the column of w e)
 are sums in float32. The features come in tiles of 16: what a thread has in flight for the corners of a wider one does
 not fit its registers.
 """
@@ -10,26 +10,28 @@ not fit its registers.
 # ruff: noqa: RUF005 (Triton has no starred tuples)
 
 import functools
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import jax.numpy as jnp
 import numpy as np
 import triton
 import triton.language as tl
 
-from tkjax.ops.program import Program, ProgramBuilder
-from tkjax.ops.triton import grid_encode, heads
+from tkjax.fields.triton import heads
+from tkjax.fields.triton.heads import dot_row, matrix, of_tiles, relu, side_inputs, sigma_and_rgb
+from tkjax.fields.triton.reading import End, Reader, end_of
+from tkjax.ops.program import Instruction, Program
+from tkjax.ops.triton import grid_encode
 from tkjax.ops.triton.device import grid_cell, grid_index, grid_weight
 from tkjax.ops.triton.field_mlp import activate, operand, product
 from tkjax.ops.triton.grid_encode import _rule
-from tkjax.ops.triton.heads import dot_row, matrix, of_tiles, relu, side_inputs, sigma_and_rgb
 from tkjax.ops.triton.render_fused import Fused, Packed
 
 PAIRS = ((0, 1), (1, 2), (0, 2))
-MAX_LOG_DENSITY = 40.0
 
 # META: levels, entries, smoothstep, modulo, bound, features, width of the audio code, whether audio and blink are per
-# ray, padded widths (attention, blink, density, density, colour), starts of the matrices and of the floats.
+# ray, padded widths (attention, blink, density, density, colour), starts of the matrices and of the floats, highest log
+# density, scale and shift of the colours.
 
 
 @triton.constexpr_function
@@ -112,87 +114,97 @@ def field(x, y, z, ray, live, weights, floats, rules, frame, rays, META: tl.cons
     h = product(operand(h, PRECISION), matrix(weights + META[9][5], H0, H1), tl.zeros((B, H1), tl.float32), PRECISION)
     sigma, rgb = sigma_and_rgb(
         relu(h), side_inputs(at, live), floats + META[10][2], weights + META[9][6], weights + META[9][7],
-        weights + META[9][8], HC, 40.0, PRECISION,
+        weights + META[9][8], HC, META[11], PRECISION,
     )  # fmt: skip
-    return sigma, rgb * 1.002 - 0.001
+    return sigma, rgb * META[12] + META[13]
 
 
 # -- packing
 
 
-def head(spec, bound: float, audio: int, widths: tuple[int, ...], sh: int, code: int) -> Program:
-    """The program that `field` computes; widths: hidden of attention, blink, density (two), geometry, colour."""
-    attention, blink, first, second, geometry, colour = widths
-    p = ProgramBuilder("er_nerf_head")
-    f = p.grid("planes", spec, p.points, subsets=PAIRS, bound=bound)
-    v = p.mlp("audio_channel_attention", [f], (f.channels, attention, audio))
-    w = p.act(p.mlp("eye_attention", [f], (f.channels, blink, 1)), "sigmoid")
-    regions = [p.mul(v, p.row("audio", audio)), p.mul(w, p.row("eye", 1))]
-    h = p.mlp("density", [f, *regions], (f.channels + audio + 1, first, second, 1 + geometry))
-    parts = [p.row("sh", sh), h[1:], p.row("code", code)]
-    rgb = p.act(p.mlp("colour", parts, (sh + geometry + code, colour, 3)), "sigmoid")
-    return p.build(sigma=p.act(p.clip_max(h[:1], MAX_LOG_DENSITY), "exp"), rgb=p.affine(rgb, 1.002, -0.001))
+class Head(NamedTuple):
+    """Where a program has what `field` computes."""
+
+    planes: Instruction
+    attention: Instruction  # MLPs: of the code, and of the number
+    blink: Instruction
+    audio: Instruction  # rows
+    eye: Instruction
+    end: End
+
+
+def read(program: Program) -> Head:
+    """NotImplementedError unless the program is this head, with sigma and rgb as its outputs."""
+    reader = Reader(program, "a head on three planes with region attention")
+    end = end_of(reader)
+    planes, sound, shut = reader.inputs(end.density, "grid", "mul", "mul")
+    (attention, audio), (blink, eye) = reader.pair(sound, "mlp", "row"), _scaled(reader, shut)
+    attention = reader.mlp(attention, "none", 2)
+    for mlp in (attention, blink):
+        reader.need(reader.inputs(mlp, "grid") == [planes])
+    reader.need(planes.subsets == PAIRS and reader.inputs(planes, "points") != [])
+    reader.need(blink.channels == eye.channels == 1 and attention.channels == audio.channels)
+    return Head(planes, attention, blink, audio, eye, end)
+
+
+def _scaled(reader: Reader, product: Instruction):
+    """(MLP that ends in a sigmoid, row) of their product."""
+    last = "act" if any(reader.all[k].op == "act" for k in product.inputs) else "mlp"
+    mlp, row = reader.pair(product, last, "row")
+    return reader.mlp(mlp, "sigmoid", 2), row
 
 
 @functools.cache
 def fused(program: Program) -> Fused:
-    """NotImplementedError unless the program is the head, with sigma and rgb as its outputs."""
-    grid = next((i for i in program.instructions if i.op == "grid"), None)
-    mlps = {i.name: i.widths for i in program.instructions if i.op == "mlp"}
-    names = {"audio_channel_attention": 3, "eye_attention": 3, "density": 4, "colour": 3}
-    shaped = grid is not None and {k: len(v) for k, v in mlps.items()} == names and {"sh", "code"} <= set(program.rows)
-    reason = f"the fused field of {program.name} is the ER-NeRF head with outputs sigma and rgb, not this program"
-    if not shaped:
-        raise NotImplementedError(reason)
-    density = mlps["density"]
+    """NotImplementedError with the reason where the program is not this head, or too large."""
+    head = read(program)
+    spec, end = head.planes.spec, head.end
     widths = (
-        mlps["audio_channel_attention"][1], mlps["eye_attention"][1], density[1], density[2], density[3] - 1,
-        mlps["colour"][1],
-    )  # fmt: skip
-    sizes = mlps["audio_channel_attention"][2], widths, program.rows["sh"], program.rows["code"]
-    try:
-        same = program == head(grid.spec, grid.numbers[0], *sizes)
-    except ValueError:  # widths that do not fit together there
-        same = False
-    if not same:
-        raise NotImplementedError(reason)
-    features = len(PAIRS) * grid.spec.channels
-    small = max(widths) <= 64 and sizes[0] <= 64 and sizes[2] + sizes[3] <= heads.SIDE_ROWS
-    if grid.spec.features != 1 or features > 64 or not small:
+        *head.attention.widths[1:],
+        head.blink.widths[1],
+        *end.density.widths[1:-1],
+        end.density.channels - 1,
+        end.colour.widths[1],
+    )
+    side = end.sh.channels + end.code.channels
+    if spec.features != 1 or head.planes.channels > 64 or max(widths) > 64 or side > heads.SIDE_ROWS:
         raise NotImplementedError(
-            f"the fused ER-NeRF head takes up to 64 features of one channel, widths up to 64 and {heads.SIDE_ROWS} "
-            f"side inputs, got {features} and {sizes}"
+            f"up to 64 features of one channel, widths up to 64 and {heads.SIDE_ROWS} side inputs are there, "
+            f"got {head.planes.channels} of {spec.features}, {widths} and {side}"
         )
-    return Fused(field, functools.partial(_pack, grid, *sizes))
+    return Fused(field, functools.partial(_pack, head))
 
 
-def _pack(grid, audio, widths, sh, code, params, values, count, precision):
+def _pack(head: Head, params, values, count, precision):
     """(Packed, META) of this call."""
-    spec, features = grid.spec, len(PAIRS) * grid.spec.channels
+    end, spec, features, audio = head.end, head.planes.spec, head.planes.channels, head.audio.channels
     first, wide_audio = 16 * _tiles.fn(features), heads.power(audio)
-    attention, blink, h0, h1, _, colour = (heads.power(w) for w in widths)
-    d0, d1, d2 = (params["density"][f"kernel_{i}"] for i in range(3))
+    a0, a1 = (params[head.attention.name][f"kernel_{i}"] for i in range(2))
+    e0, e1 = (params[head.blink.name][f"kernel_{i}"] for i in range(2))
+    d0, d1, d2 = (params[end.density.name][f"kernel_{i}"] for i in range(3))
+    c0, c1 = (params[end.colour.name][f"kernel_{i}"] for i in range(2))
+    attention, blink, h0, h1, colour = (heads.power(m.shape[1]) for m in (a0, e0, d0, d1, c0))
     weights, matrix_starts = heads.pack_matrices([
-        (params["audio_channel_attention"]["kernel_0"], first, attention),
-        (params["audio_channel_attention"]["kernel_1"], attention, wide_audio),
-        (params["eye_attention"]["kernel_0"], first, blink),
+        (a0, first, attention), (a1, attention, wide_audio), (e0, first, blink),
         (d0[:features], first, h0), (d0[features : features + audio], wide_audio, h0), (d1, h0, h1),
-        *heads.end_matrices(d2, params["colour"]["kernel_0"], params["colour"]["kernel_1"], sh),
+        *heads.end_matrices(d2, c0, c1, end.sh.channels),
     ], precision)  # fmt: skip
     scales, rules, rule_meta = grid_encode._rules(spec)
     floats, starts = heads.pack_vectors([
-        jnp.pad(params["eye_attention"]["kernel_1"][:, 0], (0, blink - widths[1])),
-        jnp.pad(d0[features + audio], (0, h0 - widths[2])), jnp.pad(d2[:, 0], (0, h1 - widths[3])),
-        jnp.asarray(scales), params["planes"]["tables"].reshape(-1),
+        jnp.pad(e1[:, 0], (0, blink - e1.shape[0])), jnp.pad(d0[features + audio], (0, h0 - d0.shape[1])),
+        jnp.pad(d2[:, 0], (0, h1 - d2.shape[0])), jnp.asarray(scales),
+        params[head.planes.name]["tables"].reshape(-1),
     ])  # fmt: skip
-    is_per_ray = values["audio"].shape[0] != 1 or values["eye"].shape[0] != 1
-    frame, rays = jnp.zeros(1, jnp.float32), [heads.side_rows([values["sh"], values["code"]], count)]
+    sound, eye = values[head.audio.name], values[head.eye.name]
+    is_per_ray = sound.shape[0] != 1 or eye.shape[0] != 1
+    frame, rays = jnp.zeros(1, jnp.float32), [heads.side_rows([values[end.sh.name], values[end.code.name]], count)]
     if is_per_ray:
-        rays += [heads.wide(heads.per_ray(values["audio"], count), wide_audio), heads.per_ray(values["eye"], count)]
+        rays += [heads.wide(heads.per_ray(sound, count), wide_audio), heads.per_ray(eye, count)]
     else:
-        frame = jnp.concatenate([heads.wide(values["audio"], wide_audio), values["eye"]], 1)[0]
+        frame = jnp.concatenate([heads.wide(sound, wide_audio), eye], 1)[0]
     meta = (
-        spec.levels, spec.entries, spec.interpolation == "smoothstep", rule_meta["MODULO"], grid.numbers[0], features,
-        wide_audio, is_per_ray, (attention, blink, h0, h1, colour), matrix_starts, starts,
+        spec.levels, spec.entries, spec.interpolation == "smoothstep", rule_meta["MODULO"], head.planes.numbers[0],
+        features, wide_audio, is_per_ray, (attention, blink, h0, h1, colour), matrix_starts, starts,
+        end.highest, end.scale, end.shift,
     )  # fmt: skip
     return Packed(weights, floats, jnp.asarray(np.asarray(rules)), frame, jnp.concatenate(rays, 1)), meta

@@ -1,10 +1,10 @@
-"""The RAD-NeRF head (rad-nerf dossier §3.3) as a field of render_fused.py: sigma and rgb of a tile of samples.
+"""A head with ambient coordinates as a field of render_fused.py: sigma and rgb of a tile of samples.
 
-With features f [32] of the 3-D grid at the point, audio code a, eye area e:
-  m = tanh(A2 relu(A1 relu(A0 [f | a])));  g [32] = features of the 2-D grid at m
+With features f of a 3-D grid at the point (up to 32 levels of two), a code a and a number e of the frame or the ray:
+  m = tanh(A2 relu(A1 relu(A0 [f | a])));  g = features of a 2-D grid at m
   h = relu(S1 relu(S0 [f | g | e]))
 and from h on as heads.py says. The parts of A0 and S0 that multiply a and e make a bias, formed once a call, or once a
-ray where rays have inputs of their own. A field without the eye area is there too.
+ray where rays have inputs of their own. A field without e is there too.
 
 m is a position: cells of the finest level are 1/1024 wide, and rounding to tf32 moves m by as much. So where others are
 of tf32, products of the ambient MLP are of operands split in two tf32 each, nearly float32, and A2 is two sums.
@@ -18,7 +18,6 @@ corners, not eight: the others hold the same entries.
 # ruff: noqa: RUF005 (Triton has no starred tuples)
 
 import functools
-import math
 from typing import NamedTuple, no_type_check
 
 import jax.numpy as jnp
@@ -26,12 +25,14 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from tkjax.fields.triton import heads
+from tkjax.fields.triton.heads import dot_row, matrix, of_tiles, relu, side_inputs, sigma_and_rgb
+from tkjax.fields.triton.reading import End, Reader, end_of
 from tkjax.ops.program import Instruction, Program
-from tkjax.ops.triton import grid_encode, heads
+from tkjax.ops.triton import grid_encode
 from tkjax.ops.triton.device import grid_cell, grid_index, grid_weight
 from tkjax.ops.triton.field_mlp import activate, as_operand, operand, product, round_tf32
 from tkjax.ops.triton.grid_encode import _rule
-from tkjax.ops.triton.heads import dot_row, matrix, of_tiles, relu, side_inputs, sigma_and_rgb
 from tkjax.ops.triton.render_fused import Fused, Packed
 
 LANES = 8  # levels of a tile of features
@@ -178,71 +179,37 @@ class Head(NamedTuple):
 
     space: Instruction  # grids
     around: Instruction
-    ambient: Instruction  # MLPs
-    sigma: Instruction
-    colour: Instruction
+    ambient: Instruction  # MLP
     audio: Instruction  # rows
     eye: Instruction | None
-    sh: Instruction
-    code: Instruction
-    highest: float  # log density
+    end: End
 
 
 def read(program: Program) -> Head:
-    """NotImplementedError unless the program is the head, with sigma and rgb as its outputs. What groups of parameters
-    and rows are called does not matter, nor whether an activation is part of an MLP or follows it."""
-    all_of = program.instructions
-    reason = f"the fused field of {program.name} is the RAD-NeRF head with outputs sigma and rgb, not this program"
-
-    def need(ok):
-        if not ok:
-            raise NotImplementedError(reason)
-
-    def inputs(i, *ops):
-        found = [all_of[k] for k in i.inputs]
-        need(len(found) == len(ops) and all(v.op == op for v, op in zip(found, ops)))
-        return found
-
-    def mlp(i, output, layers):
-        if i.op == "act" and i.output == output:
-            (i,), output = inputs(i, "mlp"), "none"
-        need(i.op == "mlp" and i.output == output and i.hidden == "relu" and not i.bias and len(i.widths) == layers + 1)
-        return i
-
-    need(len(program.outputs) == 2)
-    log, rgb = (all_of[k] for _, k in program.outputs)
-    need(log.op == "act" and log.output in ("exp", "trunc_exp"))
-    (log,), highest = [all_of[k] for k in log.inputs], math.inf
-    if log.op == "clip":
-        low, highest = log.numbers
-        (log,) = inputs(log, "slice")
-        need(low == -math.inf)
-    need(log.op == "slice" and (log.start, log.channels) == (0, 1))
-    (sigma,) = inputs(log, "mlp")
-    sigma = mlp(sigma, "none", 3)
-    space, around, *eye = inputs(sigma, "grid", "grid", *["row"] * (len(sigma.inputs) - 2))
-    need(len(eye) <= 1 and all(e.channels == 1 for e in eye))
-    need(space.subsets == ((0, 1, 2),) and around.subsets == ((0, 1),) and all_of[space.inputs[0]].op == "points")
-    ambient = mlp(all_of[around.inputs[0]], "tanh", 3)
-    need(ambient.channels == 2)
-    source, audio = inputs(ambient, "grid", "row")
-    colour = mlp(rgb, "sigmoid", 2)
-    sh, geometry, code = inputs(colour, "row", "slice", "row")
-    rest = (1, sigma.channels - 1) == (geometry.start, geometry.channels) and geometry.inputs == log.inputs
-    need(source == space and rest and colour.channels == 3)
-    return Head(space, around, ambient, sigma, colour, audio, eye[0] if eye else None, sh, code, highest)
+    """NotImplementedError unless the program is this head, with sigma and rgb as its outputs."""
+    reader = Reader(program, "a head with ambient coordinates")
+    end = end_of(reader)
+    space, around, *eye = reader.inputs(end.density, "grid", "grid", *["row"] * (len(end.density.inputs) - 2))
+    reader.need(len(eye) <= 1 and all(e.channels == 1 for e in eye))
+    reader.need(space.subsets == ((0, 1, 2),) and around.subsets == ((0, 1),))
+    reader.inputs(space, "points")
+    ambient = reader.mlp(reader.all[around.inputs[0]], "tanh", 3)
+    source, audio = reader.inputs(ambient, "grid", "row")
+    reader.need(ambient.channels == 2 and source == space and (end.scale, end.shift) == (1.0, 0.0))
+    return Head(space, around, ambient, audio, eye[0] if eye else None, end)
 
 
 @functools.cache
 def fused(program: Program) -> Fused:
     """NotImplementedError with the reason where the program is not this head, or too large."""
     head = read(program)
-    hidden = (*head.ambient.widths[1:-1], *head.sigma.widths[1:], *head.colour.widths[1:-1])
-    grids, side = (head.space.spec, head.around.spec), head.sh.channels + head.code.channels
-    if any(g.features != 2 or g.levels > 32 for g in grids) or max(hidden) > 65 or side > heads.SIDE_ROWS:
+    end = head.end
+    hidden = (*head.ambient.widths[1:-1], *end.density.widths[1:-1], end.density.channels - 1, end.colour.widths[1])
+    grids, side = (head.space.spec, head.around.spec), end.sh.channels + end.code.channels
+    if any(g.features != 2 or g.levels > 32 for g in grids) or max(hidden) > 64 or side > heads.SIDE_ROWS:
         raise NotImplementedError(
-            f"the fused RAD-NeRF head takes up to 32 levels of two features, widths up to 64 and {heads.SIDE_ROWS} "
-            f"side inputs, got {[(g.levels, g.features) for g in grids]}, {hidden} and {side}"
+            f"up to 32 levels of two features, widths up to 64 and {heads.SIDE_ROWS} side inputs are there, "
+            f"got {[(g.levels, g.features) for g in grids]}, {hidden} and {side}"
         )
     return Fused(field, functools.partial(_pack, head))
 
@@ -261,8 +228,8 @@ def _biases(head: Head, params, values):
     audio = params[head.ambient.name]["kernel_0"][head.space.channels :]
     ambient = heads.precise(values[head.audio.name], audio)
     if head.eye is None:
-        return ambient, jnp.zeros((1, head.sigma.widths[1]), jnp.float32)
-    return ambient, heads.precise(values[head.eye.name], params[head.sigma.name]["kernel_0"][-1:])
+        return ambient, jnp.zeros((1, head.end.density.widths[1]), jnp.float32)
+    return ambient, heads.precise(values[head.eye.name], params[head.end.density.name]["kernel_0"][-1:])
 
 
 def _fine(weights, split: bool):
@@ -275,15 +242,16 @@ def _fine(weights, split: bool):
 
 def _pack(head: Head, params, values, count, precision):
     """(Packed, META) of this call."""
+    end = head.end
     a0, a1, a2 = (params[head.ambient.name][f"kernel_{i}"] for i in range(3))
-    s0, s1, s2 = (params[head.sigma.name][f"kernel_{i}"] for i in range(3))
-    c0, c1 = (params[head.colour.name][f"kernel_{i}"] for i in range(2))
+    s0, s1, s2 = (params[end.density.name][f"kernel_{i}"] for i in range(3))
+    c0, c1 = (params[end.colour.name][f"kernel_{i}"] for i in range(2))
     space, around = head.space.channels, head.around.channels
     rows, rows_2 = (2 * LANES * _tiles.fn(g.spec.levels) for g in (head.space, head.around))
     widths = tuple(heads.power(m.shape[1]) for m in (a0, a1, s0, s1, c0))
     weights, of_matrices = heads.pack_matrices([
         (s0[:space], rows, widths[2]), (s0[space : space + around], rows_2, widths[2]), (s1, widths[2], widths[3]),
-        *heads.end_matrices(s2, c0, c1, head.sh.channels),
+        *heads.end_matrices(s2, c0, c1, end.sh.channels),
     ], precision)  # fmt: skip
     split = precision != "ieee"
     (scales, rules, grid), (scales_2, rules_2, grid_2) = _grid(head.space), _grid(head.around)
@@ -297,8 +265,8 @@ def _pack(head: Head, params, values, count, precision):
     biases = [heads.wide(b, w) for b, w in zip(_biases(head, params, values), (widths[0], widths[2]))]
     is_per_ray = any(b.shape[0] != 1 for b in biases)
     frame = jnp.zeros(1, jnp.float32) if is_per_ray else jnp.concatenate(biases, 1)[0]
-    each = [heads.side_rows([values[head.sh.name], values[head.code.name]], count)]
+    each = [heads.side_rows([values[end.sh.name], values[end.code.name]], count)]
     each += [heads.per_ray(b, count) for b in biases] if is_per_ray else []
-    meta = (grid, grid_2, widths, is_per_ray, split, head.highest, of_matrices, of_floats, (0, rules.size))
+    meta = (grid, grid_2, widths, is_per_ray, split, end.highest, of_matrices, of_floats, (0, rules.size))
     rules = jnp.asarray(np.concatenate([rules, rules_2]))
     return Packed(weights, floats, rules, frame, jnp.concatenate(each, 1)), meta

@@ -1,4 +1,4 @@
-"""What the fused heads of render_fused.py share: the end of the field, from the hidden layer of density to sigma and
+"""What the fused heads of this folder share: the end of the field, from the hidden layer of density to sigma and
 rgb, and how weights and inputs are laid out for it.
 
 With hidden layer h [B,H], D2 the last matrix of density, C0 and C1 those of colour and c = [sh | frame code] of a ray:

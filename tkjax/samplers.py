@@ -1,0 +1,151 @@
+"""Which pixels of a frame a step looks at: functions of what is known of the frame, registered by name. Numpy only.
+
+A system that looks elsewhere registers its own in its file: `@samplers.register("name")`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from tkjax.errors import UserError
+
+FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
+FOCUS_EYES = 24  # and one in so many from the surroundings of each eye: blinks are small and rare
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a sampler may look at in one frame of (h, w) = hw.
+
+    rays, patch: of the stage. boxes: (x0, y0, x1, y1) by name: `face`, `lips`, `eye_left`, `eye_right` (with what moves
+    around them), `lower_face`. longest(name): the longest side of a box over the training frames, so that one
+    size does for the whole clip. label(): [h,w], 0 background, 1 head, 2 neck, 3 torso.
+    """
+
+    hw: tuple[int, int]
+    rng: np.random.Generator
+    rays: int
+    patch: int
+    boxes: Mapping[str, Int[np.ndarray, "4"]]
+    longest: Callable[[str], int]
+    label: Callable[[], UInt8[np.ndarray, "h w"]]
+
+
+Sampler = Callable[[View], Int[np.ndarray, " R"]]
+_SAMPLERS: dict[str, Sampler] = {}
+_PATCHES: set[str] = set()
+
+
+def register(name: str, patches: bool = False) -> Callable[[Sampler], Sampler]:
+    """Give a sampler a name. It returns flat pixel numbers (row · width + column), as many for every frame of a clip;
+    patches: they are square patches of View.patch, one after another, each row by row."""
+
+    def add(function: Sampler) -> Sampler:
+        if name in _SAMPLERS and _SAMPLERS[name].__qualname__ != function.__qualname__:
+            raise ValueError(f"a sampler {name!r} is there already")
+        _SAMPLERS[name] = function
+        if patches:
+            _PATCHES.add(name)
+        return function
+
+    return add
+
+
+def find(name: str) -> Sampler:
+    """The sampler of this name; UserError lists them."""
+    if name not in _SAMPLERS:
+        raise UserError(f"sampler {name!r} is unknown, expected one of {', '.join(_SAMPLERS)}")
+    return _SAMPLERS[name]
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_SAMPLERS)
+
+
+def gives_patches(name: str) -> bool:
+    return name in _PATCHES
+
+
+def check_patch(patch: int, hw: tuple[int, int]) -> None:
+    """UserError where patches of patch x patch do not fit into a picture of (h, w)."""
+    h, w = hw
+    if not 1 <= patch <= min(h, w):
+        raise UserError(f"patch is {patch} for pictures of {w}x{h}, expected 1 to the shorter side")
+
+
+def patch_pixels(
+    top: Int[np.ndarray, " n"], left: Int[np.ndarray, " n"], patch: int, width: int
+) -> Int[np.ndarray, " pixels"]:
+    """Flat pixel numbers of patch x patch pixels at each corner, one patch after another, each row by row."""
+    row, column = np.divmod(np.arange(patch**2), patch)
+    return ((top[:, None] + row) * width + left[:, None] + column).ravel()
+
+
+def _uniform(view: View) -> Int[np.ndarray, " rays"]:
+    if view.rays < 1:
+        raise UserError(f"a stage's rays is {view.rays}, expected at least 1 pixel per frame")
+    return view.rng.integers(0, view.hw[0] * view.hw[1], view.rays)
+
+
+@register("rays")
+def rays(view: View) -> Int[np.ndarray, " rays"]:
+    """Uniform over the picture, with replacement."""
+    return _uniform(view)
+
+
+def _focused(view: View, name: str) -> Int[np.ndarray, " rays"]:
+    flat, (_, w) = _uniform(view), view.hw
+    if view.rays < FOCUS[name]:
+        return flat
+    end = 0
+    for box, share in (("lips", FOCUS[name]), ("eye_left", FOCUS_EYES), ("eye_right", FOCUS_EYES)):
+        x0, y0, x1, y1 = view.boxes[box].tolist()
+        start, end = end, end + view.rays // share
+        flat[start:end] = view.rng.integers(y0, y1, end - start) * w + view.rng.integers(x0, x1, end - start)
+    return flat
+
+
+@register("focus")
+def focus(view: View) -> Int[np.ndarray, " rays"]:
+    """`rays`, but the first rays // 6 over the lips box, which is a few hundredths of the picture, and rays // 24
+    behind them over each eye with its lids."""
+    return _focused(view, "focus")
+
+
+@register("close")
+def close(view: View) -> Int[np.ndarray, " rays"]:
+    """`focus` with a quarter of the rays in the lips box."""
+    return _focused(view, "close")
+
+
+@register("patch", patches=True)
+def patch(view: View) -> Int[np.ndarray, " R"]:
+    """rays // patch² patches of patch x patch at uniform places."""
+    (h, w), side = view.hw, view.patch
+    check_patch(side, view.hw)
+    count = view.rays // side**2
+    if count < 1:
+        raise UserError(f"rays is {view.rays}, expected at least patch² = {side**2} for the sampler patch")
+    return patch_pixels(view.rng.integers(0, h - side + 1, count), view.rng.integers(0, w - side + 1, count), side, w)
+
+
+@register("lips", patches=True)
+def lips(view: View) -> Int[np.ndarray, " R"]:
+    """The k x k tiles of patch x patch around the middle of the lips box that cover it in every training frame, moved
+    into the picture."""
+    (h, w), side = view.hw, view.patch
+    check_patch(side, view.hw)
+    k = max(1, min(-(-view.longest("lips") // side), min(h, w) // side))
+    x0, y0, x1, y1 = view.boxes["lips"].tolist()
+    corner_y = min(max((y0 + y1 - k * side) // 2, 0), h - k * side)
+    corner_x = min(max((x0 + x1 - k * side) // 2, 0), w - k * side)
+    row, column = np.divmod(np.arange(k * k), k)
+    return patch_pixels(corner_y + row * side, corner_x + column * side, side, w)
+
+
+@register("frame")
+def frame(view: View) -> Int[np.ndarray, " R"]:
+    """Every pixel, row by row."""
+    return np.arange(view.hw[0] * view.hw[1])
