@@ -161,7 +161,7 @@ def test_rows_after_the_checkpoint_and_a_row_cut_in_two_go(tmp_path_factory, row
 
 
 def test_loading_from_an_empty_workdir_and_an_unknown_stage_say_so(tmp_path):
-    model = load_system("tests.stubs.constant")(stub_config("constant"), FakeClip().info)
+    model = load_system(stub_config("simplest").system)(stub_config("simplest"), FakeClip().info)
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
         load_variables(tmp_path, model)
     with pytest.raises(UserError, match="stage 'lips' is unknown; this system has all"):
@@ -171,7 +171,7 @@ def test_loading_from_an_empty_workdir_and_an_unknown_stage_say_so(tmp_path):
 
 def test_a_finished_run_trains_no_more_and_other_settings_are_refused(tmp_path):
     clip, events = FakeClip(), []
-    config = stub_config("constant", steps=10)
+    config = stub_config("simplest", steps=10)
     first = loop.train(config, clip, tmp_path)
     config.train.log_every = 3
     again = loop.train(config, clip, tmp_path, on_event=lambda name, facts: events.append(name))
@@ -181,7 +181,7 @@ def test_a_finished_run_trains_no_more_and_other_settings_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"seed \(0 there, 1 now\)"):
         loop.train(config, clip, tmp_path)
     with pytest.raises(UserError, match="dataset digest"):
-        loop.train(stub_config("constant", steps=10), FakeClip(seed=3), tmp_path)
+        loop.train(stub_config("simplest", steps=10), FakeClip(seed=3), tmp_path)
 
 
 def test_another_number_of_threads_is_a_logged_warning(tmp_path, caplog, monkeypatch):
@@ -189,7 +189,7 @@ def test_another_number_of_threads_is_a_logged_warning(tmp_path, caplog, monkeyp
         if name == "checkpoint":
             raise KeyboardInterrupt
 
-    config = stub_config("constant", steps=20)
+    config = stub_config("simplest", steps=20)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, FakeClip(), tmp_path, on_event=stop)
     threads = checkpoint.n_threads()

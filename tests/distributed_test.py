@@ -11,7 +11,7 @@ from tests.stubs import process
 from tkjax import config
 
 pytestmark = pytest.mark.heavy
-OPTIONS = {"system": "ad_nerf", "steps": 9, "frames": 8, "save_every": 4}
+OPTIONS = {"system": "staged", "steps": 9, "frames": 8, "save_every": 4}
 
 
 def free_port() -> int:

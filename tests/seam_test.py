@@ -1,8 +1,7 @@
 """Every system passes the same path: trainer, renderer and evaluator know only the Model interface.
 
-The systems are those of tkjax/models, found by listing it, with their `smoke` config, and three stubs that could
-hardly differ more: one colour; rays, audio attention that starts at a step and layers in the other order; a mesh
-drawn whole-frame without rays.
+The systems are those of tkjax/models, found by listing it, with their `smoke` config, and the stubs of tests/stubs,
+which could hardly differ more. Each stub is one file and one config that nobody else names.
 """
 
 import ast
@@ -17,6 +16,7 @@ import optax
 import pytest
 
 from tests.stubs.clip import FakeClip
+from tests.stubs.config import NAMES as STUBS
 from tests.stubs.config import smoke_config, stub_config
 from tkjax.host import model_files
 from tkjax.interface import initialise
@@ -33,7 +33,6 @@ from tkjax.types import ClipFacts, Clock, Variables
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = systems()
-STUBS = ("constant", "ad_nerf", "dyntet")
 
 
 class Stop(Exception):
@@ -43,7 +42,11 @@ class Stop(Exception):
 def make(system):
     if system in PROJECT:
         return smoke_config(system), FakeClip(22, 32, 32)
-    return stub_config(f"{system.removeprefix('stub ')}", steps=50), FakeClip()
+    return stub_config(system.removeprefix("stub "), steps=50), FakeClip()
+
+
+def facts_of(clip, poses):
+    return ClipFacts(poses, np.tile(clip.intrinsics, (len(poses), 1)), {s.name: s for s in clip.info.signals})
 
 
 @pytest.fixture(scope="module", params=[*(f"stub {s}" for s in STUBS), *PROJECT])
@@ -54,7 +57,7 @@ def system(request):
     variables = initialise(model, jax.random.key(0))
     frames = np.arange(*clip.train_range)
     poses = clip.cam_to_world[frames]
-    variables = model.prepare(variables, ClipFacts(poses, np.tile(clip.intrinsics, (len(poses), 1))))
+    variables = model.prepare(variables, facts_of(clip, poses))
     return config, clip, model, model.stages(), variables
 
 
@@ -68,12 +71,18 @@ def undisturbed(system, tmp_path_factory):
 
 
 def draw(model, variables, clip, i, steps=1):
-    """The first row of the evaluation: what the model draws over all layers that can be given."""
+    """(the first row of the evaluation: what the model draws over all layers that can be given; the truth), 8 bits."""
     whole = layers.combinations(model)[0]
     batch, clock = clip.frame_batch(i, whole.behind, model.signals()), final_clock(steps, whole.stage)
     frame = jax.tree.map(jnp.asarray, batch)
     image = render_image(model, variables, frame, batch.image_hw, clock, 256)
-    return np.asarray(picture(image, frame.background.reshape(image.rgb.shape)))
+    rgb = np.asarray(picture(image, frame.background.reshape(image.rgb.shape)))
+    return whole.over(clip, i, np.rint(rgb * 255).astype(np.uint8)), clip.target(i, *whole.compared)
+
+
+def squares(model, variables, clip, i, steps=1):
+    drawn, truth = draw(model, variables, clip, i, steps)
+    return np.mean((drawn.astype(np.float64) - truth) ** 2)
 
 
 def equal(a, b):
@@ -86,7 +95,7 @@ def test_init_is_a_function_of_the_key_with_the_shapes_that_eval_shape_tells(sys
     one, same, other = (initialise(model, jax.random.key(k)) for k in (0, 0, 1))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     assert equal(one, same) and not equal(one.params, other.params)
-    prepared = model.prepare(one, ClipFacts(clip.cam_to_world, np.tile(clip.intrinsics, (clip.n_frames, 1))))
+    prepared = model.prepare(one, facts_of(clip, clip.cam_to_world))
     assert jax.tree.structure(prepared) == jax.tree.structure(one)
 
 
@@ -122,7 +131,7 @@ def test_a_group_without_a_rate_does_not_move(system):
         frozen, *others = stage.rates
         if not others:
             continue
-        rates = {name: dataclasses.replace(stage.rates[name], decay=0.1) for name in others}
+        rates = {name: dataclasses.replace(stage.rates[name], decay=0.1, joins=0) for name in others}
         tx = optimiser(rates, labels, stage.steps)
 
         @jax.jit
@@ -151,8 +160,7 @@ def test_a_held_out_picture_improves(system, undisturbed):
     _, clip, model, _, fresh = system
     _, trained, _ = undisturbed
     i = clip.heldout_range[0]
-    truth = clip.target(i) / 255
-    before, after = (np.mean((draw(model, v, clip, i) - truth) ** 2) for v in (fresh, trained))
+    before, after = (squares(model, v, clip, i) for v in (fresh, trained))
     assert after < before
 
 
@@ -194,9 +202,7 @@ def test_the_evaluator_scores_it(system, undisturbed, tmp_path, monkeypatch):
         clip, model, undisturbed[1], stages[-1].steps, tmp_path, system=config.system, chunk_rays=256
     )
     assert report["system"] == config.system and report["split"]["heldout_frames"] == len(worst) > 0
-    truth = clip.target(clip.heldout_range[0])
-    rendered = draw(model, undisturbed[1], clip, clip.heldout_range[0], stages[-1].steps)
-    mse = np.mean((np.rint(rendered * 255) - truth.astype(np.float64)) ** 2)
+    mse = squares(model, undisturbed[1], clip, clip.heldout_range[0], stages[-1].steps)
     if len(worst) == 1:
         assert report["metrics"]["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=0.01)
     assert all(np.isfinite(report["metrics"][key]) for key in ("psnr", "psnr_face", "ssim"))
@@ -213,5 +219,14 @@ def test_no_module_outside_a_system_and_its_importer_names_it():
             continue
         tree = ast.walk(ast.parse(path.read_text()))
         said = {node.value for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        for system in (*PROJECT, *STUBS):
+        for system in PROJECT:
             assert system not in said and not any(f"models.{system}" in text for text in said), name
+
+
+@pytest.mark.parametrize("stub", STUBS)
+def test_a_stub_is_one_file_and_one_config_that_nobody_else_names(stub):
+    own = {ROOT / f"tests/stubs/{stub}.py", ROOT / f"tests/stubs/configs/{stub}.py"}
+    folders = ("tkjax", "preprocess", "configs", "benchmarks", "tests")
+    others = [p for folder in folders for p in (ROOT / folder).rglob("*.py") if p not in own]
+    assert all(p.is_file() for p in own) and len(others) > 100
+    assert not [p for p in (*others, ROOT / "launch.py") if stub in p.read_text()]

@@ -67,7 +67,7 @@ def leaves(variables):
 
 
 def test_one_stage_at_a_time_gives_what_all_at_once_give(tmp_path, capsys):
-    config, clip = stub_config("ad_nerf", 10), FakeClip()
+    config, clip = stub_config("staged", 10), FakeClip()
     together = loop.train(config, clip, tmp_path / "a")
     head = loop.train(config, clip, tmp_path / "b", stages=("head",))
     assert plan.finished(config, clip.info, tmp_path / "b") == ["head"]

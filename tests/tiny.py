@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs.base import get_config
 from tkjax import contract, interface
@@ -57,9 +58,11 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (loud * np.sin(2 * np.pi * 220 * t) * 0.5).astype(np.float32)
 
 
-def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c"), more=None, source=None):
+def make_dataset(
+    root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c"), more=None, source=None, heard=True
+):
     """n frames of a moving blob over a gradient, with torso, labels and sound; n of 33 gives 30 + 3. more: further
-    members of the frames."""
+    members of the frames; heard: with sound."""
     plate = np.zeros((height, width, 3), np.uint8)
     plate[..., 0] = np.linspace(40, 200, width)
     plate[..., 2] = 120
@@ -104,6 +107,8 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a
     with writer as out:
         out.add(frames)
         out.add_file("background.png", images.encode_png(plate))
+        if not heard:
+            return root
         wav = root.parent / "sound.wav"
         audio.write_wav(wav, sound(n / 25))
         out.add_file("audio.wav", wav)
@@ -112,3 +117,8 @@ def make_dataset(root, n: int = 33, height: int = 24, width: int = 32, names=("a
         contract.save_audio_features(path, **vars(features))
         out.add_file("audio_logmel.npz", path)
     return root
+
+
+def png(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.stubs import constant
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
 from tkjax.data.batches import epoch_order, frames_of_step, global_frames, name_number, prefetch
@@ -22,7 +21,7 @@ from tkjax.train import loop
 from tkjax.train import loop as trainer
 
 
-class Wrong(constant.Model):
+class Wrong(load_system(stub_config("simplest").system)):
     """A constant colour with something broken, by config.model.fault."""
 
     def loss_terms(self, variables, render, batch, key, clock):
@@ -52,7 +51,7 @@ Model = Wrong  # found as tests.train_test by `load`
 
 
 def wrong_config(fault, steps=20):
-    config = stub_config("constant", steps, fault=fault)
+    config = stub_config("simplest", steps, fault=fault)
     config.system = "tests.train_test"
     return config
 
@@ -142,7 +141,7 @@ def test_a_non_finite_number_stops_with_its_steps_and_leaves_the_last_good_check
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir, events = tmp_path_factory.mktemp("run"), []
-    config = stub_config("ad_nerf", steps=20)
+    config = stub_config("staged", steps=20)
     config.train.preview_every = 10
     records = []
     handler = logging.Handler()
@@ -155,13 +154,11 @@ def finished(tmp_path_factory):
 
 
 def test_each_sampler_of_each_stage_compiles_once(finished):
-    _, _, _, events, records = finished
-    assert [(f["stage"], f["sampler"]) for n, f in events if n == "compile"] == [
-        ("head", "rays"),
-        ("head", "patch"),
-        ("torso", "rays"),
-    ]
-    assert sum("Compiling" in text and "train_step" in text for text in records) == 3
+    config, _, _, events, records = finished
+    stages = load_system(config.system)(config, FakeClip().info).stages()
+    wanted = [(s.name, sampler) for s in stages for sampler in s.samplers]
+    assert [(f["stage"], f["sampler"]) for n, f in events if n == "compile"] == wanted and len(wanted) == 4
+    assert sum("Compiling" in text and "train_step" in text for text in records) == 4
 
 
 def test_metrics_have_a_row_per_interval_with_the_speed_and_all_terms(finished):
@@ -207,7 +204,7 @@ def test_a_frozen_group_stays_at_the_average_of_the_stage_before_to_the_last_bit
 
 
 def test_the_average_of_a_run_is_the_recursion_over_its_parameters(tmp_path):
-    config = stub_config("constant", steps=6)
+    config = stub_config("simplest", steps=6)
     config.train.checkpoint_every = 1
     config.train.keep_checkpoints = 10
     average = np.asarray(loop.train(config, FakeClip(), tmp_path).params["logit"])
@@ -256,5 +253,5 @@ def test_a_setting_that_cannot_work_is_refused_before_the_run_is_announced(tmp_p
 
 def test_a_run_without_a_step_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no stage of .* has a step to train"):
-        loop.train(stub_config("constant", 0), FakeClip(), tmp_path)
+        loop.train(stub_config("simplest", 0), FakeClip(), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tkjax import samplers
 from tkjax.signals import SOUND, Signal, SignalInfo, of_frames, windows
 from tkjax.types import Batch, SubjectInfo
 
@@ -56,6 +57,7 @@ class FakeClip:
         torso = y > 0.8
         body = np.where(torso[..., None], [0.2, 0.2, 0.5], plate)
         self._background = {"plate": u8(plate), "torso": u8(body)}
+        self._background |= {k: np.full((h, w, 3), v, np.uint8) for k, v in (("white", 255), ("black", 0))}
         cx, cy, radius = 0.5 - 0.5 * yaw, np.full(n, 0.45), 0.28
         distance = np.hypot(x - cx[:, None, None], (y - cy[:, None, None]) / 1.2)
         skin = 1 / (1 + np.exp((distance - radius) * 40))[..., None]
@@ -124,40 +126,28 @@ class FakeClip:
         masks=(), truth=(),
     ) -> Batch:  # fmt: skip
         h, w = self.height, self.width
-        picked = []
+        choose, picked = samplers.find(sampler), []
         for i, rng in zip(frames, keys, strict=True):
-            if sampler == "frame":
-                picked.append(np.divmod(np.arange(h * w), w))
-            elif sampler == "rays":
-                picked.append(np.divmod(rng.integers(0, h * w, rays), w))
-            elif sampler == "patch":
-                count = max(1, rays // patch**2)
-                top, left = rng.integers(0, [[h - patch + 1], [w - patch + 1]], (2, count))
-                r, c = np.divmod(np.arange(patch**2), patch)
-                picked.append(((top[:, None] + r).ravel(), (left[:, None] + c).ravel()))
-            elif sampler == "lips":
-                picked.append(self._tiles(i, patch))
-            else:
-                raise ValueError(f"sampler {sampler!r} is unknown; choose rays, patch, lips or frame")
+            edges = {name: self.boxes[f"{name}_box_px"][i] for name in ("face", "lips")}
+            eyes = dict.fromkeys(("eye_left", "eye_right"), edges["face"])
+            label = lambda i=i: self._label[i]  # noqa: E731
+            view = samplers.View((h, w), rng, rays, patch, edges | eyes, self._longest, label)
+            picked.append(np.divmod(choose(view), w))
         rows, columns = (np.stack(a) for a in zip(*picked, strict=True))
         one = self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)
         frames = np.asarray(frames)
         head = np.where(one.label[..., None] == LABEL_HEAD, one.target, one.background)
         return one.replace(
-            patches=sampler if sampler in ("patch", "lips") else None,
+            patches=sampler if samplers.gives_patches(sampler) else None,
             target={"torso": one.background, "head": head, "frame": one.target}[target],
             signals={u.name: windows(self.signals[u.name], frames, u) for u in driven_by},
             masks={name: one.masks[name] for name in masks},
             truth={name: self.truth[name][frames] for name in truth},
         )
 
-    def _tiles(self, i: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the 2 x 2 tiles around the middle of the lips box, one tile after another."""
-        x0, y0, x1, y1 = self.boxes["lips_box_px"][i]
-        tile, pixel = np.divmod(np.arange(4 * patch**2), patch**2)
-        row, column = (a * patch + b for a, b in zip(np.divmod(tile, 2), np.divmod(pixel, patch), strict=True))
-        top, left = np.clip([(y0 + y1) // 2 - patch, (x0 + x1) // 2 - patch], 0, [self.height, self.width])
-        return np.minimum(row + top, self.height - 1), np.minimum(column + left, self.width - 1)
+    def _longest(self, name: str) -> int:
+        corners = self.boxes[f"{name}_box_px"]
+        return int((corners[:, 2:] - corners[:, :2]).max())
 
     def _gather(self, frames, rows, columns, background, image_hw) -> Batch:
         n, at = len(frames), (frames[:, None], rows, columns)

@@ -1,17 +1,25 @@
-"""The smallest config with which the trainer runs a stub."""
+"""The stubs and their configs, found by listing them: each is one file and one config, and nobody else names it."""
 
 import importlib
+import pkgutil
 
 from ml_collections import ConfigDict
 
-from configs.base import get_config
+from tests.stubs import configs
+
+NAMES = tuple(sorted(m.name for m in pkgutil.iter_modules(configs.__path__)))
 
 
-def stub_config(system: str, steps: int = 20, **model) -> ConfigDict:
-    """A resolved config for `tests.stubs.<system>`; `model` goes to config.model."""
-    c = get_config()
-    c.system = f"tests.stubs.{system}"
-    c.model = ConfigDict({"steps": steps, "attention_start": 8, **model})
+def config_file(name: str):
+    return importlib.import_module(f"tests.stubs.configs.{name}")
+
+
+def stub_config(name: str, steps: int = 20, **model) -> ConfigDict:
+    """A resolved config of a stub, by its name or by the part that it plays (`simplest`, `staged`); `model` goes to
+    config.model."""
+    parts = {getattr(config_file(n), "PLAYS", n): n for n in NAMES}
+    c = config_file(parts.get(name, name)).get_config("test")
+    c.model.update({"steps": steps, **model})
     c.train.log_every = 5
     c.train.checkpoint_every = 10
     c.train.preview_every = 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import smoke_config, stub_config
+from tkjax.models import systems
 from tkjax.train import loop
 from tkjax.train.loop import initialise_distributed
 
@@ -26,11 +27,11 @@ class SlowClip(FakeClip):
         return super().batch(*args, **kwargs)
 
 
-def main(workdir, system="ad_nerf", steps=20, frames=0, devices=0, delay_s=0.0, save_every=10, distributed=None):
+def main(workdir, system="staged", steps=20, frames=0, devices=0, delay_s=0.0, save_every=10, distributed=None):
     if devices:
         jax.config.update("jax_num_cpu_devices", devices)
     initialise_distributed(**(distributed or {}))
-    config = stub_config(system, steps) if system in ("constant", "ad_nerf", "dyntet") else smoke_config(system)
+    config = smoke_config(system) if system in systems() else stub_config(system, steps)
     config.train.frames = frames
     config.train.checkpoint_every, config.train.log_every = save_every, 3
     clip = SlowClip()

@@ -103,7 +103,7 @@ def save(
     variables: Variables,
     step: int,
     clip: Clip,
-    audio: dict,
+    audio: dict | None,
     consent: dict,
     stages: Sequence[str] | None = None,
 ) -> str:

@@ -1,4 +1,5 @@
-"""The shape of DynTet, small: a fixed mesh with trained vertex colours, drawn whole-frame by a z-buffer; no rays."""
+"""A mesh with trained vertex colours, drawn whole-frame by a z-buffer; no rays. The mean over windows of 27 frames of
+coefficients moves its colours: logit = colours + encoder applied to that mean."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 
 from tkjax import interface
 from tkjax.interface import Rate, Stage
+from tkjax.signals import Use
 from tkjax.types import Render, Variables
 
 ROWS, COLUMNS = 7, 10
@@ -52,15 +54,23 @@ def rasterize(cam_to_world, intrinsics, hw):
 
 
 class Model(interface.Model):
+    def signals(self):
+        return (Use("expression", before=13, after=13, edge="repeat"),)
+
     def init(self, key):
-        return Variables({"colours": 0.1 * jax.random.normal(key, (len(VERTICES), 3))}, {})
+        a, b = jax.random.split(key)
+        size = (self.info.signal("expression").channels, len(VERTICES), 3)
+        colours, encoder = 0.1 * jax.random.normal(a, size[1:]), 0.01 * jax.random.normal(b, size)
+        return Variables({"colours": colours, "encoder": encoder}, {})
 
     def render(self, variables, batch, key, clock, train):
         if batch.image_hw is None:
             raise ValueError("a mesh is drawn whole: the batch needs image_hw")
         raster = jax.vmap(lambda pose, k: rasterize(pose, k, batch.image_hw))
         face, weights, z, hit = jax.lax.stop_gradient(raster(batch.cam_to_world, batch.intrinsics))
-        corners = jax.nn.sigmoid(variables.params["colours"])[jnp.asarray(FACES)[face]]
+        mean = batch.signals["expression"][:, :, 0].mean(1)
+        logits = variables.params["colours"] + jnp.einsum("bk,kvc->bvc", mean, variables.params["encoder"])
+        corners = jax.vmap(lambda vertices, at: vertices[at])(jax.nn.sigmoid(logits), jnp.asarray(FACES)[face])
         alpha = hit[..., None].astype(jnp.float32)
         rgb = jnp.sum(weights[..., None] * corners, -2) * alpha
         return Render(rgb, alpha, jnp.where(hit, z, jnp.nan)[..., None])

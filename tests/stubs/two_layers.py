@@ -1,10 +1,11 @@
-"""The shape of AD-NeRF, small: attention over audio windows that starts at a step, stratified samples along rays,
-two stages, and the layers in the other order: background, head, torso on top."""
+"""Attention over windows of sound that joins at a step, stratified samples along rays, pixels drawn its own way, two
+stages with rates by steps, and the layers in the other order: background, head, torso on top."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tkjax import interface
+from tkjax import interface, samplers
 from tkjax.cameras import camera_z, pixel_rays
 from tkjax.interface import Ema, Rate, Stage
 from tkjax.render.composite import over
@@ -29,7 +30,18 @@ def octaves(x, n=4):
     return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], -1)
 
 
+@samplers.register("rows of two_layers")
+def rows(view: samplers.View) -> np.ndarray:
+    """Whole rows of the picture, at random places of the head's box."""
+    w = view.hw[1]
+    _, y0, _, y1 = view.boxes["face"].tolist()
+    picked = view.rng.integers(y0, max(y1, y0 + 1), -(-view.rays // w))
+    return (picked[:, None] * w + np.arange(w)).ravel()[: view.rays]
+
+
 class Model(interface.Model):
+    torso_in_front = True
+
     def init(self, key):
         k = jax.random.split(key, 8)
         sound = self.info.signal(SOUND)
@@ -81,10 +93,11 @@ class Model(interface.Model):
         pose = jnp.broadcast_to(batch.cam_to_world[:, None, :3].reshape(b, 1, 12), (b, r, 12))
         torso = mlp(params["torso"], jnp.concatenate([octaves(xy_unit * 3), pose], -1))
         torso_alpha = jax.nn.sigmoid(torso[..., 3:])
+        torso_alpha = torso_alpha * (clock.stage == "torso")
         picture, alpha = over([head, (torso_alpha * jax.nn.sigmoid(torso[..., :3]), torso_alpha)])
         z = camera_z(batch.cam_to_world, d, jnp.sum(weights * t, -1) / jnp.maximum(head_alpha[..., 0], 1e-6))
         depth = jnp.where(alpha < 0.5, jnp.nan, jax.lax.stop_gradient(z)[..., None])
-        return Render(picture, alpha, depth, aux={"metrics": {"head_alpha": jnp.mean(head_alpha)}})
+        return Render(picture, alpha, depth, front=head_alpha, aux={"metrics": {"head_alpha": jnp.mean(head_alpha)}})
 
     def loss_terms(self, variables, render, batch, key, clock):
         picture = render.rgb + (1 - render.alpha) * batch.background
@@ -105,11 +118,15 @@ class Model(interface.Model):
         return {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()}
 
     def stages(self):
-        steps = self.config.model.steps
+        steps, start = self.config.model.steps, self.config.model.attention_start
         rate = Rate(1e-2, 0.5, eps=1e-5)
         weights = {"mse": 1.0, "alpha": lambda progress: 1e-3 * progress}
-        head = {name: rate for name in ("audio", "attention", "head")}
-        return (
-            Stage("head", steps, 64, head, weights, ("rays", "patch"), patch=8, refresh_every=4, ema=Ema(0.9, 2)),
-            Stage("torso", steps, 64, {"torso": rate}, weights, background="plate", ema=Ema(0.9, 2)),
+        head = {"audio": rate, "head": Rate(1e-2, eps=1e-5, drops=((steps // 2, 0.5),), floor=0.1)}
+        head["attention"] = Rate(1e-2, eps=1e-5, joins=start)
+        body = {"torso": rate}
+        drawn = ("rays", "rows of two_layers")
+        head_stage = Stage(
+            "head", steps, 64, head, weights, drawn, background="plate", target="head", refresh_every=4, ema=Ema(0.9, 2)
         )
+        samplers_ = ("rays", "patch")
+        return head_stage, Stage("torso", steps, 64, body, weights, samplers_, 8, "plate", ema=Ema(0.9, 2))
