@@ -5,6 +5,7 @@ import json
 import shutil
 import types
 from copy import copy as shallow_copy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.track import face, info_of
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.data.frame_cache import over
+from tkjax.drive import driver, stream
 from tkjax.errors import UserError
-from tkjax.media import images
+from tkjax.media import audio, images
 from tkjax.models import load_system
 
 CONSENT = {"statement": "mine", "asked": True}
@@ -229,6 +231,22 @@ def test_an_avatar_of_format_1_is_still_read(copy):
     assert not subject.has_eye_area and subject.signals["expression"].info.names == ()
     with pytest.raises(UserError, match="no face pictures"):
         subject.face(0)
+
+
+def test_the_golden_avatar_of_format_2_is_read_and_speaks(tmp_path):
+    """Made before signals were described; its sizes and its track say what there is of them."""
+    subject = bundle.load(Path(__file__).parent / "golden" / "avatar_2")
+    assert subject.meta["format"] == 2 and (subject.n_train, subject.n_track) == (10, 11)
+    assert [s.name for s in subject.info.signals] == ["sound", "expression", "eye_closed", "eye_area"]
+    heard, eyes = subject.info.signal("sound"), subject.signals["eye_closed"]
+    assert (heard.channels, heard.window, heard.kind) == (80, 16, "logmel")
+    np.testing.assert_allclose(eyes.values[:, 0], np.arange(11) % 5 / 5, rtol=1e-6)
+    assert eyes.info.low == (0.0,) and eyes.info.high == (eyes.values.max(),)
+    audio.write_wav(tmp_path / "s.wav", tiny.sound(0.2))
+    driven = driver.plan(subject, audio=tmp_path / "s.wav")
+    assert stream.render(subject, driven, tmp_path / "out") == 5
+    shown = np.stack([tiny.png(tmp_path / "out" / f"{i:06d}.png") for i in range(5)])
+    assert shown.shape == (5, 24, 32, 3) and np.ptp(shown) > 50
 
 
 def test_missing_parts_are_named(copy):

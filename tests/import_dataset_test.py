@@ -15,12 +15,13 @@ from PIL import Image
 from preprocess.importers import dataset, folder_layout, frame_pictures, track_columns, whole_frames
 from preprocess.importers.folder_layout import Notes
 from tests import er_layout
-from tkjax import cameras, contract
-from tkjax.data.dataset_clip import DatasetClip, audio_windows
+from tkjax import cameras, contract, signals
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.errors import UserError
 from tkjax.formats import feature_arrays, tables, transforms
 from tkjax.media import audio, images
 from tkjax.media.video import VideoWriter, read_frames
+from tkjax.signals import Use
 
 N = 14
 SEQUENCE = np.random.default_rng(5).standard_normal((2 * N, 29)).astype(np.float32)
@@ -370,7 +371,7 @@ def test_every_frame_hears_the_windows_that_the_original_gives_it(whole, tmp_pat
     np.save(folder / "aud_ds.npy", array)
     clip = DatasetClip(imported(folder, tmp_path)[0].root, tmp_path / "cache", audio_kind="deepspeech")
     padded = np.concatenate([np.zeros((4, 16, 29)), array, np.zeros((20, 16, 29))])
-    for i, heard in enumerate(audio_windows(clip.audio, np.arange(N))):
+    for i, heard in enumerate(signals.windows(clip.signals["sound"], np.arange(N), Use("sound", before=4, after=3))):
         np.testing.assert_array_equal(heard, padded[i : i + 8].astype(np.float32), err_msg=f"frame {i}")
 
 
