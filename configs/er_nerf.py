@@ -59,8 +59,9 @@ def get_config(variant: str = "full") -> ConfigDict:
         c.train.speech.steps = 800
         h.steps = 8000
         h.frames, h.rays = 16, 256
-        h.sampler = "close"  # a quarter of the rays on the lips, a twelfth on the eyes
+        h.sampler = "close"  # a quarter of the rays on the lips, a sixth on the eyes
         h.rare = 0.15
+        h.mix_sound = True  # lids, brows and hair must not learn by heart what was said
         h.lambda_speech, h.lr_audio = 1e-3, 3e-4  # what the speech stage has learnt is refined, not forgotten
         # 0: the paper's 1e-4 presses on both attentions at every ray, and within 8000 steps nothing presses back enough
         h.lambda_amb = 0.0

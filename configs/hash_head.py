@@ -49,6 +49,7 @@ def get_config(system: str, variant: str) -> ConfigDict:
     h.frames = 0  # in a step; 0: train.frames
     h.rare = 0.0  # least share of frames with closed eyes, and of wide open mouths; 0: as often as they come
     h.lambda_speech = 0.0  # of the speech stage's term, in head and lips stage
+    h.mix_sound = False  # rays off the lower face hear another frame of the batch, in head and lips stage
     h.sampler = "rays"  # uniform over the picture
     h.refresh_every = 16  # steps between occupancy updates
     h.ema_decay = 0.95

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import er_nerf, rad_nerf
-from tests.er_nerf_test import A, batch, info, tiny
+from tests.er_nerf_test import RAYS, SIZE, A, batch, changed, info, tiny
 from tests.stubs.clip import FakeClip
 from tkjax.data import batches, sampling
 from tkjax.data.batches import MOST_REPEATS, frames_of_step, name_number, shown_more
@@ -82,6 +82,32 @@ def test_the_speech_term_is_the_mean_square_of_the_codes_first_numbers_against_t
     assert float(model.speech_term(variables, data, None)) == pytest.approx(want, rel=1e-5)
     noisy = [float(model.speech_term(variables, data, jax.random.key(k))) for k in (0, 0, 1)]
     assert noisy[0] == noisy[1] != noisy[2]
+
+
+def test_rays_off_the_lower_face_hear_the_next_frame_of_the_batch(model, variables):
+    data, clock = batch((3, 5)), Clock(jnp.int32(1), jnp.float32(0.5), "head")
+    lower = data.pixels_px[..., 1] > SIZE / 2
+    data = data.replace(masks=data.masks | {"lower_face": lower})
+    data = changed(data, "sound", 100 * data.signals["sound"])
+    mixed = system.Model(talking(mix_sound=True), info())
+    louder = {"planes": 1e4, "audio_channel_attention": 5.0, "density": 5.0}  # at their start nothing is heard
+    params = {k: jax.tree.map(lambda p: louder.get(k, 1.0) * p, v) for k, v in variables.params.items()}
+    variables = variables.replace(params=params)
+
+    def colours(m, data):
+        return np.asarray(jax.jit(lambda v, d: m.render(v, d, KEY, clock, True).rgb)(variables, data))
+
+    own, others = colours(model, data), colours(model, changed(data, "sound", data.signals["sound"][::-1]))
+    assert np.abs(own - others).max() > 1e-3
+    np.testing.assert_allclose(colours(mixed, data), np.where(lower[..., None], own, others), atol=1e-5)
+
+
+def test_a_frame_alone_in_its_batch_hears_itself(model, variables):
+    data, clock = batch((3,)), Clock(jnp.int32(1), jnp.float32(0.5), "head")
+    data = data.replace(masks=data.masks | {"lower_face": jnp.zeros((1, RAYS), bool)})
+    mixed = system.Model(talking(mix_sound=True), info())
+    alone = (m.render(variables, data, KEY, clock, True).rgb for m in (model, mixed))
+    np.testing.assert_array_equal(*alone)
 
 
 @pytest.mark.parametrize("configs", [er_nerf, rad_nerf])

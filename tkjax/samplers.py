@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from tkjax.errors import UserError
 
 FOCUS = {"focus": 6, "close": 4}  # one ray in so many is drawn from the lips box by these samplers
-FOCUS_EYES = 24  # and one in so many from the surroundings of each eye: blinks are small and rare
+FOCUS_EYES = 12  # and one in so many from the surroundings of each eye: blinks are small and rare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _focused(view: View, name: str) -> Int[np.ndarray, " rays"]:
 
 @register("focus")
 def focus(view: View) -> Int[np.ndarray, " rays"]:
-    """`rays`, but the first rays // 6 over the lips box, which is a few hundredths of the picture, and rays // 24
+    """`rays`, but the first rays // 6 over the lips box, which is a few hundredths of the picture, and rays // 12
     behind them over each eye with its lids."""
     return _focused(view, "focus")
 

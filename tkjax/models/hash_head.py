@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from tkjax import losses, perceptual
@@ -199,7 +199,8 @@ class HashHead(BaseModel):
         still = jax.lax.stop_gradient((rays_o, rays_d))
         marched = march(*still, variables.state["bits"], noise.reshape(-1), **self._marching())
         values = self._frame_values(params, batch, key, train)
-        dense, evaluated = self._evaluate(params, values, rays_o, rays_d, marched)
+        heard = self._heard(batch) if train and self.config.train.head.mix_sound else None
+        dense, evaluated = self._evaluate(params, values, rays_o, rays_d, marched, heard)
         valid = jnp.arange(m.samples) < evaluated[:, None]
         first = 1 + self._channels(self.WEIGHTED)
         sums = composite(dense[..., 0], valid, marched.t, dense[..., 1:first], dense[..., first:], dt=m.dt, stop=STOP)
@@ -214,6 +215,16 @@ class HashHead(BaseModel):
             },
         }
         return _render(batch, d, sums, aux)
+
+    def _heard(self, batch: Batch) -> Int[Array, " rays"]:
+        """Whose sound each ray hears with `mix_sound`: its own frame's on the lower face, elsewhere that of the batch's
+        next frame.
+
+        A short clip has a dozen blinks, each with other words: what could hear them would learn lids by the word.
+        """
+        b, r = batch.pixels_px.shape[:2]
+        own = jnp.arange(b)[:, None]
+        return jnp.where(batch.masks["lower_face"], own, (own + 1) % b).reshape(b * r)
 
     def _channels(self, names) -> int:
         return sum(self.program.slices[name].stop - self.program.slices[name].start for name in names)
@@ -249,11 +260,12 @@ class HashHead(BaseModel):
         through = 1.0 - head.alpha
         return head.replace(rgb=head.rgb + through * rgb, alpha=head.alpha + through * alpha, front=head.alpha)
 
-    def _evaluate(self, params, values, rays_o, rays_d, marched):
+    def _evaluate(self, params, values, rays_o, rays_d, marched, heard=None):
         """The field at the marched samples: [R,S,C] and how many samples of each ray [R] were evaluated.
 
         Samples are taken in waves from front to back; rays whose transmittance has fallen below the compositor's stop
-        are not continued (half of it here, so that rounding cannot leave out a sample that counts).
+        are not continued (half of it here, so that rounding cannot leave out a sample that counts). heard: the frame
+        whose sound each ray hears, where that is not its own.
         """
         m = self.config.model
         rays, size = rays_o.shape[0], m.samples // m.waves
@@ -268,6 +280,8 @@ class HashHead(BaseModel):
             xyz = rays_o[packing.ray] + along * rays_d[packing.ray]
             frame = None if frames == 1 else packing.ray // (rays // frames)
             rows = {"sh": (sh, packing.ray), **{name: (v, frame) for name, v in values.items()}}
+            if heard is not None and frames > 1:
+                rows["audio"] = values["audio"], heard[packing.ray]
             packed = field(self.program, xyz, rows, params, total=packing.total, chunk=m.chunk)
             dense = unpack(packed, packing, jnp.arange(size) < count[:, None])
             optical = optical + jax.lax.stop_gradient(jnp.sum(dense[..., 0], -1) * m.dt)
@@ -378,6 +392,7 @@ class HashHead(BaseModel):
         listen = Rate(speech.lr, speech.final_factor, speech.decay)
         slow = {n: r.scaled(lips.first_rate, lips.last_rate / lips.first_rate) for n, r in rates.items()}
         truth = (LIP_SHAPE,) if h.lambda_speech else ()
+        masks = tuple(dict.fromkeys((*masks, "lower_face"))) if h.mix_sound else masks
         stages = (
             Stage(
                 SPEECH, speech.steps, 1, {"audio": listen, "audio_attention": listen}, {"speech": 1.0},
