@@ -28,7 +28,7 @@ settings.load_profile("tkjax")
 LONGEST = (
     "preprocess_clip", "seam", "render_fused", "er_nerf", "rad_nerf", "stages", "import_checkpoint", "march",
     "evaluate", "preprocess_matting", "triton_ambient_head", "triton_render_fused", "triton_grid_encode", "train",
-    "resume", "distributed", "torso", "cli",
+    "resume", "distributed", "torso", "conformance", "cli",
 )  # fmt: skip
 _peaks: dict[str, float] = {}  # process -> GB
 

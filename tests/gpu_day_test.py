@@ -86,7 +86,8 @@ def test_the_whole_day_runs_on_a_cpu_at_toy_sizes_and_is_written(tmp_path):
     assert figures["gpu tests"]["failed"] == [] and figures["gpu tests"]["skipped"] > 0
     assert figures["rendering"]["frames"] > 0 and set(figures["training"]["last"]) == {"head", "torso"}
     assert {r["what"] for r in figures["head"]["rows"]} == {"frame", "step"} and figures["ops"]["rows"]
-    assert any("render_fused -> " in line for p in written["pieces"] for line in p.get("kernels", []))
+    kernels = {p["piece"]: " ".join(p.get("kernels", [])) for p in written["pieces"]}
+    assert "field -> " in kernels["training"] and "render_fused -> " in kernels["rendering"]
     page = (tmp_path / "cpu.md").read_text()
     assert page == table(written) and "toy sizes" in page and "head + torso" in page
 

@@ -283,6 +283,28 @@ def test_the_kernel_compiles_for_the_gpu():
         assert len(fused) <= 4 * 3 * 8 and all("fma.rn.f32" in line for line in fused)
 
 
+@harness.needs_triton
+def test_a_program_that_no_fused_head_draws_is_three_ops_on_the_gpu_and_that_is_said(monkeypatch):
+    from tests.ops.conformance_cases import MARCH as march_settings
+    from tests.ops.conformance_cases import plain_field
+
+    monkeypatch.setattr(dispatch, "_said", [])
+    monkeypatch.setitem(dispatch.PLATFORMS, "cpu", ("other",))  # as on a GPU
+    program = plain_field()
+    params = {k: {leaf: harness.shape("float32", *s) for leaf, s in v.items()} for k, v in program.params.items()}
+    ray, bits = harness.shape("float32", 100, 3), harness.shape("uint8", march_settings["side"] ** 3 // 8)
+
+    def draw_plain(o, d, bits, sh, params):
+        return render_fused(program, o, d, bits, {"sh": sh}, params, **march_settings)
+
+    launches = harness.recorded(draw_plain, ray, ray, bits, harness.shape("float32", 100, 16), params)
+    modules = [launch.kernel.fn.__module__.rpartition(".")[2] for launch in launches]
+    assert modules == ["march", "march", "grid_encode", "field_mlp", "composite"]
+    (line,) = [line for line in dispatch.said() if line.startswith("render_fused")]
+    assert line.startswith("render_fused -> march, field, composite; triton does not: no fused field draws plain")
+    assert {"march -> triton", "field -> triton", "composite -> triton"} <= set(dispatch.said())
+
+
 @harness.needs_lowering
 def test_the_public_op_lowers_for_cuda_in_one_kernel():
     assert harness.kernel_calls(harness.lowered(draw_real, *real(1000))) == 1

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
 import jax
@@ -120,26 +120,37 @@ def _say(op: str, what: str, reasons: dict[str, str]) -> None:
         log.log(logging.WARNING if faster else logging.INFO, "%s", line)
 
 
-def resolve(op: str, backend: str | None = None, *case) -> ModuleType:
-    """The module that implements `op` in this `case` (see the module's docstring).
-
-    What a back end does not do is a ValueError with its reason where it was named, here or for the whole process; ops
-    that one named for the process does not have run on the reference.
-    """
-    wanted, reasons = _wanted(op, backend), {}
-    order = BACKENDS if wanted is None else (wanted,) if backend is not None else (wanted, "reference")
-    for name in order:
+def _first(op: str, names: Iterable[str], case: tuple) -> tuple[ModuleType | None, dict[str, str]]:
+    """(the module of the first of these back ends that does the case, or None; why those before it do not)."""
+    reasons: dict[str, str] = {}
+    for name in names:
         if not _has(name, op):
             continue
         reason = _why_not(name, op, case)
         if reason is None:
             _ran.setdefault(op, set()).add(name)
             _say(op, describe(name), reasons)
-            return importlib.import_module(f"tkjax.ops.{name}.{op}")
-        if name == wanted:
-            raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
+            return importlib.import_module(f"tkjax.ops.{name}.{op}"), reasons
         reasons[name] = reason
-    raise NotImplementedError(f"{op}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    return None, reasons
+
+
+def resolve(op: str, backend: str | None = None, *case) -> ModuleType:
+    """The module that implements `op` in this `case` (see the module's docstring).
+
+    What a back end does not do is a ValueError with its reason where it was named, here or for the whole process; ops
+    that one named for the process does not have run on the reference. NotImplementedError has all reasons where none
+    was named and none does it.
+    """
+    wanted = _wanted(op, backend)
+    order = BACKENDS if wanted is None else (wanted if _has(wanted, op) else "reference",)
+    module, reasons = _first(op, order, case)
+    if module is not None:
+        return module
+    if wanted is None:
+        raise NotImplementedError(f"{op}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    ((name, reason),) = reasons.items()
+    raise ValueError(f"{op}: back end {name!r} does not work here: {reason}")
 
 
 def resolve_whole(op: str, backend: str | None = None, *case) -> ModuleType | None:
@@ -147,21 +158,14 @@ def resolve_whole(op: str, backend: str | None = None, *case) -> ModuleType | No
 
     A named back end need not have the whole: its kernels of the parts, or the parts' own refusals, are what it gives.
     """
-    wanted, reasons = _wanted(op, backend), {}
-    for name in BACKENDS if wanted is None else (wanted,):
-        if not _has(name, op):
-            continue
-        reason = _why_not(name, op, case)
-        if reason is None:
-            _ran.setdefault(op, set()).add(name)
-            _say(op, describe(name), reasons)
-            return importlib.import_module(f"tkjax.ops.{name}.{op}")
-        reasons[name] = reason
+    wanted = _wanted(op, backend)
     if wanted is not None and (reason := unavailable(wanted)):
         raise ValueError(f"{op}: back end {wanted!r} does not work here: {reason}")
-    _ran.setdefault(op, set()).add("parts")
-    _say(op, ", ".join(PARTS[op]), reasons)
-    return None
+    module, reasons = _first(op, BACKENDS if wanted is None else (wanted,), case)
+    if module is None:
+        _ran.setdefault(op, set()).add("parts")
+        _say(op, ", ".join(PARTS[op]), reasons)
+    return module
 
 
 def ran() -> dict[str, set[str]]:
