@@ -91,7 +91,7 @@ def test_rays_off_the_lower_face_hear_the_next_frame_of_the_batch(model, variabl
     data = changed(data, "sound", 100 * data.signals["sound"])
     mixed = system.Model(talking(mix_sound=True), info())
     louder = {"planes": 1e4, "audio_channel_attention": 5.0, "density": 5.0}  # at their start nothing is heard
-    params = {k: jax.tree.map(lambda p: louder.get(k, 1.0) * p, v) for k, v in variables.params.items()}
+    params = {k: jax.tree.map(lambda p, k=k: louder.get(k, 1.0) * p, v) for k, v in variables.params.items()}
     variables = variables.replace(params=params)
 
     def colours(m, data):
