@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tkjax import interface
+from tkjax import contract, interface
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
 from tkjax.drive import driver, motion
@@ -178,6 +178,17 @@ def test_another_dataset_avatar_or_workdir_is_retargeted_by_channel(made, tmp_pa
         np.testing.assert_array_equal(plan.signals["eye_closed"].values[:, 0], (np.arange(22) % 5 / 5).astype("f4"))
     plan = driver.plan(face, drive=made("eye_closed").folder)
     np.testing.assert_array_equal(plan.signals["expression"].values, made.clip.signals["expression"].values[:30])
+
+
+def test_poses_come_from_another_dataset_or_avatar_with_its_camera(made, tmp_path):
+    other = tiny.make_dataset(tmp_path / "other" / "dataset", n=22, height=48, width=64, names=NAMES)
+    truth = contract.Dataset(other)
+    plan = driver.plan(made("eye_closed"), pose=tmp_path / "other")
+    assert plan.n_frames == 22
+    np.testing.assert_array_equal(plan.motion.cam_to_world, truth.column("cam_to_world"))
+    np.testing.assert_allclose(plan.motion.intrinsics, np.array(truth.intrinsics) / 2, rtol=1e-6)  # 64 to 32 pixels
+    own = driver.plan(made("eye_closed"), pose=made("expression").folder)
+    np.testing.assert_array_equal(own.motion.cam_to_world, made.clip.cam_to_world[:30])
 
 
 def test_a_dataset_also_gives_its_sound(made):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tkjax import contract, signals
-from tkjax.avatar import avatar_json, bundle
+from tkjax.avatar import bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.drive import motion, sounds
 from tkjax.errors import UserError
@@ -78,69 +78,43 @@ def plan(
     if fix_eye is not None and eye is not None:
         raise UserError("--fix_eye and --eye exclude each other; leave one out")
     moves, fps = motion.plan(avatar, pose=pose, **moving), float(avatar.meta["fps"])
-    uses = avatar.model().signals()
-    wanted = {use.name: avatar.info.signal(use.name) for use in uses if use.name != SOUND}
-    hears = any(use.name == SOUND for use in uses)
+    uses = {use.name: use for use in avatar.model().signals()}
+    hears, wanted = SOUND in uses, {name: avatar.info.signal(name) for name in uses if name != SOUND}
+    if EYES[1] in wanted:  # areas of eyes follow blinks
+        wanted[EYES[0]] = avatar.signals[EYES[0]].info
+
     recorded = None if drive is None else _recorded(drive, avatar, moves.rows, fps, hears and audio is None)
     if recorded is not None and audio is None:
         audio, features = recorded.audio, features or recorded.features
-    blinks = None if eye is None else motion.read_blinks(eye)
-    sound = _sound(avatar, audio, features, audio_kinds, smooth_lips, hears, fps)
-    lengths = [sound.n_frames] if sound is not None else []
-    lengths += [len(recorded.track.values)] if recorded is not None else []
-    if not lengths:
-        lengths = [len(moves.cam_to_world)] if pose is not None else []
-        lengths += [len(blinks)] if blinks is not None else []
-    n = max(lengths or [len(moves.rows)])
-
-    edits = Edits.read(set, scale, offset)
-    found = {} if recorded is None else _from_track(recorded.track, wanted, avatar, n)
-    if EYES[0] not in wanted and EYES[1] in wanted and recorded is not None:
-        found |= _from_track(recorded.track, {EYES[0]: avatar.signals[EYES[0]].info}, avatar, n)
-    constant = np.array([fix_eye], np.float32) if fix_eye is not None else None
-    named_eyes = blinks if blinks is not None else constant
-    own_eyes = drive == OWN or EYES[0] not in found
-    known = {**wanted, **({EYES[0]: avatar.signals[EYES[0]].info} if EYES[1] in wanted else {})}
-    edited = edits.touched(known)
-    for name, info in wanted.items():
-        if name in EYES:
-            continue
-        if name not in found and name in edited:
-            found[name] = np.tile(rest(avatar, name), (n, 1))
-        if name not in found:
-            raise UserError(f"nothing gives the signal {name}, which this avatar is driven by; {_ways(info)}")
+    blinks = (
+        np.array([fix_eye], np.float32) if fix_eye is not None else None if eye is None else motion.read_blinks(eye)
+    )
+    sound = _sound(audio, features, audio_kinds, smooth_lips, fps)
     if hears and sound is None:
         raise UserError("nothing gives the sound that this avatar is driven by; name a sound file with --audio")
-    if any(name in wanted for name in EYES):
-        loops = _eyes(avatar, moves.rows, named_eyes, None if own_eyes else found[EYES[0]], smooth_eye)
-        eyes = {name: motion.looped(values, n)[:, None] for name, values in loops.items()}
-        before = eyes[EYES[0]]
-        eyes[EYES[0]] = edits.applied(avatar.signals[EYES[0]].info, before)
-        if edits.touched({EYES[0]: known[EYES[0]]}) and EYES[1] in wanted:
-            eyes[EYES[1]] = _areas(avatar, eyes[EYES[0]][:, 0])[:, None]
-        found |= {name: eyes[name] for name in EYES if name in wanted}
-    out = {}
-    for name, info in wanted.items():
-        values = found[name] if name == EYES[0] else edits.applied(info, found[name])
-        _say_range(info, values)
-        plain = dataclasses.replace(info, rate_hz=fps, source=str(drive or "own"))
-        out[name] = Signal(plain, np.asarray(values, np.float32))
-    edits.check_used(known)
-    if recorded is not None and not (set_of(wanted, recorded.track) or (hears and recorded.audio)):
-        raise UserError(
-            f"--drive={drive}: none of its channels ({_some(recorded.track.names)}) is one that this avatar is driven "
-            f"by ({_some([c for info in wanted.values() for c in info.names]) or 'none'})"
-        )
     if sound is not None and not hears:
         print("the avatar is not driven by sound: it is only added to the video", flush=True)
+    named = [v for v in (sound and sound.n_frames, recorded and len(recorded.track.values)) if v]
+    paths = [len(moves.cam_to_world) if pose is not None else 0, len(blinks) if eye is not None else 0]
+    n = max(named or paths) or len(moves.rows)
+
+    edits = Edits.read(set, scale, offset)
+    edits.check(wanted)
+    found = {} if recorded is None else _from_track(recorded.track, wanted, avatar, n, str(drive))
+    for name in wanted.keys() - found.keys() - {*EYES}:
+        if name not in edits.touched(wanted):
+            raise UserError(f"nothing gives the signal {name}, which this avatar is driven by; {_ways(wanted[name])}")
+        found[name] = np.tile(rest(avatar, name), (n, 1))
+    if EYES[0] in wanted or EYES[1] in wanted:
+        driven = blinks if blinks is not None else None if drive == OWN else found.get(EYES[0])
+        found |= _eyes(avatar, moves.rows, driven, smooth_eye, edits, n)
+    out = {}
+    for name in uses.keys() - {SOUND}:
+        info = dataclasses.replace(wanted[name], rate_hz=fps, source=str(drive or OWN))
+        values = found[name] if name in EYES else edits.applied(info, found[name])
+        _say_range(info, values)
+        out[name] = Signal(info, np.asarray(values, np.float32))
     return Driver(n, moves, out, sound, hears)
-
-
-def set_of(wanted: Mapping[str, SignalInfo], track: Track) -> set[str]:
-    """The channels of a track that drive something."""
-    known = {c for info in wanted.values() for c in info.names}
-    known |= {EYES[0]} if EYES[1] in wanted else set()
-    return known & {*track.names}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -166,14 +140,12 @@ def _recorded(text: Path | str, avatar: Avatar, rows: Int[np.ndarray, " n"], fps
     if str(text) == OWN:
         return Recorded(_together({n: (s, s.values[rows]) for n, s in avatar.signals.items()}, fps, "own track"))
     if path.is_dir():
-        for folder in (path, path / "dataset", path / "avatar"):
-            if (folder / contract.MANIFEST).is_file():
-                return _dataset(folder, avatar, fps, with_sound)
-            if (folder / avatar_json.META).is_file():
-                other = bundle.load(folder)
-                kept = {n: (s, s.values[: other.n_train]) for n, s in other.signals.items()}
-                return Recorded(_together(kept, float(other.meta["fps"]), str(path)).resampled(fps))
-        raise UserError(f"--drive: {path} holds no dataset ({contract.MANIFEST}) and no avatar ({avatar_json.META})")
+        folder, is_avatar = motion.folder_of(path, "--drive")
+        if not is_avatar:
+            return _dataset(folder, avatar, fps, with_sound)
+        other = bundle.load(folder)
+        kept = {n: (s, s.values[: other.n_train]) for n, s in other.signals.items()}
+        return Recorded(_together(kept, float(other.meta["fps"]), str(path)).resampled(fps))
     if not path.is_file():
         raise UserError(f"--drive: there is no file or folder {path}; {OWN} names the avatar's own track")
     try:
@@ -209,9 +181,9 @@ def rest(avatar: Avatar, name: str) -> Float[np.ndarray, " C"]:
 
 
 def _from_track(
-    track: Track, wanted: Mapping[str, SignalInfo], avatar: Avatar, n: int
+    track: Track, wanted: Mapping[str, SignalInfo], avatar: Avatar, n: int, source: str
 ) -> dict[str, Float[np.ndarray, "n C"]]:
-    """The signals of which a track has channels; those that it lacks rest."""
+    """The signals of which a track has channels; those channels that it lacks rest."""
     at = {name: k for k, name in enumerate(track.names)}
     out = {}
     for name, info in wanted.items():
@@ -227,34 +199,40 @@ def _from_track(
                 flush=True,
             )
         out[name] = motion.looped(values, n)
+    channels = [channel for info in wanted.values() for channel in info.names]
+    if not out and wanted:
+        raise UserError(
+            f"--drive={source}: none of its channels ({_some(track.names) or 'none'}) is one that this avatar is "
+            f"driven by ({_some(channels) or 'their names are not kept by an older version'})"
+        )
     return out
 
 
-def _sound(avatar, audio, features, kinds, smooth_lips, hears, fps) -> sounds.Sound | None:
-    if audio is None:
-        for name, given in (("features", features), ("audio_kinds", kinds)):
-            if given:
-                raise UserError(f"--{name} describes a sound; name it with --audio")
-        return None
-    n = sounds.sound_frames(audio, fps)
-    return sounds.Sound(Path(audio), n, None if features is None else Path(features), kinds, smooth_lips)
+def _sound(audio, features, kinds, smooth_lips: bool, fps: float) -> sounds.Sound | None:
+    if audio is not None:
+        n = sounds.sound_frames(audio, fps)
+        return sounds.Sound(Path(audio), n, None if features is None else Path(features), kinds, smooth_lips)
+    for name, given in (("features", features), ("audio_kinds", kinds)):
+        if given:
+            raise UserError(f"--{name} describes a sound; name it with --audio")
+    return None
 
 
 def _eyes(
-    avatar: Avatar,
-    rows: Int[np.ndarray, " n"],
-    named: Float[np.ndarray, " m"] | None,
-    driven: Float[np.ndarray, "k 1"] | None,
-    smooth: bool,
-) -> dict[str, Float[np.ndarray, " m"]]:
-    """Blinks and areas of eyes as loops: named by --eye or --fix_eye, else driven, else the clip's own."""
-    if named is None and driven is not None:
-        named = driven[:, 0]
-    closed = avatar.signals[EYES[0]].values[rows, 0] if named is None else named
-    areas = avatar.signals[EYES[1]].values[rows, 0] if named is None else _areas(avatar, named)
-    return {EYES[0]: motion.smooth_eyes(closed), EYES[1]: motion.smooth_eyes(areas)} if smooth else {
-        EYES[0]: closed, EYES[1]: areas,
-    }  # fmt: skip
+    avatar: Avatar, rows: Int[np.ndarray, " m"], named: np.ndarray | None, smooth: bool, edits: "Edits", n: int
+) -> dict[str, Float[np.ndarray, "n 1"]]:
+    """Blinks and areas of eyes, n frames: as named (a loop), else the clip's own; edited blinks have their areas."""
+    closed, areas = (avatar.signals[name].values[rows, 0] for name in EYES)
+    if named is not None:
+        closed = named.reshape(-1)
+        areas = _areas(avatar, closed)
+    if smooth:
+        closed, areas = motion.smooth_eyes(closed), motion.smooth_eyes(areas)
+    info = {name: avatar.signals[name].info for name in EYES}
+    blinks = edits.applied(info[EYES[0]], motion.looped(closed, n)[:, None])
+    if edits.touched({EYES[0]: info[EYES[0]]}):
+        areas = _areas(avatar, blinks[:, 0])
+    return {EYES[0]: blinks, EYES[1]: edits.applied(info[EYES[1]], motion.looped(areas, n)[:, None])}
 
 
 def _areas(avatar: Avatar, blinks: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -287,7 +265,7 @@ class Edits:
         """Which of the signals are changed."""
         return {name for name, info in known.items() if {name, *info.names} & {*self._names()}}
 
-    def check_used(self, known: Mapping[str, SignalInfo]) -> None:
+    def check(self, known: Mapping[str, SignalInfo]) -> None:
         """UserError for a name that is no channel, with the nearest that are."""
         channels = list(dict.fromkeys([*(c for info in known.values() for c in info.names), *known]))
         for flag in ("set", "scale", "offset"):

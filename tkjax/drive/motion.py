@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import ImageColor
 
-from tkjax import cameras
+from tkjax import cameras, contract
+from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.errors import UserError
 from tkjax.formats import tables, transforms
@@ -89,9 +90,12 @@ def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, n
     """(camera-to-world [n,4,4], intrinsics [4] scaled to width, or None where the file names none).
 
     .npy or .npz hold [n,4,4] of the contract (in an npz: `cam_to_world`, or its only array). .json is a transforms
-    file of the AD-NeRF line: its own focal length goes with its poses, scaled to the picture's width.
+    file of the AD-NeRF line: its own focal length goes with its poses, scaled to the picture's width. The folder of a
+    dataset, an avatar or a workdir gives its poses with its camera.
     """
     path = Path(path)
+    if path.is_dir():
+        return _of_folder(path, width)
     if not path.is_file():
         raise UserError(f"--pose: there is no file {path}")
     if path.suffix == ".json":
@@ -109,6 +113,29 @@ def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, n
         raise UserError(f"--pose: {path} must hold an array [n,4,4], not {list(poses.shape)}")
     _check_poses(poses, path)
     return poses.astype(np.float32), intrinsics
+
+
+def folder_of(path: Path, flag: str) -> tuple[Path, bool]:
+    """(the folder of a dataset or an avatar that `path` is or, as a workdir, holds; whether it is an avatar)."""
+    for folder in (path, path / "dataset", path / "avatar"):
+        for name, is_avatar in ((contract.MANIFEST, False), (avatar_json.META, True)):
+            if (folder / name).is_file():
+                return folder, is_avatar
+    raise UserError(f"{flag}: {path} holds no dataset ({contract.MANIFEST}) and no avatar ({avatar_json.META})")
+
+
+def _of_folder(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Poses of somebody's training frames, and their camera for pictures of this width."""
+    folder, is_avatar = folder_of(path, "--pose")
+    if is_avatar:
+        other = bundle.load(folder)
+        return other.cam_to_world[: other.n_train], _scaled(other.info.intrinsics, width / other.info.width)
+    d = contract.Dataset(folder)
+    return d.column("cam_to_world"), _scaled(d.intrinsics, width / d.width)
+
+
+def _scaled(intrinsics, factor: float) -> np.ndarray:
+    return (np.array(intrinsics, np.float64) * factor).astype(np.float32)
 
 
 def _shown(poses: np.ndarray, intrinsics: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, ...]:
