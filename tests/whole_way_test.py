@@ -144,6 +144,22 @@ def test_a_render_from_a_file_is_what_the_formula_says(run, tmp_path):
     assert np.abs(drawn["1"].astype(int) - drawn["0.5"]).max() > 8
 
 
+def test_a_given_torso_lies_where_the_system_says(run, tmp_path):
+    """In front of the head of a system that says so: where it is opaque nothing of the head shows."""
+    name, workdir, _ = run
+    subject = bundle.load(workdir / "avatar")
+    model = subject.model()
+    if "torso" not in subject.stages:
+        assert not model.torso_in_front
+        return
+    how, _ = driving(name, tmp_path)
+    workflow.render(workdir, str(tmp_path / "out"), torso="given", **how)
+    for i in (0, 7):
+        shown, torso = tiny.png(tmp_path / "out" / f"{i:06d}.png"), subject.torso(i)
+        opaque = torso[..., 3] == 255
+        assert opaque.any() and (shown[opaque] == torso[opaque][:, :3]).all() == model.torso_in_front
+
+
 def test_each_stub_says_what_it_is_for():
     assert all(config_file(name).__doc__ and importlib.import_module(f"tests.stubs.{name}").__doc__ for name in NAMES)
     assert len(NAMES) == 4 and sum(not signals_of(name) for name in NAMES) == 1

@@ -144,7 +144,9 @@ class SubjectInfo:
                 SOUND, d.pop("audio_channels"), 0.0, window=d.pop("audio_steps"), kind=d.pop("audio_kind")
             )
             d.pop("audio_windows")
-            signals = [sound, *(SignalInfo(name, c, 0.0) for name, c in frames.items() if c)]
+            plain = {name: c for name, c in frames.items() if c}
+            named = {name: (name,) if c == 1 and name != "expression" else () for name, c in plain.items()}
+            signals = [sound, *(SignalInfo(name, c, 0.0, named[name]) for name, c in plain.items())]
         else:
             signals = [SignalInfo.from_json(s) for s in d["signals"]]
         return cls(**{**d, "intrinsics": tuple(d["intrinsics"]), "signals": tuple(signals)})

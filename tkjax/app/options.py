@@ -139,7 +139,11 @@ FLAGS = {
     "scale": Flag("str", "factors by channel (or by signal, for all of its channels), such as expression=1.2"),
     "offset": Flag("str", "numbers to add by channel, such as browInnerUp=0.1; after --set and --scale"),
     "features": Flag("str", "audio_<kind>.npz computed for --audio, in place of computing it"),
-    "pose": Flag("str", "head poses: .npz or .npy [n,4,4] camera-to-world, or an AD-NeRF transforms .json"),
+    "pose": Flag(
+        "str",
+        "head poses: .npz or .npy [n,4,4] camera-to-world, an AD-NeRF transforms .json, or the folder of a dataset, an "
+        "avatar or a workdir",
+    ),
     "background": Flag("str", "a picture, or a colour (white, black, #rrggbb), behind the person; alias --bg_img"),
     "smooth_path": Flag("bool", "average the head's path over --smooth_path_window frames"),
     "smooth_path_window": Flag("int", "frames of --smooth_path, odd (7)", 1, 999),
