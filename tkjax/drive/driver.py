@@ -86,9 +86,8 @@ def plan(
     recorded = None if drive is None else _recorded(drive, avatar, moves.rows, fps, hears and audio is None)
     if recorded is not None and audio is None:
         audio, features = recorded.audio, features or recorded.features
-    blinks = (
-        np.array([fix_eye], np.float32) if fix_eye is not None else None if eye is None else motion.read_blinks(eye)
-    )
+    blinks = None if eye is None else motion.read_blinks(eye)
+    blinks = blinks if fix_eye is None else np.array([fix_eye], np.float32)
     sound = _sound(audio, features, audio_kinds, smooth_lips, fps)
     if hears and sound is None:
         raise UserError("nothing gives the sound that this avatar is driven by; name a sound file with --audio")
