@@ -184,6 +184,22 @@ def test_a_finished_run_trains_no_more_and_other_settings_are_refused(tmp_path):
         loop.train(stub_config("simplest", steps=10), FakeClip(seed=3), tmp_path)
 
 
+def test_a_run_from_before_signals_were_described_goes_on(tmp_path):
+    config = stub_config("simplest", steps=10)
+    loop.train(config, FakeClip(), tmp_path)
+    path = tmp_path / "checkpoints" / "run.json"
+    run = json.loads(path.read_text())
+    info = run["data"]["info"]
+    del info["signals"]
+    info |= {"audio_kind": "logmel", "audio_channels": 6, "audio_steps": 4, "audio_windows": 8, "n_expression": 3}
+    path.write_text(json.dumps(run))
+    loop.train(config, FakeClip(), tmp_path)
+    info |= {"audio_channels": 7}
+    path.write_text(json.dumps(run))
+    with pytest.raises(UserError, match=r"dataset info\.signals\.sound"):
+        loop.train(config, FakeClip(), tmp_path)
+
+
 def test_another_number_of_threads_is_a_logged_warning(tmp_path, caplog, monkeypatch):
     def stop(name, facts):
         if name == "checkpoint":

@@ -24,7 +24,7 @@ from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.host.files import write_atomic
 from tkjax.interface import Model
-from tkjax.types import PyTree, Variables
+from tkjax.types import PyTree, SubjectInfo, Variables
 
 # Settings that may differ between two starts in one workdir: they do not change what is computed.
 EXEMPT = (
