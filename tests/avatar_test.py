@@ -279,5 +279,5 @@ def test_an_avatar_of_an_earlier_config_gets_what_the_settings_have_gained():
     assert new.train.lips.to_dict() == er_nerf.get_config("cpu").train.lips.to_dict()
     old.variant = "gone"  # never an incomplete config without a word: any variant knows the keys
     assert config.completed(old).train.lips.to_dict() == er_nerf.get_config("full").train.lips.to_dict()
-    old.system = "tests.stubs.constant"
+    old.system = "tests.tiny"
     assert config.completed(old) is old

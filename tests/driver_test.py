@@ -334,7 +334,110 @@ def test_a_folder_that_holds_nothing_to_drive_with_is_refused(made, tmp_path):
 
 def test_features_without_a_sound_are_refused(made, tmp_path):
     with pytest.raises(UserError, match="--features describes a sound"):
-        driver.plan(made("expression"), drive="own", features=tmp_path / "f.npz")
+        driver.plan(made(SOUND), features=tmp_path / "f.npz")
+
+
+# ---------------------------------------------------------------- nothing in silence
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """make(*signals) -> avatar of a clip whose expression and whose member x_a both have a channel a."""
+    folder = tmp_path_factory.mktemp("twins")
+    (folder / "d").mkdir()
+    root = tiny.make_dataset(folder / "d" / "dataset", names=("a", "b", "c"), twin=np.linspace(5, 6, 33))
+    clip = DatasetClip(root, folder / "cache")
+
+    def make(*driven_by):
+        config = tiny.config()
+        config.system = "tests.driver_test"
+        config.model.driven_by = driven_by
+        model = load_system(config.system)(config, clip.info)
+        out = folder / "-".join(("avatar", *driven_by))
+        variables = model.init(jax.random.key(0))
+        bundle.save(out, config, variables, 4, clip, bundle.audio_spec(clip.audio), {"statement": None})
+        return bundle.load(out)
+
+    make.clip, make.root = clip, root
+    return make
+
+
+def test_channels_of_one_name_in_two_signals_stay_apart(twins, tmp_path):
+    both, own = twins("expression", "a"), twins.clip.signals
+    for source in ("own", twins.root):
+        plan = driver.plan(both, drive=source)
+        for name in ("expression", "a"):
+            np.testing.assert_array_equal(plan.signals[name].values[:30], own[name].values[:30])
+    alone = driver.plan(twins("expression"), drive=twins.root).signals["expression"].values
+    np.testing.assert_array_equal(alone, own["expression"].values)
+    for how in ({"set": "a=0.5"}, {"drive": csv(tmp_path / "a.csv", [[1]], ("a",))}):
+        with pytest.raises(UserError, match=r"several signals; write expression\.a or a\.a"):
+            driver.plan(both, **{"drive": "own", **how})
+    named = driver.plan(both, drive=csv(tmp_path / "b.csv", [[1, 5.5]], ("expression.a", "a.a")))
+    assert named.signals["expression"].values[0, 0] == 1 and named.signals["a"].values[0, 0] == 5.5
+    edited = driver.plan(both, drive="own", set="expression.a=0.25").signals
+    assert (edited["expression"].values[:, 0] == 0.25).all() and edited["a"].values.min() >= 5
+
+
+def test_areas_of_eyes_come_from_a_file_that_has_them(made, tmp_path):
+    path = csv(tmp_path / "a.csv", [[0.01], [0.02], [0.03]], ("eye_area",))
+    got = driver.plan(made("eye_area"), drive=path).signals["eye_area"].values
+    np.testing.assert_allclose(got[:, 0], [0.01, 0.02, 0.03], rtol=1e-6)
+
+
+def test_what_drives_nothing_is_said_and_does_not_count(made, wav, tmp_path, capsys):
+    long = csv(tmp_path / "long.csv", np.zeros((31, 1)), ("nose",))
+    for avatar in (made(SOUND), made()):
+        with pytest.raises(UserError, match="none of its channels"):
+            driver.plan(avatar, drive=long, **({"audio": wav} if avatar is made(SOUND) else {}))
+    capsys.readouterr()
+    for flag, value in (("fix_eye", 1), ("smooth_eye", True), ("smooth_lips", True), ("features", "nothere.npy")):
+        driver.plan(made("expression"), drive="own", **{flag: value})
+        assert f"--{flag} is not used" in capsys.readouterr().out
+    driver.plan(made("expression"), drive=csv(tmp_path / "b.csv", [[1, 2]], ("jawOpen", "time_ms")))
+    assert "time_ms drive nothing" in capsys.readouterr().out
+    driver.plan(made("expression"), drive=csv(tmp_path / "c.csv", np.zeros((3, 3)), time=[2.0, 2.04, 2.08]))
+    assert "at 2 s, is the first frame" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("edit", ["set", "scale", "offset"])
+def test_numbers_beyond_float32_are_refused(made, tmp_path, edit):
+    with pytest.raises(UserError, match="1e39"):
+        driver.plan(made("expression"), drive="own", **{edit: "jawOpen=1e39"})
+    with pytest.raises(UserError, match="no finite number in row 0"):
+        driver.plan(made("expression"), drive=csv(tmp_path / "a.csv", [[1e39, 0, 0]]))
+    with pytest.raises(UserError, match="not finite"):
+        driver.plan(made("expression"), set="jawOpen=1e30", scale="jawOpen=1e30")
+    for blink in (float("nan"), 7.0, -0.1):
+        with pytest.raises(UserError, match="--fix_eye"):
+            driver.plan(made("eye_closed"), fix_eye=blink)
+
+
+def test_broken_archives_overlong_words_and_unsigned_times_are_a_sentence(made, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    tracks.save(tmp_path / "whole.npz", NAMES, np.random.default_rng(0).normal(size=(500, 3)), 25)
+    with np.load(tmp_path / "whole.npz") as file:
+        np.savez_compressed(tmp_path / "b.npz", **file)
+    data = bytearray((tmp_path / "b.npz").read_bytes())
+    data[200:260] = bytes(60)
+    (tmp_path / "b.npz").write_bytes(data)
+    back = {"values": np.zeros((3, 1)), "channels": np.array(["jawOpen"]), "time_s": np.uint64([2, 1, 0])}
+    np.savez(tmp_path / "c.npz", **back)
+    for name in ("a.npz", "b.npz", "c.npz"):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            driver.plan(made("expression"), drive=tmp_path / name)
+    with pytest.raises(UserError, match=r"--drive: there is no file.*constants are given with --set"):
+        driver.plan(made("expression"), drive="jawOpen=0.6," * 100)
+    for flag in ("pose", "eye"):
+        with pytest.raises(UserError, match=f"--{flag}: there is no file"):
+            driver.plan(made("eye_closed"), **{flag: "x" * 5000})
+
+
+def test_a_part_is_divided_at_its_last_equals_sign_and_given_once(made):
+    for text, word in (("a=b=0.5", "a=b is no channel"), ("jawOpen=0.1,jawOpen=0.2", "given twice")):
+        with pytest.raises(UserError, match=word):
+            driver.plan(made("expression"), drive="own", set=text)
 
 
 def test_names_of_a_signal_default_to_its_own():

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "errors": "",
     "trees": "",
-    "signals": "",
+    "signals": "errors",
     "samplers": "errors",
     "types": "errors signals",
     "losses": "",
@@ -33,7 +33,7 @@ ROOMS = {
     "data": "errors signals samplers types host interface contract media",
     "synthetic": "errors cameras contract media",
     "originals": "errors signals types host contract formats data fields ops",
-    "train": "errors trees types host interface config data models render ops",
+    "train": "errors trees signals types host interface config data models render ops",
     "avatar": "errors trees signals types host interface config contract media data models",
     "drive": "errors signals types host cameras contract media formats data avatar render",
     "measure": "errors signals types host interface contract media perceptual data avatar drive render",

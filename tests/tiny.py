@@ -59,10 +59,18 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def make_dataset(
-    root, n: int = 33, height: int = 24, width: int = 32, names=("a", "b", "c"), more=None, source=None, heard=True
-):
+    root,
+    n: int = 33,
+    height: int = 24,
+    width: int = 32,
+    names=("a", "b", "c"),
+    more=None,
+    source=None,
+    heard=True,
+    twin=None,
+):  # fmt: skip
     """n frames of a moving blob over a gradient, with torso, labels and sound; n of 33 gives 30 + 3. more: further
-    members of the frames; heard: with sound."""
+    members of the frames; heard: with sound. twin: values [n] of a member x_a."""
     plate = np.zeros((height, width, 3), np.uint8)
     plate[..., 0] = np.linspace(40, 200, width)
     plate[..., 2] = 120
@@ -90,6 +98,7 @@ def make_dataset(
         "expression": np.tile(np.linspace(0, 1, n, dtype=np.float32)[:, None], (1, len(names))),
         "eye_closed": (np.arange(n) % 5 / 5).astype(np.float32),
         "confidence": np.ones(n, np.float32),
+        **({} if twin is None else {"x_a": np.float32(twin)[:, None]}),
         **(more or {}),
     }
     camera = {"fx": 90.0, "fy": 90.0, "cx": width / 2, "cy": height / 2}
@@ -103,6 +112,7 @@ def make_dataset(
         expression_names=names,
         source=source or {},
         tools={},
+        extra_members=None if twin is None else {"x_a": ("float32", (1,))},
     )
     with writer as out:
         out.add(frames)

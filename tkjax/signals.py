@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tkjax.errors import UserError
+
 EDGES = ("zeros", "repeat")  # what stands before the first and behind the last frame
 OPEN_EYES = 0.25  # eye area in per cent of the picture where nothing is known of it (rad-nerf dossier §2.1, §2.6)
 SOUND = "sound"  # the name of the signal that sound features are, of whatever kind
@@ -150,11 +152,23 @@ def of_frames(
     name: str, values: Float[np.ndarray, "n *C"], rate_hz: float, names: Sequence[str] = (), source: str = ""
 ) -> Signal:
     """A signal with one step for each frame; names default to the signal's own, or to it with a number."""
-    values = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused where it is used
+        values = np.asarray(values, np.float32)
     values = values[:, None] if values.ndim == 1 else values.reshape(len(values), -1)
     channels = values.shape[1]
     names = tuple(names) or ((name,) if channels == 1 else tuple(f"{name}{k}" for k in range(channels)))
     return Signal(SignalInfo(name, channels, float(rate_hz), names, source=source), values)
+
+
+def check_finite(signal: Signal, where: str) -> None:
+    """UserError names the first step of a signal that holds no finite number."""
+    bad = ~np.isfinite(signal.values).all(1)
+    if bad.any():
+        step = int(np.argmax(bad))
+        raise UserError(
+            f"{where}: signal {signal.info.name} ({signal.info.source}) is not finite at step {step}, expected numbers "
+            "that float32 holds in every frame"
+        )
 
 
 def outside(info: SignalInfo, values: Float[np.ndarray, "n C"], slack: float = 0.25) -> Bool[np.ndarray, " C"]:

@@ -169,6 +169,7 @@ def _check_signals(f: _Fields) -> None:
         f.need("signals", not complaint, f"signal {i} described: {complaint}")
     names = [entry["name"] for entry in entries]
     f.need("signals", len(set(names)) == len(names), "each signal once")
+    f.need("signals", {"eye_closed", "eye_area"} <= set(names), "eye_closed and eye_area among them")
 
 
 def _is_kind(x: Any) -> bool:

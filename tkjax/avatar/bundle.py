@@ -419,7 +419,11 @@ def load(folder: Path) -> Avatar:
     chunk = settings.get("eval", {}).get("chunk_rays", 0)
     if not (type(chunk) is int and 0 <= chunk < 2**31):
         raise UserError(f"{where}: eval.chunk_rays is {chunk!r}, expected a number of pixels, 0 for all; {REMEDY}")
-    finished = [stage.name for stage in _of_settings(_model(settings, info, where).stages, where)]
+    model = _model(settings, info, where)
+    for use in model.signals():
+        if not info.has(use.name):
+            raise UserError(f"{where}: info names no signal {use.name}, which {settings.system} is driven by; {REMEDY}")
+    finished = [stage.name for stage in _of_settings(model.stages, where)]
     meta.setdefault("stages", finished)  # format 1: saved when every stage was finished
     for name in set(meta["stages"]) - set(finished):
         raise UserError(f"{where}: stage {name[:80]!r} is none of {settings.system}: {', '.join(finished)}; {REMEDY}")

@@ -24,7 +24,7 @@ from tkjax.host import stored
 from tkjax.host.files import hidden, put
 from tkjax.interface import Model
 from tkjax.media import full_frames, images, paste_back
-from tkjax.signals import SOUND
+from tkjax.signals import SOUND, check_finite
 from tkjax.types import SubjectInfo
 
 COLUMNS = ("cam_to_world", "eye_closed", "expression", "confidence", "face_box_px", "lips_box_px")
@@ -50,6 +50,9 @@ def info_of(clip: Clip, model: Model) -> SubjectInfo:
     used = {use.name for use in model.signals()}
     info = clip.info
     kept = tuple(s for s in info.signals if s.name in used or s.name in (*KEPT, SOUND))
+    for s in kept:
+        if s.name in clip.signals:  # a stand-in describes its sound alone
+            check_finite(clip.signals[s.name], "the avatar cannot be saved")
     odd = [s.name for s in kept if s.name != SOUND and not s.per_frame]
     if odd:
         raise UserError(f"an avatar keeps signals with one step a frame only, and {odd[0]} has another rate")

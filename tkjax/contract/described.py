@@ -31,14 +31,22 @@ def shape_is_small(shape: Sequence[int]) -> bool:
 
 
 def name_of(member: str) -> str:
-    """`x_<name>` -> `<name>`, where no other signal has that name."""
+    """`x_<name>` -> `<name>`, where no other signal, and no entry of sound, has that name."""
     short = member.removeprefix("x_")
-    return member if short in (*FRAMES, SOUND) and short != member else short
+    taken = short in (*FRAMES, SOUND) or short.startswith("audio_")
+    return member if taken and short != member else short
 
 
 def of_member(member: str, values: np.ndarray, fps: float, names: Sequence[str] = ()) -> Signal:
-    """The signal that a member of the shards holds, float32."""
-    return of_frames(name_of(member), values, fps, names, source=f"member {member}")
+    """The signal that a member of the shards holds, float32; names that a manifest may not have are numbered."""
+    width = int(np.prod(values.shape[1:], dtype=np.int64))
+    good = len(names) == width and len({*names}) == width and all(map(is_name, names))
+    return of_frames(name_of(member), values, fps, names if good else (), source=f"member {member}")
+
+
+def is_name(text: Any) -> bool:
+    """Whether a channel may be called so: 1 to 200 printable characters."""
+    return isinstance(text, str) and 0 < len(text) <= 200 and text.isprintable()
 
 
 def of_sound(features: AudioFeatures) -> Signal:
@@ -53,11 +61,11 @@ def sound_info(header: AudioHeader) -> SignalInfo:
     )  # fmt: skip
 
 
-def describe(signal: Signal, train: Sequence[int]) -> dict[str, Any] | None:
-    """The entry of the manifest, with the range over the training frames; None where values are not finite."""
+def describe(signal: Signal, train: Sequence[int]) -> dict[str, Any]:
+    """The entry of the manifest, with the range over the training frames where that is finite."""
     info = ranged(signal.info, signal.values, np.arange(*train))
     if not np.isfinite([*info.low, *info.high]).all():
-        return None
+        info = dataclasses.replace(info, low=(), high=())
     facts = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(info).items()}
     return {**facts, "right": info.right}
 

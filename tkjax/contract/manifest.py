@@ -118,6 +118,8 @@ def check_manifest(m: dict[str, Any], where: Any) -> None:
     names = m["expression_names"]
     good = isinstance(names, list) and all(isinstance(x, str) for x in names) and len(set(names)) == len(names)
     require("expression_names", good, "a list of different names")
+    legal = minor == 0 or all(0 < len(x) <= 200 and x.isprintable() for x in names)
+    require("expression_names", legal, "names of 1 to 200 printable characters")
     for key in ("range_min", "range_max"):
         good = isinstance(m[key], list) and len(m[key]) == len(names) and all(map(_is_number, m[key]))
         require(key, good, f"{len(names)} finite numbers")
@@ -227,7 +229,7 @@ def bad_signal(entry: Any, more: tuple[str, ...] = ()) -> str:
     """What is wrong with a stored `SignalInfo`, "" for nothing. more: further fields that are whole numbers."""
     numbers = ("channels", "window", "hop", "left", *more)
     if not isinstance(entry, dict) or set(entry) != {*SIGNAL_FIELDS, *more}:
-        return f"expected the fields {', '.join((*SIGNAL_FIELDS, *more))}"
+        return f"the fields {', '.join((*SIGNAL_FIELDS, *more))}"
     for field in ("name", "kind", "source"):
         if not (isinstance(entry[field], str) and len(entry[field]) <= 1000 and entry[field].isprintable()):
             return f"{field} is no text"
@@ -240,8 +242,8 @@ def bad_signal(entry: Any, more: tuple[str, ...] = ()) -> str:
     if not (_is_number(entry["rate_hz"]) and 0 <= entry["rate_hz"] <= 1e6 and _is_number(entry["start_s"])):
         return "rate_hz and start_s are finite numbers"
     names = entry["names"]
-    if not (isinstance(names, list) and all(isinstance(n, str) and 0 < len(n) <= 200 for n in names)):
-        return "names is a list of texts"
+    if not (isinstance(names, list) and all(map(_is_name, names))):
+        return "names is a list of 1 to 200 printable characters each"
     if names and (len(names) != entry["channels"] or len(set(names)) != len(names)):
         return f"names has {len(names)} of {entry['channels']} channels, each with its own"
     for field in ("low", "high"):
@@ -249,7 +251,13 @@ def bad_signal(entry: Any, more: tuple[str, ...] = ()) -> str:
         good = isinstance(values, list) and len(values) in (0, entry["channels"]) and all(map(_is_number, values))
         if not good:
             return f"{field} is a list of {entry['channels']} finite numbers, or empty"
+    if len(entry["low"]) != len(entry["high"]) or any(a > b for a, b in zip(entry["low"], entry["high"], strict=True)):
+        return "low is at most high, channel by channel"
     return ""
+
+
+def _is_name(x: Any) -> bool:
+    return isinstance(x, str) and 0 < len(x) <= 200 and x.isprintable()
 
 
 def _check_shards(m: dict[str, Any], where: Any) -> None:

@@ -149,25 +149,20 @@ class Dataset:
         m = self.manifest
         if not m.get("minor", 0):
             return
-        kinds = {name.removeprefix("audio_"): m["audio"].get(name.removeprefix("audio_")) for name in m["signals"]
-                 if name.startswith("audio_")}  # fmt: skip
-        for name in kinds:
-            if kinds[name] is None:
-                raise refuse(self.root / MANIFEST, f"signals.audio_{name}", "has no file", "the sound that is there")
         found = [*(described.of_sound(self.audio_features(kind)) for kind in m["audio"]), *self._of_frames()]
         wanted = {described.entry_name(s.info): described.describe(s, m["split"]["train"]) for s in found}
-        wanted = {name: entry for name, entry in wanted.items() if entry is not None}
         for name in wanted.keys() | m["signals"].keys():
             if m["signals"].get(name) != wanted.get(name):
                 raise refuse(self.root / MANIFEST, f"signals.{name[:40]}", "is wrong", "what follows from the data")
 
     def _of_frames(self) -> list[Signal]:
         """The signals with one step a frame."""
-        names = {"expression": self.manifest["expression_names"]}
-        for entry in self.manifest.get("signals", {}).values():
-            names[entry["source"].removeprefix("member ")] = entry["names"]
-        members = described.members(self._layout, list(self.manifest["members"]))
-        return [described.of_member(name, self.column(name), self.fps, names.get(name, ())) for name in members]
+        found = []
+        for member in described.members(self._layout, list(self.manifest["members"])):
+            entry = self.manifest.get("signals", {}).get(described.name_of(member), {})
+            names = self.manifest["expression_names"] if member == "expression" else entry.get("names", ())
+            found.append(described.of_member(member, self.column(member), self.fps, names))
+        return found
 
     def signals(self) -> dict[str, Signal]:
         """What may drive a model beside sound (`audio_features`), by name, one step a frame; without ranges."""

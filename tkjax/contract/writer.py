@@ -119,6 +119,9 @@ class DatasetWriter:
             self._head = json.loads(json.dumps(self._head, allow_nan=False, default=_plain))
         except (TypeError, ValueError) as e:
             raise ContractError(f"{where}: member source, tools, licences or checks is not json ({short(e)})") from e
+        for member, names in (channels or {}).items():
+            if member not in extra or len({*names}) != len(names) or not all(map(described.is_name, names)):
+                raise refuse(where, f"channels of {member}", "is wrong", "different names of a declared x_<name>")
         self._probe_head(extra)
         self._layout = Layout(self._head["height"], self._head["width"], landmark_scheme, len(expression_names), extra)
         self._members: list[str] | None = None
@@ -388,8 +391,7 @@ class DatasetWriter:
             if names and len(names) != values[0].size:
                 raise refuse(self.root, member, f"has {values[0].size} channels", f"the {len(names)} that are named")
             found.append(described.of_member(member, values, fps, names))
-        entries = {described.entry_name(s.info): described.describe(s, train) for s in found}
-        return {name: entry for name, entry in entries.items() if entry is not None}
+        return {described.entry_name(s.info): described.describe(s, train) for s in found}
 
 
 def _plain(x: Any) -> Any:

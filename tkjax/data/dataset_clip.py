@@ -69,7 +69,7 @@ class DatasetClip:
         self.eye_closed, self.confidence = d.column("eye_closed"), d.column("confidence")
         self.eye_regions = np.stack([sampling.widened(self.boxes[f"eye_{s}_box_px"], hw) for s in ("left", "right")], 1)
         self.truth = {"lip_shape": sampling.standardised(sampling.lip_shape(d.landmarks68()), self._learns())}
-        self.signals = self._signals(audio_kind)
+        self.signals, self.members = self._signals(audio_kind), _Members(d)
         self.lower_face = sampling.lower_face_boxes(self.landmarks68_px)
         made_up = "x_picture_missing" in d.manifest["members"]  # an imported clip's holes, filled from neighbours
         self.picture_missing = d.column("x_picture_missing") if made_up else np.zeros(d.n_frames, bool)
@@ -99,11 +99,6 @@ class DatasetClip:
             area = sampling.eye_area(d.landmarks68(), d.height, d.width)
             found["eye_area"] = signals.of_frames("eye_area", area, d.fps, source="landmarks")
         return {name: signal.with_range(self.train_frames) for name, signal in found.items()}
-
-    @functools.cached_property
-    def members(self) -> Mapping[str, np.ndarray]:
-        """The dataset's extra members `x_<name>` by their full names, [n, …] each."""
-        return {name: self.dataset.column(name) for name in self.dataset.manifest["members"] if name.startswith("x_")}
 
     @property
     def info(self) -> SubjectInfo:
@@ -290,6 +285,25 @@ class DatasetClip:
         tail = CHANNELS[name]
         picked = np.stack([self._cache[name][int(i)].reshape(-1, *tail)[f] for i, f in zip(frames, flat, strict=True)])
         return picked if name == "label" else _UNIT[picked]
+
+
+class _Members(Mapping):
+    """The extra members `x_<name>` of a dataset by their full names, [n, …] each; read when they are asked for."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        self._names = [name for name in dataset.manifest["members"] if name.startswith("x_")]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._dataset.column(name)
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _around(frames: Int[np.ndarray, " n"], none: tuple[int, int] = (0, 0)) -> tuple[int, int]:

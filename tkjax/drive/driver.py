@@ -8,6 +8,7 @@ nobody says otherwise. Whatever else a system is driven by must be named: nothin
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tkjax import contract, signals
-from tkjax.avatar import bundle
+from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.drive import motion, sounds
 from tkjax.errors import UserError
@@ -25,6 +26,7 @@ from tkjax.signals import SOUND, Signal, SignalInfo
 
 OWN = "own"  # --drive=own: the avatar's own track
 EYES = ("eye_closed", "eye_area")
+LARGEST = 1e30  # of an edit's number; products of two stay finite in what float32 holds, or are refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +43,13 @@ class Driver:
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What somebody's recording drives with: named channels, and its sound where it has one."""
+    """What somebody's recording drives with: named channels, and its sound where it has one. is_file: a track file, all
+    of whose channels somebody means."""
 
     track: Track
     audio: Path | None = None
     features: Path | None = None
+    is_file: bool = False
 
 
 def plan(
@@ -77,42 +81,46 @@ def plan(
     """
     if fix_eye is not None and eye is not None:
         raise UserError("--fix_eye and --eye exclude each other; leave one out")
+    if fix_eye is not None and not 0 <= fix_eye <= 1:
+        raise UserError(f"--fix_eye={fix_eye:g} must lie between 0 (open) and 1 (closed)")
     moves, fps = motion.plan(avatar, pose=pose, **moving), float(avatar.meta["fps"])
     uses = {use.name: use for use in avatar.model().signals()}
     hears, wanted = SOUND in uses, {name: avatar.info.signal(name) for name in uses if name != SOUND}
     if EYES[1] in wanted:  # areas of eyes follow blinks
         wanted[EYES[0]] = avatar.signals[EYES[0]].info
+    edits = Edits.read(set, scale, offset)
+    edits.check(wanted)
+    unused = {"eye": eye, "fix_eye": fix_eye, "smooth_eye": smooth_eye or None} if EYES[0] not in wanted else {}
+    unused |= {} if hears else {"features": features, "audio_kinds": audio_kinds, "smooth_lips": smooth_lips or None}
+    for name in [name for name, value in unused.items() if value is not None]:
+        print(f"--{name} is not used: nothing of the kind drives this avatar", flush=True)
 
     recorded = None if drive is None else _recorded(drive, avatar, moves.rows, fps, hears and audio is None)
     if recorded is not None and audio is None:
         audio, features = recorded.audio, features or recorded.features
+    found = {} if recorded is None else _from_track(recorded, wanted, avatar, str(drive))
     blinks = None if eye is None else motion.read_blinks(eye)
     blinks = blinks if fix_eye is None else np.array([fix_eye], np.float32)
-    sound = _sound(audio, features, audio_kinds, smooth_lips, fps)
-    if hears and sound is None:
-        raise UserError("nothing gives the sound that this avatar is driven by; name a sound file with --audio")
-    if sound is not None and not hears:
-        print("the avatar is not driven by sound: it is only added to the video", flush=True)
-    named = [v for v in (sound and sound.n_frames, recorded and len(recorded.track.values)) if v]
+    sound = _sound(avatar, audio, features if hears else None, audio_kinds, smooth_lips, hears, fps)
+    named = [] if sound is None else [sound.n_frames]
+    named += [len(recorded.track.values)] if found else []
     paths = [len(moves.cam_to_world) if pose is not None else 0, len(blinks) if eye is not None else 0]
     n = max(named or paths) or len(moves.rows)
 
-    edits = Edits.read(set, scale, offset)
-    edits.check(wanted)
-    found = {} if recorded is None else _from_track(recorded.track, wanted, avatar, n, str(drive))
-    for name in wanted.keys() - found.keys() - {*EYES}:
+    values = {name: motion.looped(track, n) for name, track in found.items()}
+    for name in wanted.keys() - values.keys() - {*EYES}:
         if name not in edits.touched(wanted):
             raise UserError(f"nothing gives the signal {name}, which this avatar is driven by; {_ways(wanted[name])}")
-        found[name] = np.tile(rest(avatar, name), (n, 1))
-    if EYES[0] in wanted or EYES[1] in wanted:
-        driven = blinks if blinks is not None else None if drive == OWN else found.get(EYES[0])
-        found |= _eyes(avatar, moves.rows, driven, smooth_eye, edits, n)
+        values[name] = np.tile(rest(avatar, name), (n, 1))
+    if EYES[0] in wanted:
+        values |= _eyes(avatar, moves.rows, blinks, {} if str(drive) == OWN else found, smooth_eye, edits, n)
     out = {}
     for name in uses.keys() - {SOUND}:
         info = dataclasses.replace(wanted[name], rate_hz=fps, source=str(drive or OWN))
-        values = found[name] if name in EYES else edits.applied(info, found[name])
-        _say_range(info, values)
-        out[name] = Signal(info, np.asarray(values, np.float32))
+        edited = values[name] if name in EYES else edits.applied(info, values[name])
+        out[name] = Signal(info, np.asarray(edited, np.float32))
+        signals.check_finite(out[name], "this drive")
+        _say_range(info, out[name].values)
     return Driver(n, moves, out, sound, hears)
 
 
@@ -138,17 +146,20 @@ def _recorded(text: Path | str, avatar: Avatar, rows: Int[np.ndarray, " n"], fps
     path = Path(text)
     if str(text) == OWN:
         return Recorded(_together({n: (s, s.values[rows]) for n, s in avatar.signals.items()}, fps, "own track"))
-    if path.is_dir():
+    if os.path.isdir(path):
         folder, is_avatar = motion.folder_of(path, "--drive")
         if not is_avatar:
             return _dataset(folder, avatar, fps, with_sound)
         other = bundle.load(folder)
         kept = {n: (s, s.values[: other.n_train]) for n, s in other.signals.items()}
         return Recorded(_together(kept, float(other.meta["fps"]), str(path)).resampled(fps))
-    if not path.is_file():
-        raise UserError(f"--drive: there is no file or folder {path}; {OWN} names the avatar's own track")
+    if not os.path.isfile(path):  # False too for words that no path can be
+        hint = "; constants are given with --set" if "=" in str(path) else ""
+        raise UserError(
+            f"--drive: there is no file or folder {str(path)[:200]}; {OWN} names the avatar's own track{hint}"
+        )
     try:
-        return Recorded(tracks.read(path, fps).resampled(fps))
+        return Recorded(tracks.read(path, fps).resampled(fps), is_file=True)
     except UserError as error:
         raise UserError(f"--drive: {error}") from error
 
@@ -167,11 +178,26 @@ def _dataset(folder: Path, avatar: Avatar, fps: float, with_sound: bool) -> Reco
 
 
 def _together(parts: Mapping[str, tuple[Signal, np.ndarray]], fps: float, where: str) -> Track:
-    """Signals with one step a frame as one track; those whose channels have no names are left out."""
-    named = [(s.info.names, values) for s, values in parts.values() if s.info.names]
-    names = [n for own, _ in named for n in own]
+    """Signals with one step a frame as one track of `signal.channel`, without those whose channels have no names."""
+    named = [(s.info, values) for s, values in parts.values() if s.info.names]
+    names = [f"{info.name}.{channel}" for info, _ in named for channel in info.names]
     values = np.concatenate([v for _, v in named], 1) if named else np.zeros((1, 0), np.float32)
     return Track(tuple(names), values, np.arange(len(values)) / fps, where)
+
+
+def _matching(name: str, known: Mapping[str, SignalInfo], flag: str) -> dict[str, list[int]]:
+    """The signals, and their channels, that a name means: a signal, a channel, or `signal.channel`. UserError where it
+    means channels of several signals."""
+    out: dict[str, list[int]] = {}
+    for info in known.values():
+        whole = list(range(info.channels)) if name == info.name else []
+        some = [k for k, c in enumerate(info.names) if name in (c, f"{info.name}.{c}")]
+        if whole or some:
+            out[info.name] = whole or some
+    if len(out) > 1:
+        ways = " or ".join(f"{s}.{known[s].names[k[0]]}" for s, k in out.items() if known[s].names)
+        raise UserError(f"{flag}: {name} is a channel of several signals; write {ways}")
+    return out
 
 
 def rest(avatar: Avatar, name: str) -> Float[np.ndarray, " C"]:
@@ -180,58 +206,77 @@ def rest(avatar: Avatar, name: str) -> Float[np.ndarray, " C"]:
 
 
 def _from_track(
-    track: Track, wanted: Mapping[str, SignalInfo], avatar: Avatar, n: int, source: str
-) -> dict[str, Float[np.ndarray, "n C"]]:
-    """The signals of which a track has channels; those channels that it lacks rest."""
-    at = {name: k for k, name in enumerate(track.names)}
-    out = {}
-    for name, info in wanted.items():
-        there = [k for k, channel in enumerate(info.names) if channel in at]
-        if not there:
-            continue
+    recorded: Recorded, wanted: Mapping[str, SignalInfo], avatar: Avatar, source: str
+) -> dict[str, Float[np.ndarray, "m C"]]:
+    """The signals of which a recording has channels; those channels that it lacks rest. `signal.channel` goes to the
+    signal of this name; where that has no such channel, to the one signal that has it."""
+    track, out, given, idle = recorded.track, {}, {}, []
+    for column, full in enumerate(track.names):
+        parts = full.partition(".")
+        exact = parts[0] in wanted and parts[2] in wanted[parts[0]].names
+        meant = {parts[0]: [wanted[parts[0]].names.index(parts[2])]} if exact else {}
+        for name in [] if exact else dict.fromkeys((full, parts[2] or full)):
+            meant = meant or {s: k for s, k in _matching(name, wanted, f"--drive={source}").items() if len(k) == 1}
+        for s, k in meant.items():
+            if exact or k[0] not in given.get(s, {}):
+                given.setdefault(s, {})[k[0]] = column
+        idle += [] if meant else [full]
+    for name, columns in given.items():
         values = np.tile(rest(avatar, name), (len(track.values), 1))
-        values[:, there] = track.values[:, [at[info.names[k]] for k in there]]
-        if len(there) < info.channels:
+        values[:, list(columns)] = track.values[:, list(columns.values())]
+        if len(columns) < wanted[name].channels:
             print(
-                f"--drive: {track.where} gives {len(there)} of the {info.channels} channels of {name}; the others rest "
-                "at their median of the training frames",
+                f"--drive: {track.where} gives {len(columns)} of the {wanted[name].channels} channels of {name}; the "
+                "others rest at their median of the training frames",
                 flush=True,
             )
-        out[name] = motion.looped(values, n)
-    channels = [channel for info in wanted.values() for channel in info.names]
-    if not out and wanted:
+        out[name] = values
+    if not out and (wanted or recorded.audio is None):
+        channels = [channel for info in wanted.values() for channel in info.names]
         raise UserError(
             f"--drive={source}: none of its channels ({_some(track.names) or 'none'}) is one that this avatar is "
-            f"driven by ({_some(channels) or 'their names are not kept by an older version'})"
+            f"driven by ({_some(channels) or 'it has none with a name'})"
         )
+    if idle and recorded.is_file:
+        print(f"--drive: {source}: {_some(idle)} drive nothing in this avatar", flush=True)
     return out
 
 
-def _sound(audio, features, kinds, smooth_lips: bool, fps: float) -> sounds.Sound | None:
-    if audio is not None:
-        n = sounds.sound_frames(audio, fps)
-        return sounds.Sound(Path(audio), n, None if features is None else Path(features), kinds, smooth_lips)
-    for name, given in (("features", features), ("audio_kinds", kinds)):
-        if given:
-            raise UserError(f"--{name} describes a sound; name it with --audio")
-    return None
+def _sound(avatar: Avatar, audio, features, kinds, smooth_lips: bool, hears: bool, fps: float) -> sounds.Sound | None:
+    if audio is None:
+        for name, given in (("features", features), ("audio_kinds", kinds)):
+            if given and hears:
+                raise UserError(f"--{name} describes a sound; name it with --audio")
+        if hears:
+            raise UserError("nothing gives the sound that this avatar is driven by; name a sound file with --audio")
+        return None
+    if not hears:
+        print("the avatar is not driven by sound: it is only added to the video", flush=True)
+    elif not {*avatar_json.OF_SOUND} <= {*(avatar.meta["audio"] or {})}:
+        raise UserError(f"{avatar.folder}: the avatar does not say how the sound that it hears is described")
+    n = sounds.sound_frames(audio, fps)
+    return sounds.Sound(Path(audio), n, None if features is None else Path(features), kinds, smooth_lips)
 
 
 def _eyes(
-    avatar: Avatar, rows: Int[np.ndarray, " m"], named: np.ndarray | None, smooth: bool, edits: "Edits", n: int
-) -> dict[str, Float[np.ndarray, "n 1"]]:
-    """Blinks and areas of eyes, n frames: as named (a loop), else the clip's own; edited blinks have their areas."""
+    avatar: Avatar, rows: Int[np.ndarray, " m"], blinks: np.ndarray | None, found: Mapping[str, np.ndarray],
+    smooth: bool, edits: "Edits", n: int,
+) -> dict[str, Float[np.ndarray, "n 1"]]:  # fmt: skip
+    """Blinks and areas of eyes, n frames: of --eye or --fix_eye, else of a recording (blinks before areas), else the
+    clip's own; edited blinks have their areas."""
     closed, areas = (avatar.signals[name].values[rows, 0] for name in EYES)
-    if named is not None:
-        closed = named.reshape(-1)
+    if blinks is None and EYES[0] not in found and EYES[1] in found:
+        areas = found[EYES[1]][:, 0]
+    elif blinks is not None or EYES[0] in found:
+        closed = (found[EYES[0]] if blinks is None else blinks).reshape(-1)
         areas = _areas(avatar, closed)
     if smooth:
         closed, areas = motion.smooth_eyes(closed), motion.smooth_eyes(areas)
     info = {name: avatar.signals[name].info for name in EYES}
-    blinks = edits.applied(info[EYES[0]], motion.looped(closed, n)[:, None])
+    shown = edits.applied(info[EYES[0]], motion.looped(closed, n)[:, None])
     if edits.touched({EYES[0]: info[EYES[0]]}):
-        areas = _areas(avatar, blinks[:, 0])
-    return {EYES[0]: blinks, EYES[1]: edits.applied(info[EYES[1]], motion.looped(areas, n)[:, None])}
+        areas = _areas(avatar, shown[:, 0])
+    return {EYES[0]: shown, EYES[1]: edits.applied(info[EYES[1]], motion.looped(areas, n)[:, None])}
 
 
 def _areas(avatar: Avatar, blinks: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -262,14 +307,14 @@ class Edits:
 
     def touched(self, known: Mapping[str, SignalInfo]) -> set[str]:
         """Which of the signals are changed."""
-        return {name for name, info in known.items() if {name, *info.names} & {*self._names()}}
+        return {s for name in self._names() for s in _matching(name, known, "edit")}
 
     def check(self, known: Mapping[str, SignalInfo]) -> None:
-        """UserError for a name that is no channel, with the nearest that are."""
+        """UserError for a name that is no channel, with the nearest that are, or one of several signals."""
         channels = list(dict.fromkeys([*(c for info in known.values() for c in info.names), *known]))
         for flag in ("set", "scale", "offset"):
             for name in getattr(self, flag):
-                if name not in channels:
+                if not _matching(name, known, f"--{flag}"):
                     near = difflib.get_close_matches(name, channels, 3)
                     what = f"did you mean {', '.join(near)}?" if near else f"it has {_some(channels) or 'none'}"
                     raise UserError(f"--{flag}: {name} is no channel that drives this avatar; {what}")
@@ -279,9 +324,7 @@ class Edits:
         out = np.array(values, np.float32)
 
         def columns(name: str) -> list[int]:
-            return (
-                list(range(info.channels)) if name == info.name else [k for k, c in enumerate(info.names) if c == name]
-            )
+            return _matching(name, {info.name: info}, "edit").get(info.name, [])
 
         for name, number in self.set.items():
             out[:, columns(name)] = number
@@ -293,18 +336,20 @@ class Edits:
 
 
 def _pairs(text: str | None, flag: str) -> dict[str, float]:
-    """`jawOpen=0.6,mouthPucker=0.2` as numbers by name."""
+    """`jawOpen=0.6,mouthPucker=0.2` as numbers by name; the last = of a part divides."""
     out: dict[str, float] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
-        name, eq, number = (p.strip() for p in part.partition("="))
+        name, eq, number = (p.strip() for p in part.rpartition("="))
         try:
             value = float(number)
         except ValueError:
             value = math.nan
-        if not eq or not name or not math.isfinite(value):
+        if not eq or not name or not abs(value) <= LARGEST:  # not a number included
             raise UserError(f"--{flag}={text}: {part.strip()!r} is not channel=number, such as jawOpen=0.6")
+        if name in out:
+            raise UserError(f"--{flag}={text}: {name} is given twice")
         out[name] = value
     return out
 

@@ -8,7 +8,6 @@ before the first frame is drawn: they are known then, the sound is not.
 import dataclasses
 import itertools
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tkjax import cameras, contract
 from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.errors import UserError
-from tkjax.formats import tables, transforms
+from tkjax.formats import tables, tracks, transforms
 from tkjax.media import images
 
 SMOOTH_WINDOW = 7  # frames of a smoothed path (er-nerf.md §6)
@@ -94,10 +93,10 @@ def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, n
     dataset, an avatar or a workdir gives its poses with its camera.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _of_folder(path, width)
-    if not path.is_file():
-        raise UserError(f"--pose: there is no file {path}")
+    if not os.path.isfile(path):  # False too for words that no path can be
+        raise UserError(f"--pose: there is no file {str(path)[:200]}")
     if path.suffix == ".json":
         try:
             poses, intrinsics = _transforms(path, width, height)
@@ -241,7 +240,7 @@ def _load_array(path: Path, flag: str, member: str) -> np.ndarray:
                         f"{flag}: {path} must hold one array, or one named {member!r}; it has {', '.join(names)}"
                     )
                 array = loaded[member if member in names else names[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except tracks.UNREADABLE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{flag}: {path} is not readable as numpy data") from error
@@ -255,8 +254,8 @@ def read_blinks(path: Path | str) -> Float[np.ndarray, " n"]:
     each row at its own frame; gaps are filled and said).
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"--eye: there is no file {path}")
+    if not os.path.isfile(path):
+        raise UserError(f"--eye: there is no file {str(path)[:200]}")
     if path.suffix in (".npy", ".npz"):
         values = _load_array(path, "--eye", "eye_closed").astype(np.float64)
     elif path.suffix == ".csv":

@@ -1,7 +1,8 @@
 """An avatar and its driver in, frames out.
 
-A frame is drawn as soon as what drives it is there, and the encoder takes it at once: memory does not grow with the
-length of the sound (`sounds`), and each frame depends on the sound's carry and its own number alone.
+A frame is drawn as soon as what drives it is there, and the encoder takes it at once: of sound (`sounds`) and pictures
+only what is at work is in memory, of other signals their numbers for all frames. Each frame depends on the sound's
+carry and its own number alone.
 """
 
 import collections

@@ -8,7 +8,9 @@ npz: `values` [n, C] and `channels` [C] text, with `time_s` [n] or one number `r
 """
 
 import dataclasses
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,11 @@ from tkjax.errors import UserError
 from tkjax.formats import tables
 
 TIMES = ("time_s", "time", "timestamp")  # names of a csv's column of seconds
-ROWS_MOST, CHANNELS_MOST = 10_000_000, 100_000
+ROWS_MOST, CHANNELS_MOST, BYTES_MOST = 10_000_000, 100_000, 4_000_000_000
 SUFFIXES = (".csv", ".npz")
+# what numpy and zipfile raise on files that are damaged or something else
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError,
+              SyntaxError, tokenize.TokenError)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,16 +63,20 @@ def read(path: Path | str, fps: float) -> Track:
         raise UserError(f"{path}: the channel {twice!r} is there twice")
     if not len(values) or not names:
         raise UserError(f"{path}: holds {len(values)} rows of {len(names)} channels, expected at least one of each")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise UserError(f"{path}: channel {names[column]!r} is no finite number in row {row}")
-    time_s = np.arange(len(values)) / fps if time_s is None else time_s
+    time_s = np.arange(len(values)) / fps if time_s is None else np.asarray(time_s, np.float64)
     if not np.isfinite(time_s).all() or (np.diff(time_s) <= 0).any():
         raise UserError(f"{path}: the times do not rise from row to row")
     if len(time_s) > 1 and not 1 <= (len(time_s) - 1) / (time_s[-1] - time_s[0]) <= 1000:
         raise UserError(f"{path}: the times make {(len(time_s) - 1) / (time_s[-1] - time_s[0]):g} rows a second, "
                         "expected 1 to 1000; are they in seconds?")  # fmt: skip
-    return Track(tuple(names), values.astype(np.float32), np.asarray(time_s, np.float64), str(path))
+    if time_s[0] != 0:
+        print(f"{path}: its first row, at {time_s[0]:g} s, is the first frame", flush=True)
+    return Track(tuple(names), values, time_s, str(path))
 
 
 def _csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray | None]:
@@ -83,9 +92,14 @@ def _csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray | None]:
 
 def _npz(path: Path) -> tuple[list[str], np.ndarray, np.ndarray | None]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > BYTES_MOST:
+                raise UserError(f"{path}: holds more than {BYTES_MOST / 1e9:g} GB, no track is as long")
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("values", "channels", "time_s", "rate_hz") if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except UserError:
+        raise
+    except UNREADABLE as error:
         raise UserError(f"{path} is not readable as numpy data") from error
     for name in ("values", "channels"):
         if name not in found:

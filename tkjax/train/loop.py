@@ -31,6 +31,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from tkjax import signals
 from tkjax.data.batches import global_frames, make_loader, name_number, prefetch, sampler_of, shown_more
 from tkjax.data.clip import Clip
 from tkjax.errors import UserError
@@ -142,6 +143,10 @@ def train(
     run = Run(config, clip, workdir, model, all_stages, mesh, n_frames, record, on_event or (lambda name, facts: None))
     if not len(run.train_frames):
         raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
+
+    for use in model.signals():
+        clip.info.signal(use.name)  # a sentence where the dataset has none
+        signals.check_finite(clip.signals[use.name], "training cannot start")
 
     devices.connect(mesh)
 
@@ -317,8 +322,24 @@ def first_variables(run: Run, run_key: jax.Array, start: int) -> Variables:
     poses = np.asarray(run.clip.cam_to_world)[run.train_frames]
     intrinsics = np.broadcast_to(np.asarray(run.clip.intrinsics, np.float32), (len(poses), 4))
     of_signals = {s.name: s for s in run.clip.info.signals}
-    members = {name: values[run.train_frames] for name, values in run.clip.members.items()}
+    members = RowsOf(run.clip.members, run.train_frames)
     return run.model.prepare(variables, ClipFacts(poses, intrinsics, of_signals, members))
+
+
+class RowsOf(Mapping):
+    """Some rows of each of several arrays, read when they are asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray):
+        self._arrays, self._rows = arrays, rows
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name][self._rows]
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def stage_key(run_key: jax.Array, stage: Stage) -> jax.Array:

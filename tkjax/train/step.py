@@ -73,8 +73,12 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh):
     """
     loss = make_loss(model, stage, is_trained)
     every = ema_every(stage.ema, stage.steps) if stage.ema else 0
+    # the step from which a leaf is trained, and may be projected; frozen groups never
+    never = stage.steps + 1
 
     def local_step(s: TrainState, batch: Batch) -> TrainState:
+        groups = model.labels(s.params)
+        joined = jax.tree.map(lambda g: stage.rates[g].joins if g in stage.rates else never, groups)
         progress = jnp.minimum(s.step.astype(jnp.float32) / stage.steps, 1.0)
         clock = Clock(step=s.step, progress=progress, stage=stage.name)
         frames_key, refresh_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(s.key), s.step))
@@ -92,7 +96,11 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh):
 
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt = tx.update(grads, s.opt, s.params)
-        params = model.project(optax.apply_updates(s.params, updates), clock)
+        params = optax.apply_updates(s.params, updates)
+        if type(model).project is not Model.project:
+            params = jax.tree.map(
+                lambda new, old, at: jnp.where(s.step >= at, new, old), model.project(params, clock), params, joined
+            )
         ema = s.ema
         if every:
             n = (s.step + 1) // every
