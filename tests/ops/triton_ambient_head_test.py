@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.ops.inputs import RAD_AMBIENT, RAD_SPACE
 from tests.ops import programs
 from tests.ops import triton_harness as harness
-from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, compare, rays, varied
+from tests.ops.triton_render_fused_test import BOX, KINDS, MARCH, SIZES, ball, check_picture, compare, rays, varied
 from tkjax.ops import GridSpec, Program, ProgramBuilder, dispatch, field, fused, render_fused
 
 fused.register("triton", "tkjax.fields.triton.ambient_head")
@@ -133,14 +133,7 @@ def test_a_picture_is_that_of_the_reference(precision):
     assert np.mean(opacity > 0.5) > 0.2 and np.mean(opacity < 0.01) > 0.1  # a ball on nothing
     assert np.std(want[0][opacity > 0.5]) > 0.05  # with a pattern
     picture, truth = (np.asarray(v[0]) + 0.5 * (1 - np.asarray(v[2]))[:, None] for v in (got, want))
-    error = np.abs(picture - truth) * 255
-    print(f"{precision}: largest error {error.max():.4f}/255, {np.mean(error <= 1):.4%} within 1/255")
-    if precision == "bfloat16":
-        assert np.max(error) < 8
-    else:
-        assert np.mean(error <= 1) >= 0.999 and np.max(error) <= 4
-    if precision == "highest":
-        compare(got, want)
+    check_picture(np.abs(picture - truth) * 255, precision, got, want)
 
 
 def case_of(program, kind, n, seed):
