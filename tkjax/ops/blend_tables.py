@@ -12,7 +12,10 @@ For NeRFBlendShape, whose expression coefficients blend hash tables (dossier §3
 "tables" of a `field`, one frame at a time (`jax.vmap` over the frames of a batch).
 """
 
+from collections.abc import Callable
+
 import jax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from tkjax.ops import dispatch
@@ -33,6 +36,34 @@ def blend_tables(
     for name, array in (("tables", tables), ("coefficients", coefficients)):
         if array.dtype != "float32":
             raise ValueError(f"blend_tables: {name} must be float32, got {array.dtype}")
-    module = dispatch.resolve("blend_tables", backend)
+    module = dispatch.resolve("blend_tables", backend, *tables.shape[1:])
     with jax.named_scope(f"blend_tables.{module.__name__.split('.')[-2]}"):
         return module.forward(tables, coefficients)
+
+
+def differentiable(sums: Callable, products: Callable) -> Callable:
+    """`blend_tables` of a back end's kernels, with gradients.
+
+    sums(weights [M,J], arrays [J,T,F], transposed=False) -> [M,T,F], with transposed=True of weights [J,M];
+    products(left [A,T,F], right [B,T,F]) -> [A,B], the inner product of each pair.
+    """
+
+    @dispatch.once_differentiable("blend_tables")
+    def gradients(tables, coefficients, g):
+        """The tables are there if the gradient to the coefficients is asked for, and the other way round."""
+        to_tables = None if coefficients is None else sums(coefficients, g, transposed=True)
+        return to_tables, None if tables is None else products(g, tables)
+
+    @jax.custom_vjp
+    def blend(tables, coefficients):
+        return sums(coefficients, tables, transposed=False)
+
+    def forward(tables, coefficients):
+        kept = tables.value if coefficients.perturbed else None, coefficients.value if tables.perturbed else None
+        return blend(tables.value, coefficients.value), kept
+
+    def backward(kept, g):
+        return (None, None) if isinstance(g, SymbolicZero) else gradients(*kept, g)
+
+    blend.defvjp(forward, backward, symbolic_zeros=True)
+    return blend
