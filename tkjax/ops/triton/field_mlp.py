@@ -5,6 +5,7 @@ weights are padded with zeros to whole pieces, once per call, and read through L
 kernel computes the forward pass again for its block of samples; each program adds the weight gradients of its blocks
 to a partial sum of its own (in L2), and the partial sums are added in a fixed order, so that the same inputs give the
 same bits on one machine. Only x, y and their gradients are in memory per sample.
+MLPs of more than MOST_CHANNELS go through `wide_mlp`, layer by layer.
 
 Precision of the products (sums are always float32), `precision` or, where it is None, what
 `jax.config.jax_default_matmul_precision` says:
@@ -40,6 +41,7 @@ BY_CONFIG = {
 PIECE = 64  # widest operand of one tl.dot: a 64 x 64 float32 weight tile is 16 KB of shared memory
 PROGRAMS = 256  # of the backward kernel at most; fixed, so that the order of the sums does not depend on the device
 WARPS = 8
+MOST_CHANNELS = 512  # values of a sample in all layers; those of more go layer by layer (wide_mlp)
 _LEAK = tl.constexpr(LEAK)
 _EXP_HIGH, _EXP_LOW = tl.constexpr(math.exp(TRUNC_EXP)), tl.constexpr(math.exp(-TRUNC_EXP))
 
@@ -477,5 +479,9 @@ def forward(x, kernels, biases, *, hidden: str, output: str, precision: str | No
     total: how many rows count. Those behind hold anything finite and have a cotangent of zero; blocks of rows that lie
     behind it altogether are not read, and give zeros.
     """
+    from tkjax.ops.triton import wide_mlp  # it takes its device functions from here
+
     biases = None if biases is None else tuple(biases)
-    return _op(hidden, output, precision_of(precision))(x, tuple(kernels), biases, total)
+    channels = sum(sum(pieces(w)) for w in (kernels[0].shape[0], *(k.shape[1] for k in kernels)))
+    make = _op if channels <= MOST_CHANNELS else wide_mlp.op
+    return make(hidden, output, precision_of(precision))(x, tuple(kernels), biases, total)

@@ -260,24 +260,21 @@ static void fold_back(const Backward& b, int number, const float* const* v, floa
 static void write_mlp(const Backward& b, int number, const float* sums) {
   const FieldStep& s = b.f.step[number];
   for (int l = 0; l < s.mlp.layers; ++l) {
-    int outputs = s.mlp.widths[l + 1], ld = round_up(outputs, W);
+    int outputs = s.mlp.widths[l + 1];
     float* dw = b.ask.param[s.param + l];
     float* db = s.bias ? b.ask.param[s.param + s.mlp.layers + l] : nullptr;
     if (db)
       for (int m = 0; m < outputs; ++m) db[m] += sums[b.biases[number][l] + m];
     if (!dw) continue;
     const float* from = sums + b.weights[number][l];
-    auto add = [&](int row) {
-      for (int m = 0; m < outputs; ++m) dw[(int64_t)row * outputs + m] += from[m];
-      from += ld;
-    };
     if (l > 0) {
-      for (int row = 0; row < s.mlp.widths[l]; ++row) add(row);
+      for (int row = 0; row < s.mlp.widths[l]; ++row)
+        add_panels(from, s.mlp.widths[l], row, outputs, dw + (int64_t)row * outputs);
       continue;
     }
-    for (int k = 0, row = 0; k < s.inputs; ++k)
+    for (int k = 0, row = 0, varying = 0; k < s.inputs; ++k)
       for (int c = 0; c < b.f.step[s.in[k]].channels; ++c, ++row)
-        if (varies(b.f, s, k)) add(row);
+        if (varies(b.f, s, k)) add_panels(from, s.variable_rows, varying++, outputs, dw + (int64_t)row * outputs);
   }
 }
 

@@ -214,9 +214,63 @@ static void product(const Segment* segments, int count, int k_count, int m_count
   }
 }
 
+// Rows are 256 bytes apart, so the rows of one block of samples share a quarter of the sets of an L1 cache of 32 KB: more
+// than WIDE of them push each other out. Blocks of wide layers are copied to rows that are neighbours, and all panels
+// read the copy. Sums run in the same order, so the bits are those of product().
+constexpr int WIDE = 128;
+
+template <int RR, int A>
+static void wide_panel(const float* x, int k_count, const float* w, const float* bias, float* y) {
+  F sum[RR][NV];
+  for (int r = 0; r < RR; ++r)
+    for (int v = 0; v < NV; ++v) sum[r][v] = set1(bias ? bias[r] : 0.0f);
+  for (int k = 0; k < k_count; ++k, x += NV * W, w += RR) {
+    F xv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
+#pragma GCC unroll 6
+    for (int r = 0; r < RR; ++r) {
+      F b = set1(w[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] = fma(b, xv[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < RR; ++r)
+    for (int v = 0; v < NV; ++v) store(y + r * TILE + v * W, activate<A>(sum[r][v]));
+}
+
+template <int A>
+static __attribute__((noinline)) void wide_product(const Segment* segments, int count, int k_count, int m_count,
+                                                   const float* weights, const float* bias, float* y) {
+  alignas(64) float block[MLP_MAX_WIDTH * NV * W];
+  for (int s = 0; s < TILE; s += NV * W, y += NV * W) {
+    float* to = block;
+    for (int i = 0; i < count; ++i)
+      for (int k = 0; k < segments[i].k; ++k)
+        for (int v = 0; v < NV; ++v, to += W) store(to, load(segments[i].x + k * TILE + s + v * W));
+    const float* w = weights;
+    int m = 0;
+    for (; m + R <= m_count; m += R, w += R * k_count)
+      wide_panel<R, A>(block, k_count, w, bias ? bias + m : nullptr, y + m * TILE);
+    const float* b = bias ? bias + m : nullptr;
+    switch (m_count - m) {
+      case 1: wide_panel<1, A>(block, k_count, w, b, y + m * TILE); break;
+      case 2: wide_panel<2, A>(block, k_count, w, b, y + m * TILE); break;
+      case 3: wide_panel<3, A>(block, k_count, w, b, y + m * TILE); break;
+      case 4: wide_panel<4, A>(block, k_count, w, b, y + m * TILE); break;
+      case 5: wide_panel<5, A>(block, k_count, w, b, y + m * TILE); break;
+    }
+  }
+}
+
 // y[m][64] = a(bias[m] + sum_k w[k][m] x[k]), w packed over all rows of the segments.
 static void layer(const Segment* segments, int count, int k_count, int m_count, const float* w, const float* bias,
                   int activation, float* y) {
+  if (NV * W < TILE && k_count > WIDE) {  // with AVX-512 a block is the whole tile
+    if (activation == RELU) return wide_product<RELU>(segments, count, k_count, m_count, w, bias, y);
+    wide_product<NONE>(segments, count, k_count, m_count, w, bias, y);
+    return activate_all(activation, y, y, m_count * TILE);
+  }
   if (activation == RELU) return product<RELU, false>(segments, count, k_count, m_count, w, bias, y);
   product<NONE, false>(segments, count, k_count, m_count, w, bias, y);
   activate_all(activation, y, y, m_count * TILE);
@@ -254,23 +308,34 @@ TKJAX_INLINE void transpose_block(F* r) {
   }
 }
 
-// x [C][64] -> out [64][ld], ld >= C a multiple of W; channels beyond C become zero.
+// Columns of a transposed gradient lie in panels [64][width] one after another, as many of NV * W columns as there are,
+// then narrower ones; sums of weight gradients likewise, [rows][width]. What a panel reads is then neighbours in memory;
+// as a part of long rows its lines would push each other out of the L1 cache.
+TKJAX_INLINE int panel_width(int left) { return left >= NV * W ? NV * W : left >= 2 * W ? 2 * W : W; }
+
+// x [C][64] -> panels of ld columns, ld >= C a multiple of W; channels beyond C become zero.
 static void to_samples(const float* x, int channels, float* out, int ld) {
-  for (int c = 0; c < ld; c += W)
-    for (int s = 0; s < TILE; s += W) {
-      F r[W];
-      for (int i = 0; i < W; ++i) r[i] = c + i < channels ? load(x + (c + i) * TILE + s) : F{};
-      transpose_block(r);
-      for (int i = 0; i < W; ++i) store(out + (s + i) * ld + c, r[i]);
-    }
+  for (int m = 0, width; m < ld; m += width, out += width * TILE) {
+    width = panel_width(ld - m);
+    for (int c = 0; c < width; c += W)
+      for (int s = 0; s < TILE; s += W) {
+        F r[W];
+        for (int i = 0; i < W; ++i) r[i] = m + c + i < channels ? load(x + (m + c + i) * TILE + s) : F{};
+        transpose_block(r);
+        for (int i = 0; i < W; ++i) store(out + (s + i) * width + c, r[i]);
+      }
+  }
 }
 
+// dw [RR][width] += the products of RR rows x with a panel of NN vectors. Meanwhile the sums that come next are fetched:
+// those of a wide layer do not stay in the L2 cache.
 template <int RR, int NN>
-static void weight_block(const float* x, const float* dyt, int ldt, float* dw, int ldw) {
+static void weight_block(const float* x, const float* dyt, float* dw) {
   F sum[RR][NN];
   for (int r = 0; r < RR; ++r)
-    for (int v = 0; v < NN; ++v) sum[r][v] = load(dw + r * ldw + v * W);
-  for (int s = 0; s < TILE; ++s, dyt += ldt, ++x) {
+    for (int v = 0; v < NN; ++v) sum[r][v] = load(dw + (r * NN + v) * W);
+  for (int r = 0; r < RR; ++r) __builtin_prefetch(dw + (2 * RR + r) * NN * W, 1);
+  for (int s = 0; s < TILE; ++s, dyt += NN * W, ++x) {
     F d[NN];
 #pragma GCC unroll 4
     for (int v = 0; v < NN; ++v) d[v] = load(dyt + v * W);
@@ -282,33 +347,46 @@ static void weight_block(const float* x, const float* dyt, int ldt, float* dw, i
     }
   }
   for (int r = 0; r < RR; ++r)
-    for (int v = 0; v < NN; ++v) store(dw + r * ldw + v * W, sum[r][v]);
+    for (int v = 0; v < NN; ++v) store(dw + (r * NN + v) * W, sum[r][v]);
 }
 
 template <int NN>
-static void weight_rows(const float* x, int k_count, const float* dyt, int ldt, float* dw, int ldw) {
+static void weight_rows(const float* x, int k_count, const float* dyt, float* dw) {
   int k = 0;
-  for (; k + R <= k_count; k += R) weight_block<R, NN>(x + k * TILE, dyt, ldt, dw + k * ldw, ldw);
-  for (; k + 2 <= k_count; k += 2) weight_block<2, NN>(x + k * TILE, dyt, ldt, dw + k * ldw, ldw);
-  if (k < k_count) weight_block<1, NN>(x + k * TILE, dyt, ldt, dw + k * ldw, ldw);
+  for (; k + R <= k_count; k += R) weight_block<R, NN>(x + k * TILE, dyt, dw + k * NN * W);
+  for (; k + 2 <= k_count; k += 2) weight_block<2, NN>(x + k * TILE, dyt, dw + k * NN * W);
+  if (k < k_count) weight_block<1, NN>(x + k * TILE, dyt, dw + k * NN * W);
 }
 
-// dw[k][ld] += sum_s x[k][s] dyt[s][m], ld the padded number of outputs of both.
-static void weight_gradient(const float* x, int k_count, const float* dyt, int ld, float* dw) {
-  int m = 0;
-  for (; m + NV * W <= ld; m += NV * W) weight_rows<NV>(x, k_count, dyt + m, ld, dw + m, ld);
-  if constexpr (NV == 4) {
-    if (ld - m >= 2 * W) weight_rows<2>(x, k_count, dyt + m, ld, dw + m, ld), m += 2 * W;
+// Rows [first, first + k_count) of dw, panels [rows][width]: dw[k][m] += sum_s x[k][s] dy[m][s], dyt from to_samples.
+static void weight_gradient(const float* x, int k_count, const float* dyt, int ld, float* dw, int first, int rows) {
+  for (int m = 0, width; m < ld; m += width, dyt += width * TILE, dw += width * rows) {
+    width = panel_width(ld - m);
+    float* to = dw + first * width;
+    if (width == NV * W) weight_rows<NV>(x, k_count, dyt, to);
+    else if (width == 2 * W) weight_rows<2>(x, k_count, dyt, to);
+    else weight_rows<1>(x, k_count, dyt, to);
   }
-  if (ld - m >= W) weight_rows<1>(x, k_count, dyt + m, ld, dw + m, ld);
 }
 
-// db[m] += sum_s dyt[s][m].
+// to[m] += row `row` of weight_gradient's panels.
+static void add_panels(const float* dw, int rows, int row, int outputs, float* to) {
+  int ld = round_up(outputs, W);
+  for (int m = 0, width; m < outputs; m += width, dw += width * rows) {
+    width = panel_width(ld - m);
+    for (int c = 0; c < width && m + c < outputs; ++c) to[m + c] += dw[row * width + c];
+  }
+}
+
+// db[m] += sum_s dy[m][s].
 static void bias_gradient(const float* dyt, int ld, float* db) {
-  for (int m = 0; m < ld; m += W) {
-    F sum = load(db + m);
-    for (int s = 0; s < TILE; ++s) sum = sum + load(dyt + s * ld + m);
-    store(db + m, sum);
+  for (int m = 0, width; m < ld; m += width, dyt += width * TILE) {
+    width = panel_width(ld - m);
+    for (int c = 0; c < width; c += W) {
+      F sum = load(db + m + c);
+      for (int s = 0; s < TILE; ++s) sum = sum + load(dyt + s * width + c);
+      store(db + m + c, sum);
+    }
   }
 }
 

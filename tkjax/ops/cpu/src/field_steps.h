@@ -241,7 +241,7 @@ static void simple_back(const Field& f, int number, const float* const* v, float
   }
 }
 
-// Where an MLP's gradients are summed; null where they are not asked for. Rows are padded to W outputs.
+// Where an MLP's gradients are summed; null where they are not asked for. Outputs are padded to W, weights in panels.
 struct MlpSums {
   float* weights[MLP_MAX_LAYERS];  // of the first layer, the varying rows
   float* biases[MLP_MAX_LAYERS];
@@ -271,10 +271,10 @@ static void mlp_back(const Field& f, int number, const float* const* v, float* c
     int outputs = m.widths[l + 1], ld = round_up(outputs, W);
     if (sums.weights[l] || sums.biases[l]) to_samples(dy, outputs, dyt, ld);
     if (sums.biases[l]) bias_gradient(dyt, ld, sums.biases[l]);
-    if (sums.weights[l] && l > 0) weight_gradient(below, m.widths[l], dyt, ld, sums.weights[l]);
+    if (sums.weights[l] && l > 0) weight_gradient(below, m.widths[l], dyt, ld, sums.weights[l], 0, m.widths[l]);
     if (sums.weights[l] && l == 0)
       for (int k = 0, row = 0; k < count; row += in[k].k, ++k)
-        weight_gradient(in[k].x, in[k].k, dyt, ld, sums.weights[0] + (int64_t)row * ld);
+        weight_gradient(in[k].x, in[k].k, dyt, ld, sums.weights[0], row, s.variable_rows);
     if (l == lowest) return;
     Segment from{dy, outputs};
     float* dx = scratch + (l & 1) * MLP_MAX_WIDTH * TILE;
