@@ -86,14 +86,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant in ("cpu", "demo"):
         c.data.size = 256  # a quarter of the pixels of the usual 512
         c.eval.chunk_rays = 0  # a frame's tables are blended once
-        m.grid_levels, m.grid_finest, m.grid_log2_entries = 8, 256, 13  # 256: a cell is about a pixel of 256
+        # 256: a cell is about a pixel of 256. The optimiser reads and writes every table in every step: 8 M numbers
+        m.grid_levels, m.grid_features, m.grid_finest, m.grid_log2_entries = 10, 2, 256, 13
         m.hidden, m.layers, m.geometry = 32, 2, 15  # a sixth of the products of a sample
         # The same cube in units in which densities are of the order 30, not 500: few steps reach them
         m.bound, m.scale, m.t_min = 1.0, 0.33 / 0.06, 0.05 / 0.06
         m.dt_min = m.dt_max = 2 / 64
         m.samples, m.waves = 48, 4
-        m.occupancy_side = 64  # an eighth of the cells
-        m.occupancy_first = 200
+        m.occupancy_side = 32  # every cell is tried with every coefficient: seconds instead of minutes
+        m.occupancy_first = 100
         m.chunk = 2048  # activations of a chunk stay in the cache
         m.picture_stop = 1e-3
         m.normalise, m.least_range, m.smallest = True, 0.1, 0.02
@@ -101,7 +102,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.frames, h.rays = 16, 256  # many frames of few rays: coefficients are seen together with others
         h.sampler = "close"  # a quarter of the rays on the lips, a sixth on the eyes
         h.rare = 0.15
-        h.refresh_every = 200
+        h.refresh_every = 100
         h.lr_tables, h.lr_net, h.final_factor = 1e-2, 2e-3, 0.1
         h.mask_steps = 5000
         h.lambda_mask = 0.1
