@@ -4,7 +4,8 @@ AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF and NeRFBlendShape folders are told ap
 (`folder_layout.recognise`). Frame k of the dataset is picture `first + k`, where `first` is the smallest img_id of the
 json that has a picture: nothing that is missing moves another frame. What is missing is made up from its surroundings
 and named in the summary; frames without landmarks, pose, picture or labels, and frames that the json does not name,
-have confidence 0, which keeps them out of training. `x_picture_missing` marks those whose picture is made up, so that nobody scores against it.
+have confidence 0, which keeps them out of training. `x_picture_missing` marks those whose picture is made up, so that
+nobody scores against it.
 """
 
 import argparse

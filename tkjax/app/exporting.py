@@ -1,4 +1,4 @@
-"""`--mode=export`: an avatar of RAD-NeRF, ER-NeRF or NeRFBlendShape as a `.pth` with the originals' names, shapes and order.
+"""`--mode=export`: an avatar of RAD-NeRF, ER-NeRF or NeRFBlendShape as a `.pth` with the originals' names and shapes.
 
 What was imported goes back as it came: the avatar's numbers take their old places, and WORKDIR/import gives what the
 avatar does not hold (raw parameters beside the moving average, step counters, unknown tensors, the epoch). The state
