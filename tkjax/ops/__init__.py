@@ -4,6 +4,7 @@ Nothing in this package imports the rest of tkjax, so it can be lifted out alone
 """
 
 from tkjax.ops import fused
+from tkjax.ops.blend_tables import blend_tables
 from tkjax.ops.composite import Composited, composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
@@ -23,6 +24,7 @@ __all__ = [
     "MarchedPacked",
     "Program",
     "ProgramBuilder",
+    "blend_tables",
     "composite",
     "composite_packed",
     "dilate_morton",
