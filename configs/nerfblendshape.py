@@ -94,7 +94,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.dt_min = m.dt_max = 2 / 64
         m.samples, m.waves = 48, 4
         m.occupancy_side = 32  # every cell is tried with every coefficient: seconds instead of minutes
-        m.occupancy_first = 100
+        m.occupancy_first = 50
         m.chunk = 2048  # activations of a chunk stay in the cache
         m.picture_stop = 1e-3
         m.normalise, m.least_range, m.smallest = True, 0.1, 0.02
@@ -102,7 +102,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.frames, h.rays = 16, 256  # many frames of few rays: coefficients are seen together with others
         h.sampler = "close"  # a quarter of the rays on the lips, a sixth on the eyes
         h.rare = 0.15
-        h.refresh_every = 100
+        h.refresh_every = 50
         h.lr_tables, h.lr_net, h.final_factor = 1e-2, 2e-3, 0.1
         h.mask_steps = 5000
         h.lambda_mask = 0.1

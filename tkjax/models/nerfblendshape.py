@@ -35,7 +35,7 @@ from tkjax.cameras import ADNERF_UNITS, pixel_rays, to_ngp_axes, to_ngp_pose
 from tkjax.fields.program import table_init
 from tkjax.interface import Ema, Rate, Stage
 from tkjax.interface import Model as BaseModel
-from tkjax.ops import GridSpec, Program, ProgramBuilder, composite, field, march, sh_encode
+from tkjax.ops import GridSpec, Program, ProgramBuilder, blend_tables, composite, field, march, sh_encode
 from tkjax.render import occupancy, volume
 from tkjax.render.image import picture
 from tkjax.render.volume import SH_DEGREE, STOP
@@ -65,11 +65,6 @@ def head_program(spec: GridSpec, bound: float, hidden: int = 64, layers: int = 4
     h = p.mlp("sigma", [x], (x.channels, *[hidden] * layers, 1 + geometry))
     rgb = p.mlp("colour", [p.row("sh", sh), h[1:]], (sh + geometry, hidden, 3), output="sigmoid")
     return p.build(sigma=p.act(h[:1], "softplus"), rgb=rgb)
-
-
-def blend(tables: Float[Array, "K n F"], coefficients: Float[Array, "B K"]) -> Float[Array, "B n F"]:
-    """The frames' tables, sum_k coefficients[b,k] tables[k]."""
-    return jnp.einsum("bk,knf->bnf", coefficients, tables)
 
 
 class Model(BaseModel):
@@ -179,7 +174,7 @@ class Model(BaseModel):
             rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), state["bits"], noise.reshape(b * r, *noise.shape[2:]),
             **self._marching(),
         )  # fmt: skip
-        tables = blend(params["tables"], self.weights(state, batch.now(DRIVE)))
+        tables = blend_tables(params["tables"], self.weights(state, batch.now(DRIVE)))
 
         def frame(table, rays_o, rays_d, t, dt, count):
             sh = sh_encode(rays_d, SH_DEGREE)
@@ -207,7 +202,7 @@ class Model(BaseModel):
         """Pictures only: a frame's table is blended once and handed to the kernel that draws."""
         m, params, state = self.config.model, variables.params, variables.state
         rays_o, rays_d, d = self._rays(batch)
-        tables = blend(params["tables"], self.weights(state, batch.now(DRIVE)))
+        tables = blend_tables(params["tables"], self.weights(state, batch.now(DRIVE)))
         how = {**self._marching(), "stop": m.picture_stop, "chunk": m.chunk, "precision": m.picture_precision}
         rays = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
         sums = volume.draw(
@@ -223,7 +218,7 @@ class Model(BaseModel):
 
         def sigma(xyz, total):
             def expression(most, weights):
-                tables = blend(params["tables"], weights[None])
+                tables = blend_tables(params["tables"], weights[None])
                 own = self._params(params, tables[0])
                 found = field(program, m.bound * xyz, {}, own, total=total, chunk=m.chunk)[:, 0]
                 return jnp.maximum(most, found), None
