@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from preprocess.importers import dataset, folder_layout
-from tests import er_layout, oracle, tiny_dataset
+from tests import er_layout, oracle, tiny
 from tests import nerfblendshape_oracle as literal
 from tkjax import contract
 from tkjax.app import cli, options
@@ -326,7 +326,7 @@ def test_an_imported_head_is_driven_and_an_own_one_goes_back(tmp_path):
     """A checkpoint without a dataset draws a csv of coefficients; with one that does not fit it says so."""
     file, _ = checkpoint(coefficients=2)
     save(tmp_path / "x.pth.tar", file)
-    small = tiny_dataset.make_dataset(tmp_path / "d", names=("jawOpen",))
+    small = tiny.make_dataset(tmp_path / "d", names=("jawOpen",))
     with pytest.raises(UserError, match="driven by 2 coefficients, but the dataset has 1"):
         run("import", source=tmp_path / "x.pth.tar", workdir=tmp_path / "W", dataset=small)
     said = run("import", source=tmp_path / "x.pth.tar", workdir=tmp_path / "W")

@@ -1,17 +1,22 @@
 """NeRFBlendShape: known values of its dossier (§11), its field and pictures against float64, grid, losses, stages."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import nerfblendshape as config_file
 from tests import nerfblendshape_oracle as literal
 from tests import oracle
+from tests import tiny as tiny_subject
 from tkjax import samplers
+from tkjax.app import cli, options
 from tkjax.cameras import from_adnerf_json, pixel_rays, to_ngp_axes, to_ngp_pose
+from tkjax.data.dataset_clip import DatasetClip
 from tkjax.interface import initialise
 from tkjax.models import load_system
 from tkjax.models.nerfblendshape import Model, face_rect, patch_corners
@@ -558,3 +563,44 @@ def test_a_whole_picture_is_its_pixels(smoke):
     some = drawn(model, variables, batch(values, pixels=[[2.5, 4.5], [9.5, 7.5]]))
     np.testing.assert_allclose(image.rgb, tiles.rgb, atol=1e-6)
     np.testing.assert_allclose(image.rgb[[4, 7], [2, 9]], some.rgb[0], atol=1e-5)
+
+
+# -- driven by others, seen from elsewhere
+
+
+@pytest.mark.heavy  # trains and renders
+def test_an_avatar_takes_over_anothers_coefficients_and_new_poses(tmp_path):
+    """One command trains both stages; --drive=OTHER, a csv and --set are clamped to the own range; --pose turns it."""
+    own = tiny_subject.make_dataset(tmp_path / "own", names=("jawOpen", "eyeBlinkLeft", "mouthPucker"))
+    values = np.float32([[0.1, 0.5, 0.9], [0.9, 0.2, 0.3], [7.0, 0.2, 0.3], [1.0, 0.2, 0.3]])
+    other = tiny_subject.make_dataset(tmp_path / "other", n=4, names=("mouthPucker", "jawOpen", "eyeBlinkLeft"))
+    lines = ["jawOpen,eyeBlinkLeft,mouthPucker", *(",".join(f"{v:g}" for v in row) for row in values)]
+    (tmp_path / "track.csv").write_text("\n".join(lines) + "\n")
+    command = ["launch.py", "--mode=fit", "--config=configs/nerfblendshape.py:smoke", f"--dataset={own}"]
+    command += [f"--workdir={tmp_path / 'W'}", "--consent=a test", "--config.data.size=0"]
+    command += ["--config.train.head.steps=24", "--config.train.lips.steps=4", "--config.train.preview_every=0"]
+    cli.run(options.parse(command))
+    report = json.loads((tmp_path / "W" / "report.json").read_text())
+    assert report["system"] == "nerfblendshape" and report["ground_truth_layers"] == ["background"]
+    assert report["rows"][0]["more_metrics"]["psnr_head"] > 0 and report["comparison"] == ["head alone", "truth"]
+
+    def frames(name, *flags):
+        out = tmp_path / name
+        cli.run(options.parse(["launch.py", "--mode=render", f"--workdir={tmp_path / 'W'}", f"--out={out}", *flags]))
+        return np.stack([np.asarray(Image.open(p).convert("RGB"), np.int16) for p in sorted(out.glob("*.png"))])
+
+    still = f"--pose={tmp_path / 'still.npy'}"
+    np.save(tmp_path / "still.npy", np.tile(DatasetClip(own, tmp_path / "c").cam_to_world[:1], (4, 1, 1)))
+    track = frames("track", f"--drive={tmp_path / 'track.csv'}", still)
+    assert len(track) == 4 and np.abs(track[0] - track[1]).max() > 0
+    np.testing.assert_array_equal(track[2], track[3])  # 7 is clamped to the largest of training
+    one = frames("set", "--drive=own", "--set=jawOpen=0.9,eyeBlinkLeft=0.2,mouthPucker=0.3", still)
+    np.testing.assert_array_equal(one[0], track[1])
+    taken = frames("other", f"--drive={other}", still)
+    same = "\n".join(["jawOpen,eyeBlinkLeft,mouthPucker", *(f"{v:g},{v:g},{v:g}" for v in np.linspace(0, 1, 4))])
+    (tmp_path / "same.csv").write_text(same + "\n")
+    np.testing.assert_array_equal(taken, frames("same", f"--drive={tmp_path / 'same.csv'}", still))
+    turned = np.tile(from_adnerf_json(pose((0, 0, 0.8), 0.3)), (4, 1, 1))
+    np.save(tmp_path / "turned.npy", turned)
+    moved = frames("turned", f"--drive={tmp_path / 'track.csv'}", f"--pose={tmp_path / 'turned.npy'}")
+    assert np.abs(moved - track).max() > 0
