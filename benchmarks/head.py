@@ -3,7 +3,8 @@
 python benchmarks/head.py --workdir=W [--backends=cpu,reference] [--seconds=20] [--json=OUT]
 
 W is a run of launch.py (avatar/ and its dataset): real cameras, real occupancy. Frames are drawn as --mode=render draws
-them; steps are the trainer's own, from the trained parameters, with the config's rays per step.
+them; steps are the trainer's own, from the trained parameters, with the config's frames and rays per step. The roofline
+is that of the systems in FRAME_FLOP; of others only rates are told.
 """
 
 import argparse
@@ -87,8 +88,9 @@ def step_run(subject, clip):
     trained = jax.tree.map(lambda group: group in stage.rates, labels)
     tx = optimiser(stage.rates, labels, stage.steps)
     frames = np.arange(*clip.train_range)
-    load = make_loader(clip, frames, stage, config.seed, 1, sharded, model.signals())
-    batches = [devices.shard(load(i), sharded, 1) for i in range(16)]
+    n = stage.frames or 1
+    load = make_loader(clip, frames, stage, config.seed, n, sharded, model.signals())
+    batches = [devices.shard(load(i), sharded, n) for i in range(16)]
     sampler = stage.samplers[0]
     zeros = {k: jnp.zeros(2) for k in check_terms(model, stage, variables, {sampler: load(0)})}
     state = TrainState(
@@ -106,7 +108,7 @@ def step_run(subject, clip):
     def metrics():
         return {k: float(s / n) for k, (s, n) in now["state"].sums.items()}
 
-    return call, metrics, stage.rays
+    return call, metrics, n * stage.rays
 
 
 def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
@@ -128,12 +130,14 @@ def measure(workdir: Path, backends: list[str], seconds: float) -> dict:
             typical = statistics.median(times) if what == "frame" else statistics.fmean(times)
             rows.append({"what": what, "backend": name, "per_second": 1 / typical, "calls": len(times)})
     rays, samples = steps[backends[0]][2], steps[backends[0]][1]()["samples_per_ray"]
-    flop = {"step": rays * samples * STEP_FLOP[subject.config.system]}
-    kept = pictured(subject, clip, (first + last) // 2)
-    flop["frame"] = kept * FRAME_FLOP[subject.config.system]
+    system, kept = subject.config.system, None
+    if system in FRAME_FLOP:
+        kept = pictured(subject, clip, (first + last) // 2)
+        flop = {"step": rays * samples * STEP_FLOP[system], "frame": kept * FRAME_FLOP[system]}
     for row in rows:
-        row["roofline_per_second"] = ceiling * 1e9 / flop[row["what"]]
-        row["share_of_roofline"] = row["per_second"] / row["roofline_per_second"]
+        known = kept is not None
+        row["roofline_per_second"] = ceiling * 1e9 / flop[row["what"]] if known else None
+        row["share_of_roofline"] = row["per_second"] / row["roofline_per_second"] if known else None
         others = [r for r in rows if r["what"] == row["what"] and r["backend"] == "reference"]
         row["ratio_to_reference"] = row["per_second"] / others[0]["per_second"] if others else None
     return {
@@ -176,13 +180,13 @@ def main() -> None:
         parser.error(str(error))
     for row in result["rows"]:
         ratio = "" if row["ratio_to_reference"] is None else f", {row['ratio_to_reference']:.1f} x reference"
-        print(
-            f"{row['what']:6}{row['backend']:11}{row['per_second']:8.2f} /s  ({row['calls']} calls), "
-            f"{row['share_of_roofline']:.0%} of the roofline of {row['roofline_per_second']:.1f}/s{ratio}"
-        )
+        share = row["share_of_roofline"]
+        share = "" if share is None else f", {share:.0%} of the roofline of {row['roofline_per_second']:.1f}/s"
+        print(f"{row['what']:6}{row['backend']:11}{row['per_second']:8.2f} /s  ({row['calls']} calls){share}{ratio}")
+    kept = result["samples_per_frame"]
     print(
-        f"{result['samples_per_frame'] / np.prod(result['size']):.2f} samples a pixel, "
-        f"{result['samples_per_ray_in_training']:.2f} a ray in training, matmul {result['matmul_gflops']:.0f} GFLOP/s"
+        ("" if kept is None else f"{kept / np.prod(result['size']):.2f} samples a pixel, ")
+        + f"{result['samples_per_ray_in_training']:.2f} a ray in training, matmul {result['matmul_gflops']:.0f} GFLOP/s"
     )
     print(
         f"first against last back end: {result['pixels_within_1_of_255']:.2%} of the pixels within 1/255, "

@@ -56,20 +56,26 @@ def write_csv(folder: Path, eye_closed: np.ndarray, name: str = " AU45_r") -> No
     (folder / "au.csv").write_text("\n".join(rows) + "\n")
 
 
+def coefficients(frame: int, count: int = 46) -> list[float]:
+    """Of a frame of NeRFBlendShape's json."""
+    return np.round(np.random.default_rng([frame, 46]).uniform(0, 0.8, count), 4).tolist()
+
+
 def export(root: Path, folder: Path, features: dict[str, np.ndarray] | None = None, system: str = "er_nerf") -> Path:
     """Write the dataset at `root` into `folder` as `system` (a key of `folder_layout.SYSTEMS`) lays it out.
 
     features: {"aud_ds.npy": windows [N,16,29], …}. Pictures of the target are jpegs of quality 98.
     """
     d = contract.Dataset(root)
-    ad, avatar = system == "ad_nerf", system == "avatar_ernerf"
-    for name in ("ori_imgs", "parsing", *(("com_imgs",) if ad else ("gt_imgs", "torso_imgs"))):
+    ad, avatar, blend = (system == name for name in ("ad_nerf", "avatar_ernerf", "nerfblendshape"))
+    targets = "com_imgs" if ad else "head_imgs" if blend else "gt_imgs"
+    for name in ("ori_imgs", "parsing", targets, *(() if ad or blend else ("torso_imgs",))):
         (folder / name).mkdir(parents=True)
     plate = images.decode_png(d.path(contract.BACKGROUND).read_bytes())
     plate_bytes = images.encode_jpeg(plate, 100)
     (folder / "bc.jpg").write_bytes(plate_bytes)
     plate = images.decode_rgb(plate_bytes)
-    half = 0.5 if ad else 0.0
+    half = 0.5 if ad or blend else 0.0
     points, poses = d.landmarks68() - half, d.column("cam_to_world")
     for i in range(d.n_frames):
         data = d.frame_bytes("image_bytes", i)
@@ -77,9 +83,10 @@ def export(root: Path, folder: Path, features: dict[str, np.ndarray] | None = No
         np.savetxt(folder / f"ori_imgs/{i}.lms", points[i], "%f")
         label = images.decode_png(d.frame_bytes("label_bytes", i))
         cv2.imwrite(str(folder / f"parsing/{i}.png"), COLOURS_BGR[label])
-        target = np.where((label > 0)[..., None], images.decode_rgb(data), plate)
-        (folder / f"{'com' if ad else 'gt'}_imgs/{i}.jpg").write_bytes(images.encode_jpeg(target, 98))
-        if not ad:
+        shown = label == contract.LABEL_HEAD if blend else label > 0
+        target = np.where(shown[..., None], images.decode_rgb(data), plate)
+        (folder / f"{targets}/{i}.jpg").write_bytes(images.encode_jpeg(target, 98))
+        if not (ad or blend):
             (folder / f"torso_imgs/{i}.png").write_bytes(d.frame_bytes("torso_bytes", i))
         if avatar:
             (folder / "parsing_label").mkdir(exist_ok=True)
@@ -90,6 +97,9 @@ def export(root: Path, folder: Path, features: dict[str, np.ndarray] | None = No
         if ad:
             frames = [{**f, "face_rect": [0, 0, d.width, d.height]} for f in frames]
         head = {"focal_len": fx, "cx": cx - half, "cy": cy - half}
+        if blend:
+            frames = [{**f, "exp_ori": coefficients(f["img_id"]), "exp": [0.5]} for f in frames]
+            head = {"fx": fx, "fy": fx, "cx": cx - half, "cy": cy - half, "h": d.height, "w": d.width}
         (folder / f"transforms_{part}.json").write_text(json.dumps({**head, "frames": frames}))
     if system in ("er_nerf", "avatar_ernerf"):
         write_csv(folder, d.column("eye_closed"), "AU45_r" if avatar else " AU45_r")

@@ -248,7 +248,7 @@ def test_each_project_is_known_by_its_files(system, native, tmp_path, capsys):
     assert f"recognised: {folder_layout.SYSTEMS[system]} dataset, because of transforms_train.json" in text
     np.testing.assert_allclose(d.landmarks68(), a.landmarks68(), atol=3e-6)  # AD-NeRF's half pixel is undone
     np.testing.assert_allclose(d.intrinsics, a.intrinsics)
-    assert ("moved by +0.5" in text) == (system == "ad_nerf")
+    assert ("moved by +0.5" in text) == (system in ("ad_nerf", "nerfblendshape"))
     kind = "hubert" if system == "avatar_ernerf" else "deepspeech"
     np.testing.assert_array_equal(feature_arrays.to_windows(d.audio_features(kind), N), windows().astype(np.float32))
     forced, text = imported(folder, tmp_path, capsys, system="rad_nerf")

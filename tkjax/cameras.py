@@ -59,11 +59,14 @@ def euler_xyz(angles: Float[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
     return rx @ ry @ rz
 
 
-def to_ngp_pose(cam_to_world: Float[np.ndarray, "*B 4 4"]) -> Float[np.ndarray, "*B 4 4"]:
-    """[...,4,4] contract pose -> the originals' loader pose (rows permuted, OpenCV columns; er-nerf.md §2)."""
+def to_ngp_pose(cam_to_world: Float[np.ndarray, "*B 4 4"], scale: float = 1.0) -> Float[np.ndarray, "*B 4 4"]:
+    """[...,4,4] contract pose -> the originals' loader pose (rows permuted, OpenCV columns; er-nerf.md §2).
+
+    scale: of the marched space, in its units per contract unit (NeRFBlendShape: 0.33 / 4, its dossier §2.3)."""
     out = np.array(cam_to_world, copy=True)
     out[..., :3, :] = out[..., list(NGP_FROM_WORLD), :]
     out[..., :3, 1:3] *= -1
+    out[..., :3, 3] *= scale
     return out
 
 

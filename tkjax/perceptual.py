@@ -93,6 +93,14 @@ class Perceptual:
         return self.distance(_padded(jnp.asarray(prediction)), _padded(jnp.asarray(target)))
 
 
+def of_patches(
+    distance: Perceptual, prediction: Float[Array, "B R 3"], target: Float[Array, "B R 3"], patch: int
+) -> Float[Array, ""]:
+    """Mean distance of the patches of patch x patch that the R pixels of each frame are, one after another."""
+    shape = (prediction.shape[0] * (prediction.shape[1] // patch**2), patch, patch, 3)
+    return jnp.mean(distance(prediction.reshape(shape), target.reshape(shape)))
+
+
 def choose(name: str = "auto", models_dir: str | os.PathLike | None = None) -> Perceptual:
     """The distance of that name; `auto`: lpips_alex where its file is found, else structure.
 

@@ -1,10 +1,11 @@
 """`python -m preprocess.importers.dataset --source DIR --workdir W`: an old project's folder becomes W/dataset.
 
-AD-NeRF, RAD-NeRF, ER-NeRF and Avatar-ERNeRF folders are told apart by their files (`folder_layout.recognise`). Frame k
-of the dataset is picture `first + k`, where `first` is the smallest img_id of the json that has a picture: nothing
-that is missing moves another frame. What is missing is made up from its surroundings and named in the summary; frames
-without landmarks, pose, picture or labels, and frames that the json does not name, have confidence 0, which keeps them
-out of training. `x_picture_missing` marks those whose picture is made up, so that nobody scores against it.
+AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF and NeRFBlendShape folders are told apart by their files
+(`folder_layout.recognise`). Frame k of the dataset is picture `first + k`, where `first` is the smallest img_id of the
+json that has a picture: nothing that is missing moves another frame. What is missing is made up from its surroundings
+and named in the summary; frames without landmarks, pose, picture or labels, and frames that the json does not name,
+have confidence 0, which keeps them out of training. `x_picture_missing` marks those whose picture is made up, so that
+nobody scores against it.
 """
 
 import argparse
@@ -325,7 +326,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "preprocess.importers.dataset", description="A dataset from an older project's folder."
     )
-    parser.add_argument("--source", required=True, help="folder of AD-NeRF, RAD-NeRF, ER-NeRF or Avatar-ERNeRF")
+    parser.add_argument(
+        "--source", required=True, help="folder of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape"
+    )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--workdir", help="the dataset goes to WORKDIR/dataset")
     place.add_argument("--out", help="the dataset's own folder")

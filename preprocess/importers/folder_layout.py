@@ -1,9 +1,10 @@
-"""Folders of the AD-NeRF line: which project made one, what lies in it, and the cameras of its transforms json.
+"""Folders of the AD-NeRF line and of NeRFBlendShape: which project made one, what lies in it, its json's cameras.
 
 What a json says is read by `tkjax.formats.transforms`.
 
 Half pixels: RAD-NeRF, ER-NeRF and Avatar-ERNeRF shoot the ray of pixel i through i + 0.5, as the contract does: their
-numbers stay. AD-NeRF shoots it through i (ad-nerf.md §2.7): its cx, cy and landmarks move by +0.5.
+numbers stay. AD-NeRF and NeRFBlendShape shoot it through i (ad-nerf.md §2.7, nerfblendshape.md §2.3): their cx, cy and
+landmarks move by +0.5.
 """
 
 import dataclasses
@@ -17,7 +18,14 @@ from tkjax.errors import UserError
 from tkjax.formats import transforms
 from tkjax.formats.transforms import read_entry, read_json
 
-SYSTEMS = {"ad_nerf": "AD-NeRF", "rad_nerf": "RAD-NeRF", "er_nerf": "ER-NeRF", "avatar_ernerf": "Avatar-ERNeRF"}
+SYSTEMS = {
+    "ad_nerf": "AD-NeRF",
+    "rad_nerf": "RAD-NeRF",
+    "er_nerf": "ER-NeRF",
+    "avatar_ernerf": "Avatar-ERNeRF",
+    "nerfblendshape": "NeRFBlendShape",
+}
+HALF_PIXEL = {"ad_nerf": 0.5, "nerfblendshape": 0.5}  # of those that shoot rays through whole pixel numbers
 # What only one project writes, most telling first.
 SIGNS = {
     "avatar_ernerf": ("head_bbox.json", "parsing_label", "model_data.json", "audio_feat.npy", "alpha.mp4"),
@@ -26,6 +34,9 @@ SIGNS = {
     "rad_nerf": ("gt_imgs", "torso_imgs", "aud_eo.npy", "aud.npy"),
 }
 JSONS = {"train": "transforms_train.json", "val": "transforms_val.json"}
+WHOLE = "transforms.json"  # NeRFBlendShape's, of all frames; an older release of its data has transforms_train.json
+HELD_OUT = 500  # its scripts hold out the last so many frames (nerfblendshape.md §2.7)
+RANGES = {"high": "max_{}.txt", "low": "min_{}.txt"}  # of its coefficients, by their number
 NUMBER = re.compile(r"[0-9]{1,9}")
 PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -46,35 +57,38 @@ class Notes:
 
 
 def recognise(root: Path, forced: str | None = None) -> tuple[str, list[str]]:
-    """(system, the files that decided); UserError when the folder is none of the four."""
+    """(system, the files that decided); UserError when the folder is none of the five."""
     if forced and forced not in SYSTEMS:
         raise UserError(f"--system={forced} is unknown for a dataset folder; choose one of {', '.join(SYSTEMS)}")
     if not root.is_dir():
         raise UserError(f"{root}: {'is a file' if root.exists() else 'no such folder'}, expected a dataset folder")
-    base = [name for name in JSONS.values() if (root / name).is_file()]
-    frames = [name for name in ("ori_imgs", "gt_imgs", "com_imgs") if (root / name).is_dir()]
+    base = [name for name in (*JSONS.values(), WHOLE) if (root / name).is_file()]
+    frames = [name for name in ("ori_imgs", "gt_imgs", "com_imgs", "head_imgs") if (root / name).is_dir()]
     if not base or not frames:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{root}: is no dataset folder of {', '.join(SYSTEMS.values())}: looked for transforms_train.json or "
-            f"transforms_val.json beside ori_imgs, gt_imgs or com_imgs, and found {found}"
+            f"{root}: is no dataset folder of {', '.join(SYSTEMS.values())}: looked for transforms_train.json, "
+            f"transforms_val.json or transforms.json beside ori_imgs, gt_imgs, com_imgs or head_imgs, and found {found}"
         )
     if forced:
         return forced, [f"--system={forced}"]
+    blended = [name for name in base if _first_frame_has(root / name, "exp_ori")]
+    if blended:
+        return "nerfblendshape", [*blended, "exp_ori in its frames"]
     for system, signs in SIGNS.items():
         there = [name for name in signs if (root / name).exists()]
         if system == "ad_nerf" and (root / "gt_imgs").is_dir():
             continue  # leftovers of another run beside the later projects' targets
         if there:
             return system, [*base, *there]
-    if _has_face_rect(root / base[0]):
+    if _first_frame_has(root / base[0], "face_rect"):
         return "ad_nerf", [*base, "face_rect in its frames"]
     return "rad_nerf", [*base, *frames, "no file of another project"]
 
 
-def _has_face_rect(path: Path) -> bool:
+def _first_frame_has(path: Path, key: str) -> bool:
     frames = read_json(path).get("frames")
-    return isinstance(frames, list) and bool(frames) and isinstance(frames[0], dict) and "face_rect" in frames[0]
+    return isinstance(frames, list) and bool(frames) and isinstance(frames[0], dict) and key in frames[0]
 
 
 def numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
@@ -97,13 +111,15 @@ def numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
 
 @dataclasses.dataclass
 class Transforms:
-    """Frames of both json files by img_id. poses: contract cam_to_world [4,4]; part: 'train' or 'val'."""
+    """Frames of the json files by img_id. poses: contract cam_to_world [4,4]; part: 'train' or 'val'; coefficients:
+    exp_ori of those that have it."""
 
     poses: dict[int, np.ndarray]
     aud_id: dict[int, int]
     part: dict[int, str]
     head: dict[str, Any]  # of the first file: everything but the frames
     parts: list[str]  # which files are there
+    coefficients: dict[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def ids(self) -> list[int]:
@@ -111,9 +127,11 @@ class Transforms:
 
 
 def read_transforms(root: Path, notes: Notes) -> Transforms:
-    """Both json files, in any order of frames; frames that cannot be used are holes."""
+    """The json files, in any order of frames; frames that cannot be used are holes. One that lists all frames is read
+    as `train`; `hold_out_last` divides it."""
     out = Transforms({}, {}, {}, {}, [])
-    for part, name in JSONS.items():
+    one = (root / WHOLE).is_file() and not any((root / name).is_file() for name in JSONS.values())
+    for part, name in ({"train": WHOLE} if one else JSONS).items():
         path = root / name
         if not path.is_file():
             continue
@@ -130,12 +148,19 @@ def read_transforms(root: Path, notes: Notes) -> Transforms:
         for i, frame in enumerate(frames):
             _add(out, part, frame, f"{path}: frame {i}", notes)
     if not out.part:
-        raise UserError(
-            f"{root / JSONS[out.parts[0]]}: names no frame, expected frames with img_id and transform_matrix"
-        )
+        raise UserError(f"{path}: names no frame, expected frames with img_id and transform_matrix")
     if not out.poses:
-        raise UserError(f"{root / JSONS[out.parts[0]]}: no frame has a pose, expected 4x4 transform_matrix entries")
+        raise UserError(f"{path}: no frame has a pose, expected 4x4 transform_matrix entries")
     return out
+
+
+def hold_out_last(t: Transforms, notes: Notes) -> None:
+    """The last HELD_OUT frames of a json of all frames become `val`, where at least as many are left to train on."""
+    ids = t.ids
+    if len(ids) < 2 * HELD_OUT:
+        notes.said.append(f"the json names {len(ids)} frames: holding out the last {HELD_OUT} would leave too few")
+        return
+    t.part.update(dict.fromkeys(ids[-HELD_OUT:], "val"))
 
 
 def _add(out: Transforms, part: str, frame: dict[str, Any], where: str, notes: Notes) -> None:
@@ -149,6 +174,8 @@ def _add(out: Transforms, part: str, frame: dict[str, Any], where: str, notes: N
     if entry.sound is None:
         notes.hole("aud_id is no number; img_id counts", [number])
     out.part[number], out.aud_id[number] = part, number if entry.sound is None else entry.sound
+    if entry.coefficients is not None:
+        out.coefficients[number] = entry.coefficients
     if entry.pose is None:
         notes.hole("no usable transform_matrix", [number])
     else:
@@ -156,7 +183,7 @@ def _add(out: Transforms, part: str, frame: dict[str, Any], where: str, notes: N
 
 
 def intrinsics(head: dict[str, Any], size: tuple[int, int], half_pixel: float, notes: Notes) -> dict[str, float]:
-    """fx, fy, cx, cy in pixels of pictures of (h, w) = size. half_pixel: 0.5 for AD-NeRF, else 0."""
+    """fx, fy, cx, cy in pixels of pictures of (h, w) = size. half_pixel: 0.5 for rays through whole numbers."""
     h, w = size
     k, (full_h, full_w) = transforms.intrinsics(head, size)
     sx, sy = w / full_w, h / full_h

@@ -16,7 +16,7 @@ from tkjax.errors import UserError
 from tkjax.formats import tables
 from tkjax.media import images
 
-FOLDERS = ("ori_imgs", "gt_imgs", "com_imgs", "torso_imgs", "parsing", "parsing_label")
+FOLDERS = ("ori_imgs", "gt_imgs", "com_imgs", "head_imgs", "torso_imgs", "parsing", "parsing_label")
 
 
 @dataclasses.dataclass
@@ -42,15 +42,22 @@ def make_plan(root: Path, system: str, notes: Notes) -> Plan:
     files = {name: folder_layout.numbered(root / name, folder_layout.PICTURES) for name in FOLDERS}
     files["targets"] = files["gt_imgs"] or files["com_imgs"]
     files["lms"] = folder_layout.numbered(root / "ori_imgs", (".lms",))
+    if system == "nerfblendshape":
+        if lacking := sorted(set(files["head_imgs"]) - set(files["ori_imgs"])):
+            notes.hole("no frame in ori_imgs: the head over the background (head_imgs) stands in for it", lacking)
+        files["ori_imgs"] = {**files["head_imgs"], **files["ori_imgs"]}
     transforms = folder_layout.read_transforms(root, notes)
     pictures = {**files["targets"], **files["ori_imgs"]}
     size = picture_size(pictures, root)
-    camera = folder_layout.intrinsics(transforms.head, size, 0.5 if system == "ad_nerf" else 0.0, notes)
+    half = folder_layout.HALF_PIXEL.get(system, 0.0)
+    camera = folder_layout.intrinsics(transforms.head, size, half, notes)
+    if system == "nerfblendshape" and len(transforms.parts) == 1:
+        folder_layout.hold_out_last(transforms, notes)
     files = numbering.renumber(files, transforms, camera, notes)
     pictures = {**files["targets"], **files["ori_imgs"]}
-    if system != "ad_nerf":
+    if not half:
         transforms = misnumbering.unshift(transforms, pictures, files["lms"], camera, notes)
-    misnumbering.check_fit(transforms, files["lms"], camera, 0.5 if system == "ad_nerf" else 0.0, notes)
+    misnumbering.check_fit(transforms, files["lms"], camera, half, notes)
     named = transforms.ids
     seen = [i for i in named if i in pictures]
     if not seen:
@@ -109,7 +116,7 @@ def split_of(plan: Plan) -> dict[str, list[int]]:
 def columns(plan: Plan) -> tuple[dict[str, np.ndarray], list[str]]:
     """(per-frame members, names of the expression) of all frames; holes go to the notes."""
     ids, notes, files, t = plan.ids, plan.notes, plan.files, plan.transforms
-    shift = 0.5 if plan.system == "ad_nerf" else 0.0
+    shift = folder_layout.HALF_PIXEL.get(plan.system, 0.0)
     points, found = track_columns.landmarks(files["lms"], ids, shift, notes)
     named = np.isin(ids, t.ids)
     posed = np.isin(ids, list(t.poses))
@@ -141,7 +148,9 @@ def blinks(plan: Plan, points: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def expression(plan: Plan) -> tuple[np.ndarray, list[str]]:
-    """exp of track_params.pt for all frames, and names; no columns where there is none."""
+    """exp_ori of the json, else exp of track_params.pt, for all frames, and names; no columns where there is none."""
+    if plan.transforms.coefficients:
+        return track_columns.blendshapes(plan.transforms.coefficients, plan.ids, plan.notes)
     path, notes = plan.root / "track_params.pt", plan.notes
     track = track_columns.read_track(path, notes) if path.is_file() else None
     if track is None:
@@ -191,8 +200,9 @@ def summary(plan: Plan, out: Path, split: dict[str, list[int]], unchanged: bool)
     say(f"took: {len(plan.ids)} frames of {w}x{h} (img_id {first}-{last} is frame 0-{last - first}), "
         f"train {a}-{b - 1}, held out {f'{d}-{e - 1}' if e > d else 'none'}")  # fmt: skip
     say(f"took: camera fx {c['fx']:g} fy {c['fy']:g} cx {c['cx']:g} cy {c['cy']:g} px, poses in units of 25 cm")
-    if plan.system == "ad_nerf":
-        say("took: AD-NeRF counts pixel centres as whole numbers: cx, cy and landmarks moved by +0.5 px")
+    if plan.system in folder_layout.HALF_PIXEL:
+        name = folder_layout.SYSTEMS[plan.system]
+        say(f"took: {name} counts pixel centres as whole numbers: cx, cy and landmarks moved by +0.5 px")
     for text in notes.took:
         say(f"took: {text}")
     for text in notes.said:

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from preprocess.importers import folder_layout
 from preprocess.importers.folder_layout import Notes
 from preprocess.workers import native
+from tkjax import contract
 from tkjax.errors import UserError
 from tkjax.formats import tables
+from tkjax.formats.facewarehouse import FACEWAREHOUSE
 from tkjax.formats.transforms import UNITS
 
 N_EXPRESSION = 79
@@ -17,8 +20,28 @@ POSE_TOLERANCE = 2e-3  # between a pose of the json and of the tracker, in contr
 BLINK_DEPTH = 0.65  # share of the open eye's aspect ratio that a closed one has lost
 
 
+def blendshapes(
+    found: dict[int, tuple[float, ...]], ids: np.ndarray, notes: Notes
+) -> tuple[Float[np.ndarray, "n K"], list[str]]:
+    """exp_ori of all frames and names: FaceWarehouse's of 46, the contract's of 52, else numbers. Frames that have none
+    take the nearest one's; UserError where their lengths differ."""
+    sizes = {len(v): i for i, v in sorted(found.items(), reverse=True)}
+    if len(sizes) > 1:
+        (a, i), (b, k) = sorted(sizes.items())[:2]
+        raise UserError(
+            f"transforms json: exp_ori has {a} numbers in frame {i} and {b} in frame {k}, expected as many in each"
+        )
+    (count,) = sizes
+    names = {46: FACEWAREHOUSE, len(contract.BLENDSHAPES): contract.BLENDSHAPES}.get(count)
+    names = names or [f"exp{count}_{j:02d}" for j in range(count)]
+    notes.took.append(f"exp_ori of the json: {len(found)} frames of {count} coefficients -> expression")
+    notes.hole("no usable exp_ori: coefficients of the nearest frame", [i for i in ids.tolist() if i not in found])
+    rows = {i: np.array(v) for i, v in found.items()}
+    return folder_layout.fill(rows, ids).astype(np.float32), list(names)
+
+
 def read_lms(path: Path) -> Float[np.ndarray, "68 2"] | None:
-    """68 rows "x y"; None where the file holds anything else."""
+    """68 rows "x y", or MediaPipe's 478, of which they are made; None where the file holds anything else."""
     try:
         rows = [
             [float(x) for x in line.replace(",", " ").split()[:2]]
@@ -28,6 +51,8 @@ def read_lms(path: Path) -> Float[np.ndarray, "68 2"] | None:
         points = np.array(rows, np.float64)
     except (OSError, ValueError):
         return None
+    if points.shape == (478, 2):
+        points = contract.landmarks68(points[None], "mediapipe478")[0]
     return points if points.shape == (68, 2) and np.isfinite(points).all() else None
 
 

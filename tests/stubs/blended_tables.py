@@ -2,6 +2,10 @@
 
 At pixel x the cell is c(x) of a side x side grid over the picture; with coefficients e, scaled to 0…1 over what
 training showed, rgb = sigmoid(T_0[c] + sum_k e_k T_k[c]) where the neutral alpha sigmoid(A[c]) is above zero.
+
+What it proves beside the system of that kind that there is: parameters that are put back after every update
+(`project`), a rate that falls by steps to a floor, a head over white, and coefficients that are scaled by both ends of
+their range, all of it against a float64 formula of the whole picture.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""`--mode=export`: an avatar of RAD-NeRF or ER-NeRF as a `.pth` with the originals' names, shapes and order.
+"""`--mode=export`: an avatar of RAD-NeRF, ER-NeRF or NeRFBlendShape as a `.pth` with the originals' names and shapes.
 
 What was imported goes back as it came: the avatar's numbers take their old places, and WORKDIR/import gives what the
 avatar does not hold (raw parameters beside the moving average, step counters, unknown tensors, the epoch). The state
@@ -19,7 +19,7 @@ from tkjax.avatar import bundle
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.ops import GridSpec
-from tkjax.originals import layout, source, weights
+from tkjax.originals import layout, source, tables, weights
 from tkjax.originals.layout import NAMES, Tensor
 from tkjax.originals.source import Source
 
@@ -34,14 +34,18 @@ FULL = "only what was trained with the originals' sizes (a config's variant full
 def run(workdir: str | os.PathLike, out: str | os.PathLike) -> None:
     """The avatar of a workdir -> a .pth file."""
     workdir, out = existing_workdir(workdir), Path(out)
-    if out.suffix not in (".pth", ".pt") or out.is_dir():
-        raise UserError(f"--out={out} must be a file that ends with .pth")
+    if not out.name.endswith((".pth", ".pt", ".pth.tar")) or out.is_dir():
+        raise UserError(f"--out={out} must be a file that ends with .pth (NeRFBlendShape: .pth.tar)")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
     subject = bundle.load(workdir / "avatar")
+    if subject.config.system == tables.SYSTEM:
+        write_tables(workdir, out, subject)
+        return
     if subject.config.system not in layout.SYSTEMS:
         raise UserError(
-            f"{workdir} holds an avatar of {subject.config.system}; there are .pth files of RAD-NeRF and ER-NeRF only"
+            f"{workdir} holds an avatar of {subject.config.system}; there are .pth files of RAD-NeRF, ER-NeRF and "
+            "NeRFBlendShape only"
         )
     record, kept = imported(workdir, subject)
     model, shadow, facts = export(subject, record, kept)
@@ -54,6 +58,20 @@ def run(workdir: str | os.PathLike, out: str | os.PathLike) -> None:
     else:
         place = "model (raw)" if record and record["weights"] == "raw" else "model (moving average)"
     print(f"{out}: {NAMES[system]}, {what} parameters, {len(model)} tensors in {place}", flush=True)
+
+
+def write_tables(workdir: Path, out: Path, subject: bundle.Avatar) -> None:
+    """NeRFBlendShape's file."""
+    _, kept = imported(workdir, subject)
+    flat = bundle.arrays_of(subject.variables(subject.model()))
+    params, state = (
+        {path.removeprefix(f"{part}/"): v for path, v in flat.items() if path.startswith(f"{part}/")}
+        for part in ("params", "state")
+    )
+    model, facts = tables.export(params, state, subject.config.model, int(subject.meta["step"]), kept)
+    source.write(model, None, facts, workdir / f".export.{os.getpid()}", out)
+    count = sum(v.size for v in params.values())
+    print(f"{out}: NeRFBlendShape, {count:,} parameters, {len(model)} tensors", flush=True)
 
 
 def imported(workdir: Path, subject: bundle.Avatar) -> tuple[dict[str, Any], Source | None]:
@@ -93,7 +111,7 @@ def _wrong(record: dict[str, Any]) -> str:
     good = {
         "avatar": isinstance(record.get("avatar"), str),
         "source": isinstance(record.get("source"), str) and Path(record["source"]).name == record["source"] != "",
-        "system": record.get("system") in list(layout.SYSTEMS),
+        "system": record.get("system") in [*layout.SYSTEMS, tables.SYSTEM],
         "weights": record.get("weights") in ("ema", "raw"),
         "names": "names" in record and (names is None or _are_texts(names)),
         "eye": type(record.get("eye")) is bool,

@@ -1,4 +1,4 @@
-"""`--mode=import`: a dataset folder or a checkpoint file of RAD-NeRF, ER-NeRF or Avatar-ERNeRF, known by its content.
+"""`--mode=import`: a dataset folder or a checkpoint of RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape, by content.
 
 A folder becomes WORKDIR/dataset in the PyTorch child. A checkpoint becomes WORKDIR/avatar with what the workdir's
 dataset knows (cameras, plate, torso pictures, sound), and its stages count as finished in WORKDIR/checkpoints, so that
@@ -7,9 +7,11 @@ nothing can be trained. The optimiser starts afresh (its state is not taken). Wh
 part stays in WORKDIR/import, so that `--mode=export` gives it back.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tkjax.errors import UserError
 from tkjax.host import files, torch_side
 from tkjax.host.files import write_atomic
 from tkjax.models import load_system
-from tkjax.originals import layout, source, stand_in, weights
+from tkjax.originals import layout, source, stand_in, tables, weights
 from tkjax.originals.layout import NAMES
 from tkjax.originals.source import Recognised, Source
 from tkjax.train import checkpoint
@@ -54,12 +56,17 @@ def run(
             raise UserError(f"{path} is a folder, so --{'weights' if weights else 'dataset'} has no use here")
         take_dataset(path, workdir, system)
         return
+    _alone(take_checkpoint, path, workdir, system, weights, dataset)
+
+
+def _alone(take: Callable[..., None], path: Path, workdir: Path, *how: Any) -> None:
+    """`take` a checkpoint into a workdir that holds no training."""
     with lock.alone(workdir):
         if (workdir / "checkpoints" / "run.json").is_file():
             raise UserError(
                 f"{workdir} holds a training run, whose avatar would be replaced; import into another workdir"
             )
-        take_checkpoint(path, workdir, system, weights, dataset)
+        take(path, workdir, *how)
 
 
 def take_dataset(path: Path, workdir: Path, system: str | None) -> None:
@@ -96,11 +103,11 @@ def warn_of_kind(workdir: Path) -> None:
 def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str | None, dataset: str | None) -> None:
     """A .pth -> WORKDIR/avatar, config.json, run.json, import/, checkpoints/; all of them are replaced at the end, or
     none. The caller holds the workdir's lock."""
-    for left in workdir.glob(f".{KEPT}.*"):  # of an import that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    new = workdir / f".{KEPT}.{os.getpid()}"
-    try:
+    with _made_ready(workdir) as new:
         file = source.read(path, new / KEPT)
+        if tables.is_one(file.shapes):
+            _take_tables(new, workdir, file, wanted, dataset)
+            return
         found = source.recognise(file, system)
         tensors, chosen, about = source.choose(file, found, wanted)
         name = _name(found, system)
@@ -110,27 +117,87 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
         variables, occupancy = fill(model, found, tensors)
         raw = fill(model, found, file.model)[0] if chosen == "ema" else variables
         stages = _stages(model, found, file)
-        consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
-        consent = read_facts(workdir).get("consent") or consent
-        _avatar_as_before(workdir / "avatar", new / "avatar")
-        steps = model.stages()[-1].steps
-        own = bundle.save(new / "avatar", resolved, variables, steps, clip, spec, consent, stages=stages)
-        config.write(resolved, new / "config.json")
-        record = {"avatar": own, "source": path.name, "system": found.system, "weights": chosen, "names": found.names}
+        record = {"source": path.name, "system": found.system, "weights": chosen, "names": found.names}
         record |= {"eye": found.sizes.eye, "torso": found.sizes.torso}
-        write_atomic(new / KEPT / RECORD, json.dumps(record, indent=1) + "\n")
-        facts = {"imported": {"source": str(path.absolute()), "system": found.system, "weights": chosen}}
-        if isinstance(clip, DatasetClip):
-            finish(new, model, stages, raw, variables, path.name)
-            facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
-        if (workdir / "run.json").is_file():
-            shutil.copy(workdir / "run.json", new / "run.json")
-        update_facts(new, consent=consent, **facts)
-        files.exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        own = _install(new, workdir, path, resolved, model, (raw, variables), stages, (clip, spec), record)
     for line in describe(file, found, name, about, occupancy, spec, clip):
         print(line, flush=True)
+    print(f"avatar {own}: {workdir / 'avatar'} (stages {', '.join(stages)})", flush=True)
+
+
+@contextlib.contextmanager
+def _made_ready(workdir: Path) -> Iterator[Path]:
+    """A new folder beside what it will replace; what is left of it in the end is removed."""
+    for left in workdir.glob(f".{KEPT}.*"):  # of an import that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new = workdir / f".{KEPT}.{os.getpid()}"
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _install(
+    new: Path, workdir: Path, path: Path, resolved: ConfigDict, model: interface.Model,
+    variables: tuple[Variables, Variables], stages: list[str], subject: tuple[Any, dict[str, Any] | None],
+    record: dict[str, Any],
+) -> str:  # fmt: skip
+    """Avatar, config, checkpoints and record of what was read from `path`, first in the folder `new` and then all at
+    once in the workdir; the avatar's id. variables: those that training goes on from, and those that are drawn."""
+    (raw, drawn), (clip, spec) = variables, subject
+    consent = {"statement": None, "asked": False, "reason": f"imported from a checkpoint ({path.name})"}
+    consent = read_facts(workdir).get("consent") or consent
+    _avatar_as_before(workdir / "avatar", new / "avatar")
+    steps = model.stages()[-1].steps
+    own = bundle.save(new / "avatar", resolved, drawn, steps, clip, spec, consent, stages=stages)
+    config.write(resolved, new / "config.json")
+    write_atomic(new / KEPT / RECORD, json.dumps({"avatar": own, **record}, indent=1) + "\n")
+    imported = {"source": str(path.absolute()), "system": record["system"], "weights": record["weights"]}
+    facts: dict[str, Any] = {"imported": imported}
+    if isinstance(clip, DatasetClip):
+        finish(new, model, stages, raw, drawn, path.name)
+        facts |= {"dataset": os.path.relpath(clip.dataset.root, workdir)}
+    if (workdir / "run.json").is_file():
+        shutil.copy(workdir / "run.json", new / "run.json")
+    update_facts(new, consent=consent, **facts)
+    files.exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
+    return own
+
+
+def _take_tables(new: Path, workdir: Path, file: Source, wanted: str | None, dataset: str | None) -> None:
+    """NeRFBlendShape's file: the same as `take_checkpoint` makes."""
+    if wanted == "ema":
+        raise UserError(f"{file.path}: NeRFBlendShape keeps no moving average of its weights; leave --weights out")
+    found = tables.recognise(file)
+    has = dataset or read_facts(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
+    ranges, told = tables.ranges(file.path, found.coefficients)
+    if has:
+        clip: Any = DatasetClip(dataset_of(workdir, dataset), workdir / "cache")
+        ranges, told = tables.of_dataset(clip, found, ranges, told)
+    else:
+        clip = tables.StandIn(found.coefficients, ranges)
+    keys = {"model.basis_num": found.coefficients, "model.occupancy": "vertices"}
+    resolved = config.load(f"configs/{tables.SYSTEM}.py:full", [(k, str(v)) for k, v in keys.items()])
+    model = load_system(resolved.system)(resolved, clip.info)
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    flat = {f"params/{k}": v for k, v in tables.to_params(file.model).items()}
+    state, occupancy = tables.state(file, ranges)
+    flat |= {f"state/{k}": v for k, v in state.items()}
+    variables = bundle.fitted(template, flat, "the checkpoint")
+    step = file.facts["top"].get("global_step")
+    further = isinstance(step, int) and step > model.stages()[0].steps
+    stages = [stage.name for stage in model.stages() if stage.name == "head" or further]
+    record = {"source": file.path.name, "system": resolved.system, "weights": "raw", "names": None}
+    record |= {"eye": False, "torso": False}
+    sound = bundle.audio_spec(clip.audio) if has else None
+    subject = clip, sound
+    own = _install(new, workdir, file.path, resolved, model, (variables, variables), stages, subject, record)
+    for line in tables.describe(file, found, told, occupancy):
+        print(line, flush=True)
+    if has:
+        print(f"dataset: {clip.dataset.root}, {clip.n_frames} frames", flush=True)
+    else:
+        print("no dataset: one frontal camera and a white background; pose and coefficients can be given", flush=True)
     print(f"avatar {own}: {workdir / 'avatar'} (stages {', '.join(stages)})", flush=True)
 
 

@@ -73,14 +73,15 @@ MODES = {
         ("dataset", "models_dir", "paste_back"),
     ),
     "import": Mode(
-        "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF or Avatar-ERNeRF becomes a dataset, a "
-        "RAD-NeRF or ER-NeRF .pth becomes an avatar (give both, the folder first). What it is shows in its content.",
+        "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape becomes a "
+        "dataset, a RAD-NeRF or ER-NeRF .pth or a NeRFBlendShape .pth.tar becomes an avatar (give both, the folder "
+        "first). What it is shows in its content.",
         "python launch.py --mode=import --source=data/obama --workdir=runs/obama",
         ("source", "workdir"),
         ("system", "weights", "dataset"),
     ),
     "export": Mode(
-        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF and ER-NeRF.",
+        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF, ER-NeRF and NeRFBlendShape.",
         "python launch.py --mode=export --workdir=runs/obama --out=obama.pth",
         ("workdir", "out"),
         (),

@@ -2,8 +2,9 @@
 
 `transform_matrix` is camera to head in metres, columns x right, y up, backwards (OpenGL), for all four projects
 (rad-nerf.md §2.4, er-nerf.md §2 "Pose", ad-nerf.md §2.2): the contract's matrix with the translation times 4. The
-intrinsics follow the loader of RAD-NeRF: `focal_len`, else `fl_x`/`fl_y`, else `camera_angle_x/y`; `cx`, `cy`, else
-the middle; with `h`, `w` they count pixels of that size, which may differ from the pictures'.
+intrinsics follow the loader of RAD-NeRF: `focal_len`, else `fl_x`/`fl_y` (NeRFBlendShape: `fx`/`fy`), else
+`camera_angle_x/y`; `cx`, `cy`, else the middle; with `h`, `w` they count pixels of that size, which may differ from the
+pictures'.
 """
 
 import dataclasses
@@ -26,11 +27,13 @@ FARTHEST_M = 1e4  # metres between camera and head; larger numbers are damage, a
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One of the json's frames. number: its img_id, None where it has none. sound: its aud_id, None where that is no
-    whole number. pose: contract cam_to_world [4,4] float64, None where the matrix is no pose."""
+    whole number. pose: contract cam_to_world [4,4] float64, None where the matrix is no pose. coefficients: its exp_ori
+    (NeRFBlendShape's), None where that is no list of finite numbers."""
 
     number: int | None
     sound: int | None
     pose: np.ndarray | None
+    coefficients: tuple[float, ...] | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def split(data: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[dict[s
     """(everything but the frames, the frames) of a transforms json."""
     frames = data.get("frames")
     if not isinstance(frames, list) or not all(isinstance(f, dict) for f in frames):
-        raise UserError(f"{path}: has no list of frames, expected the transforms of one of the four projects")
+        raise UserError(f"{path}: has no list of frames, expected the transforms of one of the five projects")
     return {k: v for k, v in data.items() if k != "frames"}, frames
 
 
@@ -67,7 +70,14 @@ def read_entry(frame: dict[str, Any], where: str) -> Entry:
     number = whole(frame.get("img_id"))
     if "img_id" in frame and (number is None or number < 0):
         raise UserError(f"{where} has img_id {frame['img_id']!r:.60}, expected the number of a picture")
-    return Entry(number, whole(frame.get("aud_id", number)), _pose(frame.get("transform_matrix")))
+    sound, pose = whole(frame.get("aud_id", number)), _pose(frame.get("transform_matrix"))
+    return Entry(number, sound, pose, _coefficients(frame.get("exp_ori")))
+
+
+def _coefficients(value: Any) -> tuple[float, ...] | None:
+    if not isinstance(value, list) or not value or not all(type(v) in (int, float) for v in value):
+        return None
+    return tuple(float(v) for v in value) if all(abs(v) < FARTHEST_M for v in value) else None  # NaN is not below
 
 
 def _pose(value: Any) -> np.ndarray | None:
@@ -117,7 +127,7 @@ def intrinsics(
     full_h, full_w = (v if (v := number(head, key)) else float(n) for key, n in (("h", h), ("w", w)))
     fx = fy = number(head, "focal_len")
     if fx is None:
-        fx, fy = number(head, "fl_x"), number(head, "fl_y")
+        fx, fy = (number(head, f"fl_{k}") or number(head, f"f{k}") for k in "xy")
         if fx is None and fy is None:
             ax, ay = number(head, "camera_angle_x"), number(head, "camera_angle_y")
             fx = None if not ax else full_w / (2 * math.tan(ax / 2))

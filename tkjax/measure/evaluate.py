@@ -132,6 +132,7 @@ def look(
             np.asarray(clip.label(i)),
             clip.confidence[i] > 0,
         )
+        head = label == contract.LABEL_HEAD
         boxes = [clip.boxes[b][i] if seen else None for b in ("face_box_px", "lips_box_px")]
         pictures = {}
         for actor in actors:
@@ -153,7 +154,7 @@ def look(
             all_scores[source]["seam"].append(seam)
         pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k]), *first.compared))}
         for source, image in pictures.items():
-            for key, value in scores.score(image, targets[source], *boxes).items():
+            for key, value in scores.score(image, targets[source], *boxes, head).items():
                 all_scores[source][key].append(value)
             if lpips is not None:
                 all_scores[source]["lpips"].append(lpips(image, targets[source]))
@@ -306,6 +307,7 @@ def _row(seen: Seen, source: str, given: Sequence[str], missing: Mapping[str, st
     }
     box = "not computed: no scored frame has a detected face, or its box is empty"
     why |= {k: box for k in KEYS if not k.startswith("lmd")}
+    why["psnr_head"] = "not computed: no scored frame has a pixel that is labelled head"
     why |= {f"ssim_{k}": f"not computed: no {k} box has {formulas.SSIM_SIDE} pixels a side" for k in ("face", "mouth")}
     values = {**out["metrics"], **out["more_metrics"], **out}
     return out | {"reasons": {**missing, **{k: reason for k, reason in why.items() if values[k] is None}}}

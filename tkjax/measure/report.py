@@ -28,6 +28,7 @@ LABELS = {
     "ssim": "SSIM",
     "ssim_face": "SSIM face",
     "ssim_mouth": "SSIM mouth",
+    "psnr_head": "PSNR head, dB",
     "lpips": "LPIPS",
     "seam": "neck seam, levels",
     "box_edge": "box edge, levels",

@@ -15,11 +15,12 @@ from tkjax.host import torch_side
 from tkjax.measure import formulas
 
 KEYS = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lmd_px", "lmd_norm")
-MORE_KEYS = ("ssim_face", "ssim_mouth", "lpips")
+MORE_KEYS = ("psnr_head", "ssim_face", "ssim_mouth", "lpips")
 SEAM_KEYS = ("seam", "box_edge", "psnr_outside_mask")
 NOTES = {
     "PSNR": "10 log10(255² / MSE) over all pixels and channels of a frame (or of its face or lips box), then the mean "
     "over frames; equal pictures count as 100 dB",
+    "PSNR head": "over the pixels whose true label is head, whatever stands around it",
     "boxes": "face: bounding box of the 68 points; mouth: square around the outer lips; frames whose face was "
     "not found by the tracker (confidence 0) count for the full frame only",
     "SSIM": "Gaussian 11x11 window, sigma 1.5, channels averaged, windows wholly inside the picture",
@@ -33,10 +34,13 @@ NAN = float("nan")
 
 
 def score(
-    image: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"], face_box, lips_box
-) -> dict[str, float]:
-    """Picture measures of one frame; NaN in a region whose box is None or empty."""
+    image: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"], face_box, lips_box,
+    head: Bool[np.ndarray, "H W"] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Picture measures of one frame; NaN in a region whose box or mask is None or empty."""
     out = {"psnr": formulas.psnr(image, target), "ssim": formulas.ssim(image, target)}
+    seen = head is not None and head.any()
+    out["psnr_head"] = formulas.psnr(image[head][:, None], target[head][:, None]) if seen else NAN
     for name, box in (("face", face_box), ("mouth", lips_box)):
         a, b = (None, None) if box is None else (formulas.crop(image, box), formulas.crop(target, box))
         out[f"psnr_{name}"] = NAN if a is None else formulas.psnr(a, b)

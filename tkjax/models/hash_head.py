@@ -17,20 +17,18 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from tkjax import losses, perceptual
-from tkjax.cameras import camera_z, euler_xyz, pixel_rays, to_ngp_axes, to_ngp_pose
+from tkjax.cameras import euler_xyz, pixel_rays, to_ngp_axes, to_ngp_pose
 from tkjax.fields.audio import AudioAttention, AudioNet
 from tkjax.fields.program import groups
 from tkjax.fields.torso import Torso
 from tkjax.interface import Ema, Rate, Stage, frame_keys
 from tkjax.interface import Model as BaseModel
-from tkjax.ops import GridSpec, Program, composite, field, march, render_fused, sh_encode
-from tkjax.ops.packing import pack, unpack
-from tkjax.render import occupancy
+from tkjax.ops import GridSpec, Program, composite, field, march, sh_encode
+from tkjax.render import occupancy, volume
+from tkjax.render.volume import SH_DEGREE, STOP
 from tkjax.signals import SOUND, Use
 from tkjax.types import Batch, ClipFacts, Clock, PyTree, Render, SubjectInfo, Variables
 
-SH_DEGREE = 4
-STOP = 1e-4  # a ray ends with the sample that brings its transmittance below this, in training as in the originals
 # No torso is drawn behind a head that lets less light through than this share of model.picture_stop: what that leaves
 # out of a colour is then small beside what rays that ended leave out, whatever exactness a config asks for.
 HIDDEN = 0.25
@@ -193,9 +191,7 @@ class HashHead(BaseModel):
         m, params = self.config.model, variables.params
         b, r = batch.pixels_px.shape[:2]
         rays_o, rays_d, d = self._rays(params, batch, train)
-        noise = jnp.zeros((b, r))
-        if key is not None:
-            noise = jax.vmap(lambda k: jax.random.uniform(k, (r,)))(frame_keys(key, batch, 0))
+        noise = volume.jitter(batch, key)
         still = jax.lax.stop_gradient((rays_o, rays_d))
         marched = march(*still, variables.state["bits"], noise.reshape(-1), **self._marching())
         values = self._frame_values(params, batch, key, train)
@@ -214,7 +210,7 @@ class HashHead(BaseModel):
                 "occupied": occupancy.occupied_share(variables.state["bits"]),
             },
         }
-        return _render(batch, d, sums, aux)
+        return volume.as_render(batch, d, sums, aux)
 
     def _heard(self, batch: Batch) -> Int[Array, " rays"]:
         """Whose sound each ray hears with `mix_sound`: its own frame's on the lower face, elsewhere that of the batch's
@@ -234,15 +230,10 @@ class HashHead(BaseModel):
         m, params = self.config.model, variables.params
         values = self._frame_values(params, batch, None, False)
         rays_o, rays_d, d = self._rays(params, batch)
-        r = batch.pixels_px.shape[1]
-        parts = []
         how = {**self._marching(), "stop": m.picture_stop, "chunk": m.chunk, "precision": m.picture_precision}
         program, bits = self.program.select("sigma", "rgb"), variables.state["bits"]
-        for i in range(batch.frame.shape[0]):
-            o_i, d_i = rays_o[i * r : (i + 1) * r], rays_d[i * r : (i + 1) * r]
-            rows = {"sh": sh_encode(d_i, SH_DEGREE), **{name: v[i : i + 1] for name, v in values.items()}}
-            parts.append(render_fused(program, o_i, d_i, bits, rows, params, **how))
-        return _render(batch, d, jax.tree.map(lambda *v: jnp.concatenate(v), *parts), {})
+        sums = volume.draw(program, batch, (rays_o, rays_d), bits, values, lambda _: params, **how)
+        return volume.as_render(batch, d, sums, {})
 
     def _torso(self, variables: Variables, batch: Batch, train: bool, wanted=None):
         """(premultiplied rgb, alpha, aux) of the modelled torso at the batch's pixels."""
@@ -261,39 +252,20 @@ class HashHead(BaseModel):
         return head.replace(rgb=head.rgb + through * rgb, alpha=head.alpha + through * alpha, front=head.alpha)
 
     def _evaluate(self, params, values, rays_o, rays_d, marched, heard=None):
-        """The field at the marched samples: [R,S,C] and how many samples of each ray [R] were evaluated.
-
-        Samples are taken in waves from front to back; rays whose transmittance has fallen below the compositor's stop
-        are not continued (half of it here, so that rounding cannot leave out a sample that counts). heard: the frame
-        whose sound each ray hears, where that is not its own.
-        """
+        """The field at the marched samples: [R,S,C] and how many samples of each ray [R] were evaluated. heard: the
+        frame whose sound each ray hears, where that is not its own."""
         m = self.config.model
-        rays, size = rays_o.shape[0], m.samples // m.waves
-        frames = values["audio"].shape[0]
+        rays, frames = rays_o.shape[0], values["audio"].shape[0]
         sh = sh_encode(rays_d, SH_DEGREE)
 
-        def wave(carry, t):
-            optical, left = carry
-            count = jnp.where(jnp.exp(-optical) >= 0.5 * STOP, jnp.clip(left, 0, size), 0)
-            packing = pack(count, size)
-            along = t[packing.ray, packing.slot][:, None]
-            xyz = rays_o[packing.ray] + along * rays_d[packing.ray]
+        def at(packing, xyz):
             frame = None if frames == 1 else packing.ray // (rays // frames)
             rows = {"sh": (sh, packing.ray), **{name: (v, frame) for name, v in values.items()}}
             if heard is not None and frames > 1:
                 rows["audio"] = values["audio"], heard[packing.ray]
-            packed = field(self.program, xyz, rows, params, total=packing.total, chunk=m.chunk)
-            dense = unpack(packed, packing, jnp.arange(size) < count[:, None])
-            optical = optical + jax.lax.stop_gradient(jnp.sum(dense[..., 0], -1) * m.dt)
-            return (optical, left - size), (dense, count)
+            return field(self.program, xyz, rows, params, total=packing.total, chunk=m.chunk)
 
-        start = (jnp.zeros(rays), marched.count)
-        parts = marched.t.reshape(rays, m.waves, size).transpose(1, 0, 2)
-        if m.waves == 1:
-            _, (dense, count) = wave(start, parts[0])
-            return dense, count
-        _, (dense, count) = jax.lax.scan(wave, start, parts)
-        return dense.transpose(1, 0, 2, 3).reshape(rays, m.samples, -1), jnp.sum(count, 0)
+        return volume.in_waves(at, rays_o, rays_d, marched.t, marched.count, float(m.dt), m.waves)
 
     def refresh(self, variables: Variables, batch: Batch, key: jax.Array, clock: Clock) -> Variables:
         """The torso's grid in its stage, else occupancy with the sound and eyes of the batch's first frame."""
@@ -340,18 +312,15 @@ class HashHead(BaseModel):
     def perceptual_term(self, prediction: Float[Array, "B R 3"], batch: Batch) -> Float[Array, ""]:
         """Mean perceptual distance of the patches; the tiles of the lips box are put together to one picture."""
         p = self.config.train.lips.patch
+        if batch.patches != "lips":
+            return perceptual.of_patches(self.perceptual, prediction, batch.target, p)
         b, r = batch.pixels_px.shape[:2]
-        shape = (b * (r // p**2), p, p, 3)
-        if batch.patches == "lips":
-            k = math.isqrt(r // p**2)
+        k = math.isqrt(r // p**2)
 
-            def put_together(x):
-                return x.reshape(b, k, k, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, k * p, k * p, 3)
+        def put_together(x):
+            return x.reshape(b, k, k, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, k * p, k * p, 3)
 
-            pair = put_together(prediction), put_together(batch.target)
-        else:
-            pair = prediction.reshape(shape), batch.target.reshape(shape)
-        return jnp.mean(self.perceptual(*pair))
+        return jnp.mean(self.perceptual(put_together(prediction), put_together(batch.target)))
 
     def lips_mse(self, prediction, batch: Batch) -> Float[Array, ""]:
         """Over all pixels, or where the sampler was `lips` over those inside the lips box."""
@@ -432,17 +401,8 @@ def make_torso(config: ConfigDict, info: SubjectInfo, **system: Any) -> Torso:
 
 
 def _check(m: Any) -> None:
-    """ValueError names a setting that no picture can be drawn with: settings may be an avatar's of somebody else."""
-    for name in ("samples", "waves", "chunk", "occupancy_side"):
-        if not 1 <= m[name] <= 2**20:
-            raise ValueError(f"model.{name} is {m[name]}, expected a whole number in 1..{2**20}")
-    for name, most in (("dt", 2.0), ("t_min", 100.0), ("picture_stop", 1.0)):
-        if not 0 <= m[name] <= most or (name == "dt" and not m.dt):
-            raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most {most}")
-    if m.samples % m.waves:
-        raise ValueError(f"model.samples {m.samples} is not a multiple of model.waves {m.waves}")
-    if m.picture_precision not in ("float32", "bfloat16"):
-        raise ValueError(f"model.picture_precision is {m.picture_precision!r}, expected float32 or bfloat16")
+    """ValueError names a setting that no picture can be drawn with."""
+    volume.check_settings(m, {"dt": 2.0, "t_min": 100.0, "picture_stop": 1.0})
     if len(m.box) != 6 or not all(-1 <= a < b <= 1 for a, b in zip(m.box[:3], m.box[3:])):
         raise ValueError(f"model.box is {m.box}, expected three lower and three upper bounds within -1..1")
 
@@ -459,13 +419,3 @@ def lips_progress(s):
 
 def _code_row(batch: Batch, train: bool):
     return batch.frame if train else jnp.zeros_like(batch.frame)  # any evaluation uses row 0
-
-
-def _render(batch: Batch, d, sums, aux: dict) -> Render:
-    """Sums over the B*R rays with directions d [B,R,3] as a Render."""
-    b, r = batch.pixels_px.shape[:2]
-    alpha = sums.weight_sum.reshape(b, r, 1)
-    t_mean = (sums.depth / jnp.maximum(sums.weight_sum, 1e-6)).reshape(b, r)
-    z = camera_z(batch.cam_to_world, d, t_mean)[..., None]
-    depth = jax.lax.stop_gradient(jnp.where(alpha < 0.5, jnp.nan, z))
-    return Render(rgb=sums.weighted[:, :3].reshape(b, r, 3), alpha=alpha, depth=depth, aux=aux)

@@ -1,6 +1,9 @@
 """The occupancy grid of the RAD-NeRF family: a cube of densities over [-1,1]^3 in Morton order, and its bits.
 
 State: {"density": [side^3] float32, -1 where no training camera looks; "bits": [side^3 / 8] uint8}.
+
+`init_vertices` and `refresh_vertices` keep NeRFBlendShape's instead (its dossier §4.1): densities at the (side + 1)^3
+vertices in row-major order, and bits as `ops.march` takes them for cells "vertex".
 """
 
 import math
@@ -15,6 +18,7 @@ from tkjax.ops import dilate_morton, morton_decode, packbits
 from tkjax.ops.packing import pack
 
 MAX_THRESHOLD = 10.0  # a cell is occupied above min(mean density, this)
+VERTEX_INIT = 1e-3  # nerfblendshape dossier §4.1
 
 
 def init(side: int) -> dict:
@@ -85,6 +89,34 @@ def refresh(state: dict, sigma: Callable, key: jax.Array, decay: float = 0.95) -
     density = jnp.where((density >= 0) & (fresh >= 0), jnp.maximum(decay * density, fresh), density)
     threshold = jnp.minimum(jnp.mean(jnp.maximum(density, 0.0)), MAX_THRESHOLD)
     return {"density": density, "bits": packbits(density, threshold)}
+
+
+def init_vertices(side: int) -> dict:
+    """Every density VERTEX_INIT, every bit set."""
+    density = jnp.full((side + 1) ** 3, VERTEX_INIT, jnp.float32)
+    return {"density": density, "bits": vertex_bits(density, 0.0)}
+
+
+def vertex_bits(density: Float[Array, " vertices"], threshold: float | Float[Array, ""]) -> Array:
+    """Bits of the densities above a threshold, the last byte filled up with zeros."""
+    return packbits(jnp.pad(density, (0, -density.shape[0] % 8), constant_values=-jnp.inf), threshold)
+
+
+def refresh_vertices(state: dict, sigma: Callable, key: jax.Array, decay: float = 0.9) -> dict:
+    """One update: sigma at p + U(-1,1)/side of every vertex, p = (1 - 1/side) linspace(-1, 1, side + 1) per axis;
+    maximum over the 2^3 window towards higher coordinates, running maximum with `decay`, new bits at threshold
+    min(mean density, 10)."""
+    density = state["density"]
+    n = round(density.shape[0] ** (1 / 3))
+    side = n - 1
+    axis = jnp.linspace(-1.0, 1.0, n) * (1.0 - 1.0 / side)
+    points = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    noise = jax.random.uniform(key, points.shape, minval=-1.0, maxval=1.0)
+    fresh = sigma(points + noise / side, jnp.int32(n**3)).reshape(n, n, n)
+    pads = ((0, 1),) * 3
+    fresh = jax.lax.reduce_window(fresh, 0.0, jax.lax.max, (2, 2, 2), (1, 1, 1), pads).reshape(-1)
+    density = jnp.maximum(decay * density, fresh)
+    return {"density": density, "bits": vertex_bits(density, jnp.minimum(jnp.mean(density), MAX_THRESHOLD))}
 
 
 def occupied_share(bits: Array) -> Array:
