@@ -29,7 +29,7 @@ ROOMS = {
     "perceptual": "errors host types losses",
     "fields": "types cameras ops",
     "render": "errors types interface ops",
-    "models": "signals types losses cameras interface perceptual fields render ops",
+    "models": "signals samplers types losses cameras interface perceptual fields render ops",
     "data": "errors signals samplers types host interface contract media",
     "synthetic": "errors cameras contract media",
     "originals": "errors signals types host contract formats data fields ops",
