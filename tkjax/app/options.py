@@ -74,13 +74,15 @@ MODES = {
     ),
     "import": Mode(
         "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF or Avatar-ERNeRF becomes a dataset, a "
-        "RAD-NeRF or ER-NeRF .pth becomes an avatar (give both, the folder first). What it is shows in its content.",
+        "RAD-NeRF or ER-NeRF .pth, or AD-NeRF's head and body .tar (the body's path, or that of their folder), becomes "
+        "an avatar (give both, the folder first). What it is shows in its content.",
         "python launch.py --mode=import --source=data/obama --workdir=runs/obama",
         ("source", "workdir"),
         ("system", "weights", "dataset"),
     ),
     "export": Mode(
-        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF and ER-NeRF.",
+        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF and ER-NeRF; of AD-NeRF "
+        "--out=X_head.tar, with X_body.tar beside it.",
         "python launch.py --mode=export --workdir=runs/obama --out=obama.pth",
         ("workdir", "out"),
         (),

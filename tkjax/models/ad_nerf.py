@@ -33,7 +33,8 @@ Decided (code = the released code is followed, neither = ours):
 - noise on densities, inverse depths and a white background are left out: the released configs have none;
 - the second network is not asked at the last sample, whose alpha is 1 and whose colour is the background's, whatever
   it says; with model.skip above 0 neither where the first pass found no weight above it (neither; 0 in `full`);
-- model.density_scale multiplies the density: it stands for a larger last layer, for short schedules (1 in `full`).
+- densities of short schedules are a softplus that starts at model.density_start, times model.density_scale: the
+  original's ReLU may close everywhere, and then a volume stays empty for good (its "floating head"); `full` has that.
 """
 
 from typing import NamedTuple
@@ -66,13 +67,16 @@ LEAST_DENSITY = 1e-6  # added to every density, 1/m
 NEAR, FAR = 0.3, 0.9  # m, of the original's options; a training sets its own
 B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam
 PASSES = ("coarse", "fine")
+USES = {"head": 0, "torso": 1}  # of `frame_keys`
 
 
-def face_program(depth: int, width: int, skip: int, signal: int, octaves: int, view_octaves: int, scale: float):
+def face_program(
+    depth: int, width: int, skip: int, signal: int, octaves: int, view_octaves: int, scale: float, density: str = "relu"
+) -> Program:
     """One network at one position x in metres, seen along d, with the frame's signal a (dossier §3):
 
       h = `depth` layers of `width` on [PE(x), a], ReLU behind each; what goes into layer `skip` is [PE(x), a, h];
-      sigma = scale relu(W h + b) + 1e-6 in 1/m;
+      sigma = scale relu(W h + b) + 1e-6 in 1/m, or softplus in place of relu;
       rgb = sigmoid(layers on [h, PE(d)]), 1 + depth // 4 of them of width / 2 with ReLU, and one of 3.
 
     Rows: `signal` of the frame, `view` = PE(d) of the ray.
@@ -83,11 +87,11 @@ def face_program(depth: int, width: int, skip: int, signal: int, octaves: int, v
     h = p.mlp("trunk", [x, a], (given, *[width] * skip), bias=True, output="relu")
     if skip < depth:
         h = p.mlp("behind_skip", [x, a, h], (given + width, *[width] * (depth - skip)), bias=True, output="relu")
-    density = p.mlp("density", [h], (width, 1), bias=True, output="relu")
+    sigma = p.mlp("density", [h], (width, 1), bias=True, output=density)
     view = p.row("view", 3 * (1 + 2 * view_octaves))
     hidden = [width // 2] * (1 + depth // 4)
     rgb = p.mlp("colour", [h, view], (width + view.channels, *hidden, 3), bias=True, output="sigmoid")
-    return p.build(sigma=p.affine(density, scale, LEAST_DENSITY), rgb=rgb)
+    return p.build(sigma=p.affine(sigma, scale, LEAST_DENSITY), rgb=rgb)
 
 
 def pose_code(cam_to_world: Float[Array, "B 4 4"]) -> Float[Array, "B 42"]:
@@ -122,7 +126,7 @@ class Model(BaseModel):
         m = config.model
         _check(m)
         sizes = {"coarse": (m.coarse_depth, m.coarse_width, m.coarse_skip), "fine": (m.depth, m.width, m.skip_at)}
-        encodings = m.position_octaves, m.view_octaves, m.density_scale
+        encodings = m.position_octaves, m.view_octaves, m.density_scale, m.density_activation
         self.programs: dict[str, dict[str, Program]] = {
             volume: {name: face_program(*sizes[name], signal, *encodings) for name in PASSES}
             for volume, signal in (("head", CODE), ("torso", CODE + POSE))
@@ -144,6 +148,9 @@ class Model(BaseModel):
                 name: {k: group.init(next(keys))["params"] for k, group in groups(program).items()}
                 for name, program in passes.items()
             }
+            for net in params[volume].values():
+                if self.config.model.density_start:
+                    net["density"]["bias_0"] = jnp.full(1, self.config.model.density_start, jnp.float32)
         state = {"near": jnp.float32(NEAR), "far": jnp.float32(FAR), "torso_camera": jnp.eye(4, dtype=jnp.float32)}
         return Variables(params, state)
 
@@ -207,18 +214,18 @@ class Model(BaseModel):
         rows = {"view": (freq_encode(unit.reshape(n, 3), m.view_octaves), True), "signal": (signal, frame)}
         precise = jax.default_matmul_precision(None if train or m.picture_precision == "float32" else "bfloat16")
 
-        def noise(shape, use):
-            keys = frame_keys(key, batch, 2 * use + (10 if volume == "torso" else 0))
-            return jax.vmap(lambda k: jax.random.uniform(k, (r, shape)))(keys).reshape(n, shape)
-
+        noise = None
+        if key is not None:  # of both passes
+            keys, shape = frame_keys(key, batch, USES[volume]), (r, m.samples + m.importance)
+            noise = jax.vmap(lambda k: jax.random.uniform(k, shape))(keys).reshape(n, -1)
         z = jnp.broadcast_to(even_depths(state["near"], state["far"], m.samples), (n, m.samples))
-        if key is not None:
-            z = jittered(z, noise(m.samples, 0))
+        if noise is not None:
+            z = jittered(z, noise[:, : m.samples])
         slant = slant.reshape(n, 1)
         with precise:
             first, weights = self._one_pass(volume, "coarse", params, rays, rows, z, slant, None)
         u = jnp.broadcast_to(jnp.linspace(0.0, 1.0, m.importance), (n, m.importance))
-        fine = finer_depths(z, weights, u if key is None else noise(m.importance, 1))
+        fine = finer_depths(z, weights, u if noise is None else noise[:, m.samples :])
         wanted = None
         if m.skip:
             share = (fine[:, :-1] - state["near"]) / (state["far"] - state["near"])
@@ -347,10 +354,14 @@ def _check(m: ConfigDict) -> None:
     for name, (low, high) in bounds.items():
         if not low <= m[name] <= high:
             raise ValueError(f"model.{name} is {m[name]}, expected a whole number in {low}..{high}")
+    if not -10 <= m.density_start <= 10:
+        raise ValueError(f"model.density_start is {m.density_start}, expected a number of -10..10")
     for name, high in {"near": 10.0, "far": 10.0, "density_scale": 1e4}.items():
         if not 0 < m[name] <= high:
             raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most {high:g}")
     if not 0 <= m.skip < 1:
         raise ValueError(f"model.skip is {m.skip}, expected a weight of 0..1, 0 for no sample")
+    if m.density_activation not in ("relu", "softplus"):
+        raise ValueError(f"model.density_activation is {m.density_activation!r}, expected relu or softplus")
     if m.picture_precision not in ("float32", "bfloat16"):
         raise ValueError(f"model.picture_precision is {m.picture_precision!r}, expected float32 or bfloat16")

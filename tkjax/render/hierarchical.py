@@ -42,7 +42,7 @@ def inverse_cdf(
 ) -> Float[Array, "*R m"]:
     """Depths for u in 0…1 whose density over bins_k … bins_{k+1} is proportional to weights_k + 1e-5; no gradient.
 
-    E = n + 1 ends of intervals. With cdf_0 = 0, cdf_{k+1} = cdf_k + share of interval k: u in cdf_k <= u < cdf_{k+1} gives
+    E = n + 1 ends of intervals. With cdf_0 = 0, cdf_{k+1} = cdf_k + share of interval k, cdf_k <= u < cdf_{k+1} gives
     bins_k + (u - cdf_k) / (cdf_{k+1} - cdf_k) (bins_{k+1} - bins_k), a difference below 1e-5 counting as 1; u at or
     behind the last gives the end. Increasing in u and within the bins. weights are not negative.
     """
@@ -64,6 +64,7 @@ def finer_depths(
     z: Float[Array, "*R S"], weights: Float[Array, "*R S"], u: Float[Array, "*R m"]
 ) -> Float[Array, "*R S+m"]:
     """The depths of the first pass with m more, sorted; the new ones lie between the middles of neighbouring depths, by
-    the weights of the samples there (without the first and last sample)."""
+    the weights of the samples there (without the first and last sample). No gradient."""
+    z = jax.lax.stop_gradient(z)
     middle = 0.5 * (z[..., 1:] + z[..., :-1])
     return jnp.sort(jnp.concatenate([z, inverse_cdf(middle, weights[..., 1:-1], u)], -1), -1)
