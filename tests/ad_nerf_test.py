@@ -85,7 +85,7 @@ def grown(variables):
     """Densities that make things half opaque, of all signs before the ReLU."""
 
     def grow(path, p):
-        return p * 40.0 if path[-2].key == "density" else p * 1.5
+        return p * 6.0 if path[-2].key == "density" else p * 1.5
 
     return variables.replace(params=jax.tree_util.tree_map_with_path(grow, variables.params))
 
@@ -515,7 +515,7 @@ def test_most_rays_lie_in_the_rectangle_all_of_them_different(transposed):
 def test_a_rectangle_over_the_whole_picture_takes_all_rays():
     row, column = drawn(samplers.head(0.95), hw=(20, 30), rays=100, box=(0, 0, 29, 19))
     assert len(set(zip(row, column))) == 100
-    assert samplers.head(0.0) == samplers.head(-1) == "rays" and samplers.head(0.0, near="close") == "close"
+    assert samplers.head(0.0) == samplers.head(-1.0) == "rays" and samplers.head(0.0, near="close") == "close"
     with pytest.raises(ValueError, match="at most 1"):
         samplers.head(1.5)
     with pytest.raises(ValueError, match="'far'"):

@@ -131,7 +131,11 @@ FLAGS = {
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
     "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
-    "audio": Flag("str", "the sound to speak: wav, mp3, m4a, or a video's sound track"),
+    "audio": Flag(
+        "str",
+        "the sound to speak: wav, mp3, m4a, or a video's sound track; own: the clip's under the frames that are played "
+        "(with --poses=test a reconstruction of what was held out)",
+    ),
     "drive": Flag(
         "str",
         "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "
