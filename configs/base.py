@@ -29,3 +29,17 @@ def get_config() -> ConfigDict:
     c.eval.max_frames = 0  # held-out frames to score; 0 = all
     c.eval.chunk_rays = 8192  # pixels rendered at once
     return c
+
+
+def speech() -> ConfigDict:
+    """train.speech: the audio networks alone learn the shape of the lips from the sound (ours; 0 steps: not at all)."""
+    s = ConfigDict()
+    s.steps = 0
+    s.frames = 64  # in a step; no pixel is drawn
+    s.lr = 2e-3
+    s.final_factor = 0.05
+    s.decay = 1e-2
+    s.noise = 0.3  # added to the sound features, in their own unit (about a third of a standard deviation)
+    s.ema_every = 20
+    s.seed = 0
+    return s

@@ -33,16 +33,7 @@ def get_config(system: str, variant: str) -> ConfigDict:
     m.torso_log2_entries = 16
     m.waves = 1  # parts in which a ray's samples are taken; a ray that is opaque after one skips the next
 
-    # Before the head: the audio networks alone learn the shape of the lips from the sound (ours; 0 steps: not at all).
-    s = c.train.speech = ConfigDict()
-    s.steps = 0
-    s.frames = 64  # in a step; no pixel is drawn
-    s.lr = 2e-3
-    s.final_factor = 0.05
-    s.decay = 1e-2
-    s.noise = 0.3  # added to the sound features, in their own unit (about a third of a standard deviation)
-    s.ema_every = 20
-    s.seed = 0
+    c.train.speech = base.speech()  # before the head
 
     h = c.train.head = ConfigDict()
     h.rays = 65536  # per frame and step

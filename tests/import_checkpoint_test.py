@@ -339,7 +339,8 @@ def test_what_is_no_checkpoint_of_theirs_is_refused_in_one_sentence(small, tmp_p
     refused(tmp_path, np.zeros(3), "holds a Tensor")
     refused(tmp_path, {"a": 1, "b": "c"}, "has no 'model'")
     refused(tmp_path, {"layer1.0.conv1.weight": np.zeros((3, 3))}, "is no checkpoint of RAD-NeRF or ER-NeRF")
-    refused(tmp_path, {"global_step": 3, "network_fn_state_dict": {}}, "checkpoint of AD-NeRF")
+    network = {"network_fn_state_dict": {"pts_linears.0.weight": np.zeros((8, 127))}}
+    refused(tmp_path, {"global_step": 3, **network}, "checkpoint of AD-NeRF; give it its name")
     refused(
         tmp_path,
         {"epoch": 1, "model": small},

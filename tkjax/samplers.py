@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from tkjax.errors import UserError
 
@@ -20,8 +20,9 @@ class View:
     """What a sampler may look at in one frame of (h, w) = hw.
 
     rays, patch: of the stage. boxes: (x0, y0, x1, y1) by name: `face`, `lips`, `eye_left`, `eye_right` (with what moves
-    around them), `lower_face`. longest(name): the longest side of a box over the training frames, so that one
-    size does for the whole clip. label(): [h,w], 0 background, 1 head, 2 neck, 3 torso.
+    around them), `lower_face`, `head` (its last row and column count). longest(name): the longest side of a box
+    over the training frames, so that one size does for the whole clip. label(): [h,w], 0 background, 1 head, 2 neck,
+    3 torso.
     """
 
     hw: tuple[int, int]
@@ -95,8 +96,9 @@ def rays(view: View) -> Int[np.ndarray, " rays"]:
     return _uniform(view)
 
 
-def _focused(view: View, name: str) -> Int[np.ndarray, " rays"]:
-    flat, (_, w) = _uniform(view), view.hw
+def _focused(view: View, name: str, flat: Int[np.ndarray, " rays"]) -> Int[np.ndarray, " rays"]:
+    """The rays with the first of them put on lips and eyes, as many as the sampler `name` puts there."""
+    w = view.hw[1]
     if view.rays < FOCUS[name]:
         return flat
     end = 0
@@ -111,13 +113,74 @@ def _focused(view: View, name: str) -> Int[np.ndarray, " rays"]:
 def focus(view: View) -> Int[np.ndarray, " rays"]:
     """`rays`, but the first rays // 6 over the lips box, which is a few hundredths of the picture, and rays // 12
     behind them over each eye with its lids."""
-    return _focused(view, "focus")
+    return _focused(view, "focus", _uniform(view))
 
 
 @register("close")
 def close(view: View) -> Int[np.ndarray, " rays"]:
     """`focus` with a quarter of the rays in the lips box."""
-    return _focused(view, "close")
+    return _focused(view, "close", _uniform(view))
+
+
+def _distinct(view: View, among: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " count"]:
+    """`count` different ones of some pixels; where there are fewer, with repeats."""
+    return view.rng.choice(among, count, replace=count > len(among))
+
+
+def _strata(view: View, inside: Bool[np.ndarray, "h w"], share: float) -> Int[np.ndarray, " rays"]:
+    """int(rays · share) different pixels of a part of the picture, the other rays different pixels of the rest. A part
+    that is empty leaves its rays to the other."""
+    if view.rays < 1:
+        raise UserError(f"a stage's rays is {view.rays}, expected at least 1 pixel per frame")
+    flat = inside.ravel()
+    part, rest = np.flatnonzero(flat), np.flatnonzero(~flat)
+    first = view.rays if not len(rest) else 0 if not len(part) else int(view.rays * share)
+    picked = [_distinct(view, p, n) for p, n in ((part, first), (rest, view.rays - first)) if n]
+    return np.concatenate(picked)
+
+
+def _rectangle(view: View, transposed: bool) -> Bool[np.ndarray, "h w"]:
+    """Whether each pixel lies in the rectangle around the head, its last row and column included."""
+    x0, y0, x1, y1 = view.boxes["head"].tolist()
+    row, column = np.ogrid[: view.hw[0], : view.hw[1]]
+    across, down = (row, column) if transposed else (column, row)
+    return (across >= x0) & (across <= x1) & (down >= y0) & (down <= y1)
+
+
+def head(share: float, transposed: bool = False, near: str = "") -> str:
+    """The name of a sampler that draws a share of the rays (ad-nerf dossier §5: 0.95) in the rectangle around the head
+    and the others outside of it, all different; uniform over the picture where share is 0 or less.
+
+    transposed: rows are held against the rectangle's columns and the other way round, as the released code does: its
+    rectangle misses the chin. For parity only. near: `focus` or `close`, the first rays lie on lips and eyes as there.
+    """
+    if share <= 0:
+        return near or "rays"
+    if share > 1 or (near and near not in FOCUS):
+        raise ValueError(f"a sampler with {share:g} of the rays around the head, {near!r} on lips and eyes: expected a "
+                         f"share of at most 1, and one of {', '.join(FOCUS)} or nothing")  # fmt: skip
+
+    def draw(view: View) -> Int[np.ndarray, " rays"]:
+        flat = _strata(view, _rectangle(view, transposed), share)
+        return _focused(view, near, flat) if near else flat
+
+    name = " ".join(word for word in ("transposed" * transposed, f"head {share:g}", near) if word)
+    return name if name in _SAMPLERS else register(name)(draw) and name
+
+
+@register("lower_half")
+def lower_half(view: View) -> Int[np.ndarray, " rays"]:
+    """Half of the rays below the middle of the picture, half above it, all different."""
+    h, w = view.hw
+    return _strata(view, np.broadcast_to(np.arange(h)[:, None] >= h // 2, (h, w)), 0.5)
+
+
+@register("right_half")
+def right_half(view: View) -> Int[np.ndarray, " rays"]:
+    """What `lower_half` is in AD-NeRF's released code, with rows and columns exchanged: half of the rays right of the
+    middle, half left of it. For parity only."""
+    h, w = view.hw
+    return _strata(view, np.broadcast_to(np.arange(w) >= w // 2, (h, w)), 0.5)
 
 
 @register("patch", patches=True)

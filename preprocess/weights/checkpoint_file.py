@@ -1,4 +1,4 @@
-"""A checkpoint of RAD-NeRF or ER-NeRF as plain arrays, and back: the only place where a `.pth` is opened.
+"""A checkpoint of an original as plain arrays, and back: the only place where a `.pth` or `.tar` of theirs is opened.
 
 `python -m preprocess.weights.checkpoint_file --read X.pth --out FOLDER`
 `python -m preprocess.weights.checkpoint_file --write FOLDER --out X.pth`
@@ -9,6 +9,9 @@ average's nameless `shadow_params` (rad-nerf dossier §3.5, er-nerf §3 "State-d
   top      epoch, global_step, stats, mean_count, mean_density, mean_density_torso, as far as the file has them
   ema      null, or {decay, num_updates, length}         left_out names of the file's other entries (optimizer, ...)
   bare     whether the file is a state dict alone, without these entries around it
+
+A file of AD-NeRF (`*_head.tar`, `*_body.tar`) holds a state dict for each of its networks; here the name of each stands
+before its keys, `network_fn_state_dict.pts_linears.0.weight`, and what is written has the optimisers that it expects.
 
 Files are read with `weights_only`: tensors, containers, numbers and numpy's own numbers (the originals' `stats` hold
 metrics as such); anything else in a file is refused, because to unpickle it is to run it. A file may claim what it does
@@ -52,7 +55,6 @@ BROKEN_ZIP = (
     zlib.error,
 )  # fmt: skip
 OTHERS = {
-    "network_fn_state_dict": "AD-NeRF",
     "pytorch-lightning_version": "PyTorch Lightning",
     "hyper_parameters": "PyTorch Lightning",
 }
@@ -162,6 +164,48 @@ def _load(path: Path):
         raise UserError(f"{path} is not readable as a PyTorch checkpoint ({type(error).__name__})") from error
 
 
+NETWORKS = (
+    "network_fn_state_dict",
+    "network_fine_state_dict",
+    "network_audnet_state_dict",
+    "network_audattnet_state_dict",
+)
+OPTIMISERS = {  # of AD-NeRF, by the networks that each trains (dossier §5)
+    "optimizer_state_dict": NETWORKS[:2],
+    "optimizer_aud_state_dict": NETWORKS[2:3],
+    "optimizer_audatt_state_dict": NETWORKS[3:],
+}
+
+
+def _networks(loaded: Mapping, path: Path) -> dict:
+    """The state dicts of AD-NeRF's networks as one."""
+    out = {}
+    for name in NETWORKS:
+        part = loaded.get(name)
+        if part is None:
+            continue
+        if not isinstance(part, Mapping):
+            raise UserError(f"{path}: its {name!r} is no state dict")
+        for key, value in part.items():
+            if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
+                raise UserError(f"{path}: {_shown(key)!r} in its {name!r} is no tensor with a name")
+            out[f"{name}.{key}"] = value
+    return out
+
+
+def _apart(model: Mapping) -> dict:
+    """The inverse of `_networks`, each network with a fresh optimiser as the original wants to load it."""
+    out = {name: OrderedDict() for name in NETWORKS if any(k.startswith(f"{name}.") for k in model)}
+    for key, value in model.items():
+        name, own = key.split(".", 1)
+        out[name][own] = value
+    for name, trained in OPTIMISERS.items():
+        tensors = [torch.nn.Parameter(v) for part in trained for v in out.get(part, {}).values()]
+        if tensors:
+            out[name] = torch.optim.Adam(tensors, lr=5e-4, betas=(0.9, 0.999)).state_dict()
+    return out
+
+
 def _parts(loaded, path: Path) -> tuple[dict, dict, bool]:
     """(state dict, the entries around it, whether there are none); UserError where the file holds something else."""
     if not isinstance(loaded, Mapping):
@@ -169,6 +213,8 @@ def _parts(loaded, path: Path) -> tuple[dict, dict, bool]:
     for key, name in OTHERS.items():
         if key in loaded:
             raise UserError(f"{path} is a checkpoint of {name} ({key!r} is in it); RAD-NeRF and ER-NeRF can be read")
+    if NETWORKS[0] in loaded:
+        return _networks(loaded, path), {k: v for k, v in loaded.items() if k not in NETWORKS}, False
     bare = bool(loaded) and all(isinstance(v, torch.Tensor) for v in loaded.values())
     model = loaded if bare else loaded.get("model")
     if not isinstance(model, Mapping) or not model:
@@ -228,7 +274,7 @@ def write(folder: Path, path: Path) -> None:
             ema = {k: facts["ema"][k] for k in ("decay", "num_updates")}
             ema["shadow_params"] = [tensors[f"ema/{i}"] for i in range(facts["ema"]["length"])]
             whole_file["ema"] = {**ema, "collected_params": None}
-        whole_file["model"] = model
+        whole_file |= _apart(model) if any(k.startswith(f"{NETWORKS[0]}.") for k in model) else {"model": model}
     with files.whole(path) as part, part.open("wb") as file:  # a file, since torch would store the temporary name
         torch.save(whole_file, file)
 

@@ -131,7 +131,7 @@ class FakeClip:
             edges = {name: self.boxes[f"{name}_box_px"][i] for name in ("face", "lips")}
             eyes = dict.fromkeys(("eye_left", "eye_right"), edges["face"])
             label = lambda i=i: self._label[i]  # noqa: E731
-            view = samplers.View((h, w), rng, rays, patch, edges | eyes, self._longest, label)
+            view = samplers.View((h, w), rng, rays, patch, edges | eyes | {"head": edges["face"]}, self._longest, label)
             picked.append(np.divmod(choose(view), w))
         rows, columns = (np.stack(a) for a in zip(*picked, strict=True))
         one = self._gather(np.asarray(frames), rows, columns, background, (h, w) if sampler == "frame" else None)

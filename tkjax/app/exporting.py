@@ -1,4 +1,5 @@
-"""`--mode=export`: an avatar of RAD-NeRF, ER-NeRF or NeRFBlendShape as a `.pth` with the originals' names and shapes.
+"""`--mode=export`: an avatar of RAD-NeRF, ER-NeRF or NeRFBlendShape as a `.pth` with the originals' names, shapes and
+order, and one of AD-NeRF as `_head.tar` and `_body.tar`.
 
 What was imported goes back as it came: the avatar's numbers take their old places, and WORKDIR/import gives what the
 avatar does not hold (raw parameters beside the moving average, step counters, unknown tensors, the epoch). The state
@@ -19,10 +20,11 @@ from tkjax.avatar import bundle
 from tkjax.errors import UserError
 from tkjax.host import stored
 from tkjax.ops import GridSpec
-from tkjax.originals import layout, source, tables, weights
+from tkjax.originals import layout, source, tables, volumes, weights
 from tkjax.originals.layout import NAMES, Tensor
 from tkjax.originals.source import Source
 
+VOLUMES = "ad_nerf"  # the system of head and body files
 GRIDS = {
     "rad_nerf": {"encoder": layout.RAD_SPACE, "encoder_ambient": layout.RAD_PLANE},
     "er_nerf": {"planes": layout.ER_PLANE},
@@ -32,21 +34,25 @@ FULL = "only what was trained with the originals' sizes (a config's variant full
 
 
 def run(workdir: str | os.PathLike, out: str | os.PathLike) -> None:
-    """The avatar of a workdir -> a .pth file."""
+    """The avatar of a workdir -> a .pth file, or the head and body file of AD-NeRF."""
     workdir, out = existing_workdir(workdir), Path(out)
-    if not out.name.endswith((".pth", ".pt", ".pth.tar")) or out.is_dir():
-        raise UserError(f"--out={out} must be a file that ends with .pth (NeRFBlendShape: .pth.tar)")
+    subject = bundle.load(workdir / "avatar")
+    system = subject.config.system
+    ends = {VOLUMES: (volumes.VOLUMES["head"],), tables.SYSTEM: (".pth.tar", ".pth")}
+    ends |= {known: (".pth", ".pt") for known in layout.SYSTEMS}
+    if system not in ends:
+        known = "AD-NeRF, RAD-NeRF, ER-NeRF and NeRFBlendShape"
+        raise UserError(f"{workdir} holds an avatar of {system}; there are files of {known} only")
+    if not out.name.endswith(ends[system]) or out.is_dir():
+        raise UserError(f"--out={out} must be a file that ends with {ends[system][0]}")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
-    subject = bundle.load(workdir / "avatar")
-    if subject.config.system == tables.SYSTEM:
+    if system == VOLUMES:
+        export_volumes(workdir, subject, out)
+        return
+    if system == tables.SYSTEM:
         write_tables(workdir, out, subject)
         return
-    if subject.config.system not in layout.SYSTEMS:
-        raise UserError(
-            f"{workdir} holds an avatar of {subject.config.system}; there are .pth files of RAD-NeRF, ER-NeRF and "
-            "NeRFBlendShape only"
-        )
     record, kept = imported(workdir, subject)
     model, shadow, facts = export(subject, record, kept)
     system, present = subject.config.system, facts.pop("tensors")
@@ -111,7 +117,7 @@ def _wrong(record: dict[str, Any]) -> str:
     good = {
         "avatar": isinstance(record.get("avatar"), str),
         "source": isinstance(record.get("source"), str) and Path(record["source"]).name == record["source"] != "",
-        "system": record.get("system") in [*layout.SYSTEMS, tables.SYSTEM],
+        "system": record.get("system") in [*layout.SYSTEMS, tables.SYSTEM, VOLUMES],
         "weights": record.get("weights") in ("ema", "raw"),
         "names": "names" in record and (names is None or _are_texts(names)),
         "eye": type(record.get("eye")) is bool,
@@ -229,3 +235,32 @@ def _buffers(box, density: np.ndarray, bits: np.ndarray, torso: np.ndarray | Non
 
 def _offsets(tensor: Tensor) -> np.ndarray | None:
     return np.array(layout.offsets(tensor.key), np.int32) if tensor.key.endswith(".offsets") else None
+
+
+def export_volumes(workdir: Path, subject: bundle.Avatar, out: Path) -> None:
+    """The head file `out` and, where the avatar has a torso, the body file beside it. Tensors that no picture needs
+    come from the import, else they are new; optimisers are fresh ones, which the original wants to find."""
+    model = subject.model()
+    m, flat = model.config.model, bundle.arrays_of(subject.variables(model))
+    params = {path.removeprefix("params/"): v for path, v in flat.items() if path.startswith("params/")}
+    if (m.position_octaves, m.view_octaves, m.density_activation) != (10, 4, "relu"):
+        raise UserError(
+            f"{workdir}: the avatar's networks see {m.position_octaves} and {m.view_octaves} octaves and end in "
+            f"{m.density_activation}, the original's 10 and 4 and relu; {FULL}"
+        )
+    sizes = {
+        "fine": volumes.Size(m.depth, m.width, m.skip_at),
+        "coarse": volumes.Size(m.coarse_depth, m.coarse_width, m.coarse_skip),
+    }
+    record, kept = imported(workdir, subject)
+    with_torso = record["torso"] if record else "torso" in subject.meta.get("stages", ())
+    audio = params["audio_net/convs_0/kernel"].shape[1]
+    for volume in ("head", "torso") if with_torso else ("head",):
+        own = kept if kept is None or volume == "head" else source.load(workdir / KEPT / "body", Path(out.name))
+        theirs = volumes.state_dict(volume, sizes, audio, model.attends, params, own, m.density_scale)
+        path = out if volume == "head" else out.with_name(out.name.removesuffix("head.tar") + "body.tar")
+        top = own.facts["top"] if own is not None else {"global_step": int(subject.meta["step"])}
+        dtypes = {} if own is None else own.facts["dtypes"]
+        facts = {"top": top, "ema": None, "bare": False, "dtypes": dtypes, "left_out": []}
+        source.write(theirs, None, facts, workdir / f".export.{os.getpid()}", path)
+        print(f"{path}: AD-NeRF, {volume}, {sum(v.size for v in theirs.values()):,} parameters", flush=True)

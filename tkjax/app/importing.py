@@ -1,4 +1,5 @@
-"""`--mode=import`: a dataset folder or a checkpoint of RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape, by content.
+"""`--mode=import`: a dataset folder or a checkpoint of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape, by
+its content.
 
 A folder becomes WORKDIR/dataset in the PyTorch child. A checkpoint becomes WORKDIR/avatar with what the workdir's
 dataset knows (cameras, plate, torso pictures, sound), and its stages count as finished in WORKDIR/checkpoints, so that
@@ -29,11 +30,11 @@ from tkjax.errors import UserError
 from tkjax.host import files, torch_side
 from tkjax.host.files import write_atomic
 from tkjax.models import load_system
-from tkjax.originals import layout, source, stand_in, tables, weights
+from tkjax.originals import layout, source, stand_in, tables, volumes, weights
 from tkjax.originals.layout import NAMES
 from tkjax.originals.source import Recognised, Source
 from tkjax.train import checkpoint
-from tkjax.types import Variables
+from tkjax.types import ClipFacts, Variables
 
 KEPT, RECORD = "import", "import.json"  # folder in the workdir, and what it says about the avatar
 AVATAR_ERNERF_ROWS = 20000  # frame codes of a long clip (avatar-ernerf dossier §2.3); ER-NeRF has 10000
@@ -49,6 +50,9 @@ def run(
     if not path.exists():
         raise UserError(f"--source: there is neither a file nor a folder {path}")
     if path.is_dir():
+        if list(path.glob(f"*{volumes.VOLUMES['head']}")) and not list(path.glob("transforms*.json")):
+            _alone(take_volumes, path, workdir, weights, dataset)
+            return
         checkpoints = sorted((path / "checkpoints").glob("*.pth")) or sorted(path.glob("*.pth"))
         if checkpoints and not list(path.glob("transforms*.json")):
             raise UserError(f"{path} is a folder of checkpoints; import one of its files, such as {checkpoints[-1]}")
@@ -56,7 +60,10 @@ def run(
             raise UserError(f"{path} is a folder, so --{'weights' if weights else 'dataset'} has no use here")
         take_dataset(path, workdir, system)
         return
-    _alone(take_checkpoint, path, workdir, system, weights, dataset)
+    if path.suffix == ".tar" and not path.name.endswith(".pth.tar"):
+        _alone(take_volumes, path, workdir, weights, dataset)
+    else:
+        _alone(take_checkpoint, path, workdir, system, weights, dataset)
 
 
 def _alone(take: Callable[..., None], path: Path, workdir: Path, *how: Any) -> None:
@@ -108,10 +115,12 @@ def take_checkpoint(path: Path, workdir: Path, system: str | None, wanted: str |
         if tables.is_one(file.shapes):
             _take_tables(new, workdir, file, wanted, dataset)
             return
+        if volumes.is_one(file.shapes):
+            raise UserError(f"{path} is a checkpoint of AD-NeRF; give it its name, NUMBER_head.tar or NUMBER_body.tar")
         found = source.recognise(file, system)
         tensors, chosen, about = source.choose(file, found, wanted)
         name = _name(found, system)
-        clip, spec = _clip(dataset, workdir, found, name)
+        clip, spec = _clip(dataset, workdir, found.sizes.audio, name == "avatar_ernerf", found.sizes.code_rows)
         resolved = resolve(found, spec["kind"], tensors.get("aabb_infer"))
         model = load_system(resolved.system)(resolved, clip.info)
         variables, occupancy = fill(model, found, tensors)
@@ -162,6 +171,35 @@ def _install(
     update_facts(new, consent=consent, **facts)
     files.exchange(new, workdir, ("avatar", KEPT, "checkpoints", "config.json", "run.json"))
     return own
+
+
+def take_volumes(path: Path, workdir: Path, wanted: str | None, dataset: str | None) -> None:
+    """AD-NeRF's head and body file, or a folder of them -> the same as `take_checkpoint` makes. Near, far and the
+    torso's camera are those of the dataset, as the original takes them from its json."""
+    if wanted == "ema":
+        raise UserError(f"{path}: AD-NeRF keeps no moving average of its weights; leave --weights out")
+    head_file, body_file = volumes.files_of(path)
+    with _made_ready(workdir) as new:
+        head, body = volumes.read(head_file, body_file, new / KEPT)
+        clip, spec = _clip(dataset, workdir, head.audio, False, None)
+        keys = {"data.audio_kind": spec["kind"], **volumes.settings(head)}
+        resolved = config.load("configs/ad_nerf.py:full", [(k, str(v)) for k, v in keys.items()])
+        model = load_system(resolved.system)(resolved, clip.info)
+        template = jax.eval_shape(model.init, jax.random.key(0))
+        fresh = volumes.fresh({path: leaf.shape for path, leaf in trees.flatten(template.params).items()})
+        flat = {f"params/{k}": v for k, v in volumes.to_params(head, body, fresh).items()}
+        # as the original: of all frames, not of the training ones alone
+        facts = ClipFacts(np.asarray(clip.cam_to_world), np.tile(clip.intrinsics, (len(clip.cam_to_world), 1)))
+        state = model.prepare(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template), facts).state
+        flat |= {f"state/{k}": np.asarray(v) for k, v in state.items()}
+        variables = bundle.fitted(template, flat, "the checkpoint")
+        stages = [s.name for s in model.stages() if s.name == "head" or body is not None]
+        record = {"source": head_file.name, "system": resolved.system, "weights": "raw", "names": None}
+        record |= {"eye": False, "torso": body is not None}
+        own = _install(new, workdir, head_file, resolved, model, (variables, variables), stages, (clip, spec), record)
+    for line in describe_volumes(head, body, spec, clip):
+        print(line, flush=True)
+    print(f"avatar {own}: {workdir / 'avatar'} (stages {', '.join(stages)})", flush=True)
 
 
 def _take_tables(new: Path, workdir: Path, file: Source, wanted: str | None, dataset: str | None) -> None:
@@ -284,16 +322,19 @@ def _stages(model: interface.Model, found: Recognised, file: Source) -> list[str
     return [name for name in names if name == "head" or (lips and name == "lips")]
 
 
-def _clip(given: str | None, workdir: Path, found: Recognised, name: str) -> tuple[Any, dict[str, Any]]:
-    """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file."""
+def _clip(
+    given: str | None, workdir: Path, audio: int, avatar_ernerf: bool, rows: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """(the workdir's dataset as a clip, or a stand-in; the description of the sound), checked against the file: the
+    width of its sound features, and for how many frames it has codes."""
     has = given or read_facts(workdir).get("dataset") or (workdir / DATASET / contract.MANIFEST).is_file()
     if not has:
-        spec = stand_in.sound(found.sizes.audio, name == "avatar_ernerf")
+        spec = stand_in.sound(audio, avatar_ernerf)
         return stand_in.StandIn(spec), spec
     root = dataset_of(workdir, given)
-    dataset, rows = contract.Dataset(root), found.sizes.code_rows
-    kind = _kind(dataset, found.sizes.audio)
-    if dataset.n_frames > rows:
+    dataset = contract.Dataset(root)
+    kind = _kind(dataset, audio)
+    if rows is not None and dataset.n_frames > rows:
         raise UserError(
             f"{root} has {dataset.n_frames} frames, but the checkpoint codes for {rows}; "
             "give the dataset that it was trained on"
@@ -356,4 +397,35 @@ def describe(
             lines.append(
                 "sound: taken for ER-NeRF's HuBERT (pairs of steps); --system=avatar_ernerf means windows of 16"
             )
+    return lines
+
+
+def describe_volumes(head: volumes.Checkpoint, body: volumes.Checkpoint | None, spec: dict, clip: Clip) -> list[str]:
+    """The same of AD-NeRF's files."""
+    both = [head] if body is None else [head, body]
+    told = " and ".join(f"{c.file.path.name} (step {'unknown' if c.step is None else c.step})" for c in both)
+    lines = [f"recognised: AD-NeRF, {told}"]
+    count = [f"{c.volume} {layout.count([t for t in c.tensors if t.path], False):,} parameters" for c in both]
+    lines += [f"taken: {', '.join(count)}", "taken: weights are the files' own (AD-NeRF has no moving average)"]
+    lines += [f"sound: {spec['kind']}, {spec['channels']} channels, windows of {spec['window']} steps"]
+    if not head.attention:
+        lines.append("missing: the attention over neighbouring windows; each frame hears its own window alone")
+    for c in both:
+        unused = sorted({t.key.split(".")[0] if t.key.startswith(volumes.AUDIO) else "feature_linear"
+                         for t in c.tensors if not t.path and t.key in c.file.model})  # fmt: skip
+        unused += c.file.facts["left_out"]
+        lines.append(f"not used of {c.file.path.name}: {', '.join(unused)}")
+        if c.unknown:
+            lines.append(f"unknown in {c.file.path.name}, not used: {', '.join(c.unknown)}")
+    if body is None:
+        lines.append("no body: pictures show the head under the clip's own torso pictures")
+    if isinstance(clip, DatasetClip):
+        lines.append(f"dataset: {clip.dataset.root}, {clip.n_frames} frames")
+        if body is None:
+            lines.append("next: --mode=train --stages=torso trains a torso in front of this head")
+    else:
+        lines.append(
+            f"no dataset: one frontal camera, {stand_in.SIZE} x {stand_in.SIZE}, white background, no torso pictures; "
+            "import the dataset folder into this workdir (or give --dataset), then import the checkpoint again"
+        )
     return lines

@@ -74,14 +74,16 @@ MODES = {
     ),
     "import": Mode(
         "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape becomes a "
-        "dataset, a RAD-NeRF or ER-NeRF .pth or a NeRFBlendShape .pth.tar becomes an avatar (give both, the folder "
-        "first). What it is shows in its content.",
+        "dataset; a RAD-NeRF or ER-NeRF .pth, a NeRFBlendShape .pth.tar, or AD-NeRF's head and body .tar (the body's "
+        "path, or that of their folder) becomes an avatar (give both, the folder first). What it is shows in its "
+        "content.",
         "python launch.py --mode=import --source=data/obama --workdir=runs/obama",
         ("source", "workdir"),
         ("system", "weights", "dataset"),
     ),
     "export": Mode(
-        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF, ER-NeRF and NeRFBlendShape.",
+        "Write a trained avatar as a .pth with the original code's names, for RAD-NeRF, ER-NeRF and NeRFBlendShape "
+        "(.pth.tar); of AD-NeRF --out=X_head.tar, with X_body.tar beside it.",
         "python launch.py --mode=export --workdir=runs/obama --out=obama.pth",
         ("workdir", "out"),
         (),
@@ -130,7 +132,11 @@ FLAGS = {
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
     "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
-    "audio": Flag("str", "the sound to speak: wav, mp3, m4a, or a video's sound track"),
+    "audio": Flag(
+        "str",
+        "the sound to speak: wav, mp3, m4a, or a video's sound track; own: the clip's under the frames that are played "
+        "(with --poses=test a reconstruction of what was held out)",
+    ),
     "drive": Flag(
         "str",
         "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "

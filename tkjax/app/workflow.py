@@ -5,6 +5,7 @@ What a workdir holds: `workdir`. None of these knows a concrete system.
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tkjax.app.workdir import (
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
-from tkjax.drive import driver, stream
+from tkjax.drive import driver, own_sound, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.interface import Model
@@ -313,8 +314,16 @@ def render(
     workdir: Path, out: str, *, audio: str | None = None, driving: Mapping[str, Any] = {}, watermark: bool = False,
     paste_back: str | None = None, alpha: bool = False, maps: Sequence[str] = (), torso: str | None = None,
 ) -> int:  # fmt: skip
-    """Let the avatar of a workdir speak or move; the number of frames. driving: further arguments of `driver.plan`."""
+    """Let the avatar of a workdir speak or move; the number of frames. audio: a sound file, or `own`, the clip's sound
+    of the frames that are played. driving: further arguments of `driver.plan`."""
     workdir, path = existing_workdir(workdir), Path(out)
+    if audio == own_sound.OWN:
+        with tempfile.TemporaryDirectory() as folder:
+            subject = bundle.load(workdir / "avatar")
+            found = own_sound.cut(subject, dataset_of(workdir, None), driving, Path(folder))
+            driving = {**driving, **{k: v for k, v in found.items() if k == "features"}}
+            how = {"watermark": watermark, "paste_back": paste_back, "alpha": alpha, "maps": maps, "torso": torso}
+            return render(workdir, out, audio=found["audio"], driving=driving, **how)
     if audio is not None and not Path(audio).is_file():
         raise UserError(f"--audio: there is no file {audio}")
     stream.check_out(path, alpha, maps)

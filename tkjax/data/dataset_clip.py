@@ -178,7 +178,8 @@ class DatasetClip:
         """The boxes that samplers look at and losses mask by, [n,4] each."""
         boxes = {name: self.boxes[f"{name}_box_px"] for name in ("face", "lips")}
         eyes = {f"eye_{side}": self.eye_regions[:, k] for k, side in enumerate(("left", "right"))}
-        return {**boxes, **eyes, "lower_face": self.lower_face}
+        head = sampling.head_boxes(self.landmarks68_px, (self.height, self.width))
+        return {**boxes, **eyes, "lower_face": self.lower_face, "head": head}
 
     @functools.cache  # noqa: B019  # a clip lives as long as its process
     def _longest(self, box: str) -> int:

@@ -55,6 +55,20 @@ def lower_face_boxes(points68: Float[np.ndarray, "n 68 2"]) -> Float[np.ndarray,
     return np.concatenate([low[:, :1], points68[:, NOSE, 1].min(1, keepdims=True), high], 1).astype(np.float32)
 
 
+def head_boxes(points68: Float[np.ndarray, "n 68 2"], hw: tuple[int, int]) -> Int[np.ndarray, "n 4"]:
+    """(x0, y0, x1, y1) around the head, AD-NeRF's face_rect x, y, x + w, y + h (§2.4): 1.5 times the half width of all
+    points to both sides of their middle, 1.15 times the height from the root of the nose (27) to the chin (8) up and
+    down; within the picture, the last row and column included."""
+    x, y, (h, w) = points68[..., 0].astype(np.float64), points68[..., 1].astype(np.float64), hw
+    cx = ((x.min(1) + x.max(1)) / 2).astype(int)
+    cy = y[:, 27].astype(int)
+    half_w = ((x.max(1) - cx) * 1.5).astype(int)
+    half_h = ((y[:, 8] - cy) * 1.15).astype(int)
+    x0, y0 = np.clip(cx - half_w, 0, w - 1), np.clip(cy - half_h, 0, h - 1)
+    wide, high = np.clip(2 * half_w, 0, w - 1 - x0), np.clip(2 * half_h, 0, h - 1 - y0)
+    return np.stack([x0, y0, x0 + wide, y0 + high], 1).astype(np.int32)
+
+
 def training_size(height: int, width: int, size: int) -> tuple[int, int]:
     """(h, w) with the longer side `size`; the picture's own where size is 0 or not smaller."""
     longer = max(height, width)

@@ -61,18 +61,22 @@ class AudioNet(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """Codes of W neighbouring frames [B,W,C] -> their weighted mean [B,C], weights softmax over W."""
+    """Codes of W neighbouring frames [B,W,C] -> their weighted mean [B,C], weights softmax over W.
+
+    scored: the weights look at so many of the C channels, the first ones; 0 for all `dim` of them.
+    """
 
     windows: int = 8
     dim: int = 32
+    scored: int = 0
 
     def setup(self):
-        widths = (self.dim, 16, 8, 4, 2, 1)
+        widths = (self.scored or self.dim, 16, 8, 4, 2, 1)
         self.convs = [Conv(b, a, 1) for a, b in itertools.pairwise(widths)]
         self.fc = _dense(self.windows, self.windows)
 
     def __call__(self, codes: Float[Array, "B W C"]) -> Float[Array, "B C"]:
-        x = codes
+        x = codes[..., : self.scored or self.dim]
         for conv in self.convs:
             x = nn.leaky_relu(conv(x), SLOPE)
         weights = jax.nn.softmax(self.fc(x[..., 0]), -1)

@@ -7,7 +7,7 @@ import sys
 
 from tkjax.interface import Model
 
-SHARED = {"hash_head"}  # modules beside the systems that are none
+SHARED = {"hash_head", "speaking"}  # modules beside the systems that are none
 
 
 def systems() -> list[str]:

@@ -23,6 +23,7 @@ from tkjax.fields.program import groups
 from tkjax.fields.torso import Torso
 from tkjax.interface import Ema, Rate, Stage, frame_keys
 from tkjax.interface import Model as BaseModel
+from tkjax.models.speaking import HEARS, LIP_SHAPE, SPEECH, listening, speech_stage, speech_term
 from tkjax.ops import GridSpec, Program, composite, field, march, sh_encode
 from tkjax.render import occupancy, volume
 from tkjax.render.volume import SH_DEGREE, STOP
@@ -36,9 +37,6 @@ HIDDEN = 0.25
 # 0.05: the rates of the lips stage go from 0.05**0.8 to 0.05 of the head's first (train.lips.first_rate, last_rate),
 # and the progress that ambient weights follow goes from 0.8 to 1.
 LIPS_FROM = 0.8
-HEARS = Use(SOUND, before=4, after=3)  # the sound of a frame and its neighbours (er-nerf dossier §2)
-LIP_SHAPE = "lip_shape"  # what the audio networks are taught by
-SPEECH = "speech"  # the stage that trains the audio networks alone
 
 
 class HeadParams(nn.Module):
@@ -177,8 +175,7 @@ class HashHead(BaseModel):
 
     def render(self, variables: Variables, batch: Batch, key: jax.Array | None, clock: Clock, train: bool) -> Render:
         if train and clock.stage == SPEECH:
-            b, r = batch.pixels_px.shape[:2]
-            return Render(rgb=jnp.zeros((b, r, 3)), alpha=jnp.zeros((b, r, 1)))  # it listens, it does not draw
+            return listening(batch)
         if train and clock.stage == "torso":
             return self._render_torso(variables, batch)
         if train:
@@ -291,19 +288,9 @@ class HashHead(BaseModel):
     # ------------------------------------------------ losses and stages
 
     def speech_term(self, variables: Variables, batch: Batch, key: jax.Array | None) -> Float[Array, ""]:
-        """How far the first numbers of the audio code are from the shape of the lips, mean squared, in variances.
-
-        The code has no other teacher than the picture, of which the lips are a few hundredths: it learns loudness long
-        before sounds. Here its first M of C numbers are the M measures of the lips' shape; the rest is free. With a
-        key the features get Gaussian noise of train.speech.noise, so that a short clip is not learnt by heart.
-        """
-        audio, size = batch.signals[SOUND], self.config.train.speech.noise
-        if key is not None and size:
-            noise = jax.vmap(lambda k: jax.random.normal(k, audio.shape[1:]))(frame_keys(key, batch, 3))
-            audio = audio + size * noise
-        code = self._apply(variables.params, "audio_code", audio)
-        shape = batch.truth[LIP_SHAPE]
-        return jnp.mean(jnp.square(code[:, : shape.shape[1]] - shape))
+        """`speaking.speech_term` of this system's audio code, with the noise of train.speech."""
+        size = self.config.train.speech.noise
+        return speech_term(lambda audio: self._apply(variables.params, "audio_code", audio), batch, key, size)
 
     @functools.cached_property
     def perceptual(self) -> perceptual.Perceptual:
@@ -358,16 +345,11 @@ class HashHead(BaseModel):
         them from first_rate to last_rate of their start. weights: by stage. refresh_lips: whether the lips stage
         refreshes the occupancy. masks: boxes that the terms of head and lips ask for."""
         speech, h, lips, t = (self.config.train[name] for name in (SPEECH, "head", "lips", "torso"))
-        listen = Rate(speech.lr, speech.final_factor, speech.decay)
         slow = {n: r.scaled(lips.first_rate, lips.last_rate / lips.first_rate) for n, r in rates.items()}
         truth = (LIP_SHAPE,) if h.lambda_speech else ()
         masks = tuple(dict.fromkeys((*masks, "lower_face"))) if h.mix_sound else masks
         stages = (
-            Stage(
-                SPEECH, speech.steps, 1, {"audio": listen, "audio_attention": listen}, {"speech": 1.0},
-                frames=speech.frames, seed=speech.seed, ema=Ema(h.ema_decay, speech.ema_every), optional=True,
-                truth=(LIP_SHAPE,),
-            ),
+            speech_stage(speech, h.ema_decay),
             Stage(
                 "head", h.steps, h.rays, rates, weights["head"], samplers=(h.sampler,), frames=h.frames, rare=h.rare,
                 refresh_every=h.refresh_every, ema=Ema(h.ema_decay, h.ema_every), seed=h.seed, masks=masks,
