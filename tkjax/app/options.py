@@ -27,7 +27,7 @@ class Mode:
 # flags of a rendering that are arguments of `drive.driver.plan`
 DRIVING = (
     *("drive", "set", "scale", "offset", "pose", "background", "fix_eye", "eye", "data_range", "poses", "smooth_eye"),
-    *("smooth_lips", "features", "audio_kinds"),
+    *("smooth_lips", "features", "audio_kinds", "blinks", "gaze", "seed"),
 )
 
 TRAINING = ("config", "stages", "preload", "split", "seed", "coordinator_address", "num_processes", "process_id")
@@ -133,7 +133,8 @@ FLAGS = {
     "drive": Flag(
         "str",
         "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "
-        "else, or a track of named channels (.csv or .npz, channels by name, resampled)",
+        "else, or a track of channels (docs/tracks.md): csv or npz of --mode=track or of yours, Live Link Face's csv, "
+        "OpenFace's csv, .npy or .mat of 3DMM coefficients; by name, resampled",
     ),
     "set": Flag("str", "constants by channel, such as jawOpen=0.6,mouthPucker=0.2; what is not named rests"),
     "scale": Flag("str", "factors by channel (or by signal, for all of its channels), such as expression=1.2"),
@@ -141,8 +142,8 @@ FLAGS = {
     "features": Flag("str", "audio_<kind>.npz computed for --audio, in place of computing it"),
     "pose": Flag(
         "str",
-        "head poses: .npz or .npy [n,4,4] camera-to-world, an AD-NeRF transforms .json, or the folder of a dataset, an "
-        "avatar or a workdir",
+        "head poses: .npz or .npy [n,4,4] camera-to-world, an AD-NeRF transforms .json, the folder of a dataset, an "
+        "avatar or a workdir, a track whose head channels move the head, or the word track: that of --drive",
     ),
     "background": Flag("str", "a picture, or a colour (white, black, #rrggbb), behind the person; alias --bg_img"),
     "smooth_path": Flag("bool", "average the head's path over --smooth_path_window frames"),
@@ -152,6 +153,17 @@ FLAGS = {
     "eye": Flag("str", "blink of each frame: .npy [n] in 0..1, or .csv (one column, or OpenFace's AU45_r)"),
     "data_range": Flag("ints", "two numbers a,b: loop over the training frames a <= i < b only"),
     "poses": Flag("str", "frames whose poses and eyes are played: train (default) or test", choices=("train", "test")),
+    "blinks": Flag(
+        "str",
+        "own (the clip's, as a loop) or natural: made of the clip's blink rate and curves, by --seed",
+        choices=("own", "natural"),
+    ),
+    "gaze": Flag(
+        "str",
+        "own (what drives the face) or natural: made of the clip's fixations, by --seed, where there are eyeLook "
+        "coefficients",
+        choices=("own", "natural"),
+    ),
     "smooth_eye": Flag("bool", "average the eyes over three frames"),
     "torso": Flag(
         "str",
