@@ -53,6 +53,13 @@ MODES = {
         ("video", "workdir"),
         PREPARING,
     ),
+    "track": Mode(
+        "A video becomes a track that drives avatars (docs/tracks.md): 52 blendshapes, the head's pose, gaze, blinks "
+        "and how sure they are, 25 times a second. Started again, it goes on where it stopped.",
+        "python launch.py --mode=track --video=actor.mp4 --out=actor.npz",
+        ("video", "out"),
+        ("models_dir", "models_mirror", "offline", "min_face"),
+    ),
     "train": Mode(
         "Train every stage on a dataset (WORKDIR/dataset, or --dataset) and save the avatar.",
         "python launch.py --mode=train --config=configs/er_nerf.py:cpu --workdir=runs/me",
@@ -125,10 +132,14 @@ FLAGS = {
         "path.py:variant, or the config.json of a workdir to repeat its run; --config.a.b=value overrides one key. "
         "Without a variant: cpu where JAX finds no accelerator, else full. Default: configs/er_nerf.py",
     ),
-    "video": Flag("str", "the portrait clip: one person, with sound"),
+    "video": Flag("str", "the portrait clip: one person, with sound (track: sound or not)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
-    "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
+    "out": Flag(
+        "str",
+        "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write; track: an .npz or .csv; "
+        "sheet: a .png)",
+    ),
     "audio": Flag("str", "the sound to speak: wav, mp3, m4a, or a video's sound track"),
     "drive": Flag(
         "str",

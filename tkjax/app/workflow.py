@@ -115,6 +115,16 @@ def make_dataset(workdir: Path, video: str, settings: Mapping[str, Any]) -> None
     update_facts(Path(workdir), dataset=DATASET, video=str(video))
 
 
+def track(video: str, out: str, settings: Mapping[str, Any] = {}) -> None:
+    """Video -> a track of channels that drives avatars, in the child process. settings: flags of
+    `python -m preprocess.video_track` by name."""
+    if not Path(video).is_file():
+        raise UserError(f"--video: there is no file {video}")
+    if Path(out).exists() and Path(out).samefile(video):
+        raise UserError(f"--out={out} is the video; name another file, so that it stays")
+    torch_side.run("preprocess.video_track", preprocess_arguments({"video": video, "out": out, **settings}))
+
+
 def preprocess_arguments(settings: Mapping[str, Any]) -> list[str]:
     return [f"--{n}={','.join(v) if isinstance(v, tuple) else v}" for n, v in settings.items()]
 

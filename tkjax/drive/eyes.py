@@ -22,12 +22,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from tkjax.formats.looks import LOOKS, direction_of
 from tkjax.signals import Signal
 
 EYE = "eye_closed"
 BLINK_CHANNELS = ("eyeBlinkLeft", "eyeBlinkRight")
-LOOKS = ("eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeLookDown")
-SIDES = ("Left", "Right")
 
 SHUT = 0.3  # share of the clip's deepest closure beyond which an eye blinks
 LEAST_DEPTH = 0.15  # of a closure 0…1: what moves less is no blink
@@ -317,8 +316,7 @@ def _tapered(curve: Float[np.ndarray, "m C"]) -> Float[np.ndarray, "m C"]:
 def gaze(clip: Clip, seed: int) -> Parts:
     """What makes the gaze of every signal that has eyeLook coefficients; a clip whose eyes rest gives a resting one."""
     out: Parts = []
-    channels = [f"{look}{side}" for look in LOOKS for side in SIDES]
-    for name, columns in clip.columns(channels).items():
+    for name, columns in clip.columns(LOOKS).items():
         info, closed = clip.signals[name].info, clip.closure()
         values = clip.signals[name].values[:, columns].astype(np.float64)
         shut = np.zeros(len(values), bool)
@@ -334,15 +332,3 @@ def gaze(clip: Clip, seed: int) -> Parts:
         about = f"{len(found)} fixations of the clip, {lengths.mean() / clip.fps:.1f} s long on average, seed {seed}"
         out.append((name, columns, Gaze(seed, about, points, lengths)))
     return out
-
-
-def direction_of(looks: Mapping[str, Float[np.ndarray, " n"]], n: int) -> Float[np.ndarray, "n 2"]:
-    """Where both eyes look on average, in units of the coefficients: x to the person's left (out with the left eye, in
-    with the right one), y up. Coefficients that are not there count as 0."""
-
-    def get(name: str) -> np.ndarray:
-        return np.asarray(looks.get(name, np.zeros(n)), np.float64)
-
-    x = get("eyeLookOutLeft") - get("eyeLookInLeft") + get("eyeLookInRight") - get("eyeLookOutRight")
-    y = sum(get(f"eyeLookUp{side}") - get(f"eyeLookDown{side}") for side in SIDES)
-    return np.stack([x, y], 1) / 2
