@@ -89,6 +89,7 @@ MODES: dict[str, Callable[[Options], None]] = {
     "track": track,
     "train": train,
     "render": render,
+    "sheet": lambda o: workflow.draw_sheet(Path(o.workdir), o.out),
     "eval": evaluate,
     "import": lambda o: importing.run(o.source, o.workdir, **given(o, "system", "weights", "dataset")),
     "export": lambda o: exporting.run(o.workdir, o.out),

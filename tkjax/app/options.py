@@ -73,6 +73,13 @@ MODES = {
         ("workdir", "out"),
         ("audio", *DRIVING, "smooth_path", "smooth_path_window", "torso", "paste_back", "alpha", "maps", "watermark"),
     ),
+    "sheet": Mode(
+        "One picture of what each coefficient of an avatar does: a row with its name, at 0, 1/2 and 1 of its range in "
+        "training.",
+        "python launch.py --mode=sheet --workdir=runs/me --out=sheet.png",
+        ("workdir", "out"),
+        (),
+    ),
     "eval": Mode(
         "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
         "python launch.py --mode=eval --workdir=runs/me",

@@ -25,7 +25,7 @@ from tkjax.app.workdir import (
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
-from tkjax.drive import driver, stream
+from tkjax.drive import driver, sheet, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.interface import Model
@@ -344,6 +344,17 @@ def render(
         torso=torso,
     )
     print(f"{path}: {n} frames, marked as synthetic (avatar {subject.id})")
+    return n
+
+
+def draw_sheet(workdir: Path, out: str) -> int:
+    """A picture of what each coefficient of a workdir's avatar does; the number of its rows."""
+    sheet.check_out(out)
+    use_backend("")
+    subject = bundle.load(existing_workdir(workdir) / "avatar")
+    with contextlib.closing(subject):
+        n = sheet.draw(subject, out)
+    print(f"{out}: {n} coefficients, marked as synthetic (avatar {subject.id})")
     return n
 
 
