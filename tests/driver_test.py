@@ -309,7 +309,8 @@ def test_a_malformed_track_is_one_sentence_with_its_name(made, tmp_path, name):
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"values": np.zeros((3, 2))},
+        {"values": np.zeros((3, 2)), "time_s": np.arange(3)},
+        {"any": np.zeros(3)},
         {"values": np.zeros((3, 2)), "channels": np.array(["a"])},
         {"values": np.zeros(3), "channels": np.array(["a"])},
         {"values": np.zeros((3, 1)), "channels": np.array([1])},

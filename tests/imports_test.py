@@ -58,6 +58,7 @@ GROUPS = {
     "audio": "checks chunks command resumable workers framing tracking",
     "pipeline": "checks chunks resumable workers faces keying regions framing tracking audio output",
     "lips": "resumable workers faces pipeline",
+    "video_track": "checks chunks command resumable workers faces framing tracking pipeline",
     "__main__": "checks command pipeline",
 }
 WITHOUT_JAX = {

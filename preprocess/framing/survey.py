@@ -86,6 +86,16 @@ def check_second(second: np.ndarray, heights: np.ndarray, frames: np.ndarray, so
         )
 
 
+def check_size(heights: np.ndarray, source: str, min_face: int) -> None:
+    """UserError where the face is too small; heights from chin to forehead in pixels of the source."""
+    tall = float(np.median(heights))
+    if tall < min_face:
+        raise UserError(
+            f"the face in {source} is too small, {tall:.0f} pixels from chin to forehead; at least {min_face} are "
+            "needed, so use a closer or larger recording"
+        )
+
+
 def even(x: float) -> int:
     return max(2, 2 * round(x / 2))
 
@@ -183,12 +193,8 @@ def survey(folder: Path, source: Path, n_frames: int, hw: tuple[int, int], model
     heights = face_height(landmarks)
     second = np.array([float(f.second[0]) for f, ok in zip(faces, found, strict=True) if ok]) * back
     check_second(second, heights, frames[found], source.name)
+    check_size(heights, source.name, min_face)
     tall = float(np.median(heights))
-    if tall < min_face:
-        raise UserError(
-            f"the face in {source.name} is too small, {tall:.0f} pixels from chin to forehead; at least {min_face} are "
-            "needed, so use a closer or larger recording"
-        )
     box = reach = None
     if body is not None or (crop == "auto" and not stays_whole(landmarks, *hw)):
         backdrop, reach = _backdrop(seen, album, key)

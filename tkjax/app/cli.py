@@ -37,6 +37,10 @@ def preprocess(opts: Options) -> None:
     workflow.preprocess(Path(opts.workdir), opts.video, given(opts, *PREPARING))
 
 
+def track(opts: Options) -> None:
+    workflow.track(opts.video, opts.out, given(opts, "models_dir", "models_mirror", "offline", "min_face"))
+
+
 def fit(opts: Options) -> None:
     named = given(opts, "video", "dataset", "consent", "stages", "paste_back")
     preparing = given(opts, *PREPARING)
@@ -82,8 +86,10 @@ def run_demo(opts: Options) -> None:
 MODES: dict[str, Callable[[Options], None]] = {
     "fit": fit,
     "preprocess": preprocess,
+    "track": track,
     "train": train,
     "render": render,
+    "sheet": lambda o: workflow.draw_sheet(Path(o.workdir), o.out),
     "eval": evaluate,
     "import": lambda o: importing.run(o.source, o.workdir, **given(o, "system", "weights", "dataset")),
     "export": lambda o: exporting.run(o.workdir, o.out),

@@ -27,7 +27,7 @@ class Mode:
 # flags of a rendering that are arguments of `drive.driver.plan`
 DRIVING = (
     *("drive", "set", "scale", "offset", "pose", "background", "fix_eye", "eye", "data_range", "poses", "smooth_eye"),
-    *("smooth_lips", "features", "audio_kinds"),
+    *("smooth_lips", "features", "audio_kinds", "blinks", "gaze", "seed"),
 )
 
 TRAINING = ("config", "stages", "preload", "split", "seed", "coordinator_address", "num_processes", "process_id")
@@ -53,6 +53,13 @@ MODES = {
         ("video", "workdir"),
         PREPARING,
     ),
+    "track": Mode(
+        "A video becomes a track that drives avatars (docs/tracks.md): 52 blendshapes, the head's pose, gaze, blinks "
+        "and how sure they are, 25 times a second. Started again, it goes on where it stopped.",
+        "python launch.py --mode=track --video=actor.mp4 --out=actor.npz",
+        ("video", "out"),
+        ("models_dir", "models_mirror", "offline", "min_face"),
+    ),
     "train": Mode(
         "Train every stage on a dataset (WORKDIR/dataset, or --dataset) and save the avatar.",
         "python launch.py --mode=train --config=configs/er_nerf.py:cpu --workdir=runs/me",
@@ -65,6 +72,13 @@ MODES = {
         "python launch.py --mode=render --workdir=runs/me --audio=new.wav --out=new.mp4",
         ("workdir", "out"),
         ("audio", *DRIVING, "smooth_path", "smooth_path_window", "torso", "paste_back", "alpha", "maps", "watermark"),
+    ),
+    "sheet": Mode(
+        "One picture of what each coefficient of an avatar does: a row with its name, at 0, 1/2 and 1 of its range in "
+        "training.",
+        "python launch.py --mode=sheet --workdir=runs/me --out=sheet.png",
+        ("workdir", "out"),
+        (),
     ),
     "eval": Mode(
         "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
@@ -128,10 +142,14 @@ FLAGS = {
         "path.py:variant, or the config.json of a workdir to repeat its run; --config.a.b=value overrides one key. "
         "Without a variant: cpu where JAX finds no accelerator, else full. Default: configs/er_nerf.py",
     ),
-    "video": Flag("str", "the portrait clip: one person, with sound"),
+    "video": Flag("str", "the portrait clip: one person, with sound (track: sound or not)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
-    "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
+    "out": Flag(
+        "str",
+        "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write; track: an .npz or .csv; "
+        "sheet: a .png)",
+    ),
     "audio": Flag(
         "str",
         "the sound to speak: wav, mp3, m4a, or a video's sound track; own: the clip's under the frames that are played "
@@ -140,7 +158,8 @@ FLAGS = {
     "drive": Flag(
         "str",
         "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "
-        "else, or a track of named channels (.csv or .npz, channels by name, resampled)",
+        "else, or a track of channels (docs/tracks.md): csv or npz of --mode=track or of yours, Live Link Face's csv, "
+        "OpenFace's csv, .npy or .mat of 3DMM coefficients; by name, resampled",
     ),
     "set": Flag("str", "constants by channel, such as jawOpen=0.6,mouthPucker=0.2; what is not named rests"),
     "scale": Flag("str", "factors by channel (or by signal, for all of its channels), such as expression=1.2"),
@@ -148,8 +167,8 @@ FLAGS = {
     "features": Flag("str", "audio_<kind>.npz computed for --audio, in place of computing it"),
     "pose": Flag(
         "str",
-        "head poses: .npz or .npy [n,4,4] camera-to-world, an AD-NeRF transforms .json, or the folder of a dataset, an "
-        "avatar or a workdir",
+        "head poses: .npz or .npy [n,4,4] camera-to-world, an AD-NeRF transforms .json, the folder of a dataset, an "
+        "avatar or a workdir, a track whose head channels move the head, or the word track: that of --drive",
     ),
     "background": Flag("str", "a picture, or a colour (white, black, #rrggbb), behind the person; alias --bg_img"),
     "smooth_path": Flag("bool", "average the head's path over --smooth_path_window frames"),
@@ -159,6 +178,17 @@ FLAGS = {
     "eye": Flag("str", "blink of each frame: .npy [n] in 0..1, or .csv (one column, or OpenFace's AU45_r)"),
     "data_range": Flag("ints", "two numbers a,b: loop over the training frames a <= i < b only"),
     "poses": Flag("str", "frames whose poses and eyes are played: train (default) or test", choices=("train", "test")),
+    "blinks": Flag(
+        "str",
+        "own (the clip's, as a loop) or natural: made of the clip's blink rate and curves, by --seed",
+        choices=("own", "natural"),
+    ),
+    "gaze": Flag(
+        "str",
+        "own (what drives the face) or natural: made of the clip's fixations, by --seed, where there are eyeLook "
+        "coefficients",
+        choices=("own", "natural"),
+    ),
     "smooth_eye": Flag("bool", "average the eyes over three frames"),
     "torso": Flag(
         "str",

@@ -26,7 +26,7 @@ from tkjax.app.workdir import (
 )
 from tkjax.avatar import bundle
 from tkjax.data.dataset_clip import DatasetClip
-from tkjax.drive import driver, own_sound, stream
+from tkjax.drive import driver, own_sound, sheet, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
 from tkjax.interface import Model
@@ -114,6 +114,16 @@ def make_dataset(workdir: Path, video: str, settings: Mapping[str, Any]) -> None
     """`preprocess` for a caller that holds the workdir's lock."""
     torch_side.run("preprocess", preprocess_arguments({"video": video, "workdir": str(workdir), **settings}))
     update_facts(Path(workdir), dataset=DATASET, video=str(video))
+
+
+def track(video: str, out: str, settings: Mapping[str, Any] = {}) -> None:
+    """Video -> a track of channels that drives avatars, in the child process. settings: flags of
+    `python -m preprocess.video_track` by name."""
+    if not Path(video).is_file():
+        raise UserError(f"--video: there is no file {video}")
+    if Path(out).exists() and Path(out).samefile(video):
+        raise UserError(f"--out={out} is the video; name another file, so that it stays")
+    torch_side.run("preprocess.video_track", preprocess_arguments({"video": video, "out": out, **settings}))
 
 
 def preprocess_arguments(settings: Mapping[str, Any]) -> list[str]:
@@ -343,6 +353,17 @@ def render(
         torso=torso,
     )
     print(f"{path}: {n} frames, marked as synthetic (avatar {subject.id})")
+    return n
+
+
+def draw_sheet(workdir: Path, out: str) -> int:
+    """A picture of what each coefficient of a workdir's avatar does; the number of its rows."""
+    sheet.check_out(out)
+    use_backend("")
+    subject = bundle.load(existing_workdir(workdir) / "avatar")
+    with contextlib.closing(subject):
+        n = sheet.draw(subject, out)
+    print(f"{out}: {n} coefficients, marked as synthetic (avatar {subject.id})")
     return n
 
 

@@ -18,13 +18,16 @@ from jaxtyping import Float, Int
 from tkjax import contract, signals
 from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
-from tkjax.drive import motion, sounds
+from tkjax.drive import eyes, motion, sounds
 from tkjax.errors import UserError
-from tkjax.formats import tracks
+from tkjax.formats import head_pose, recordings, tracks
 from tkjax.formats.tracks import Track
 from tkjax.signals import SOUND, Signal, SignalInfo
 
 OWN = "own"  # --drive=own: the avatar's own track
+NATURAL = "natural"  # --blinks=natural: made of the clip's statistics
+DERIVED = ("confidence", "gaze_x", "gaze_y")  # channels of a track that say again what others say
+VIDEOS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 EYES = ("eye_closed", "eye_area")
 LARGEST = 1e30  # of an edit's number; products of two stay finite in what float32 holds, or are refused
 
@@ -66,15 +69,20 @@ def plan(
     eye: Path | str | None = None,
     fix_eye: float | int | None = None,
     smooth_eye: bool = False,
+    blinks: str = OWN,
+    gaze: str = OWN,
+    seed: int = 0,
     pose: Path | str | None = None,
+    smooth_window: int = 0,
     **moving,
 ) -> Driver:
     """The driver that a user describes.
 
     audio: a sound file; drive: `own`, a dataset, an avatar, a workdir, or a track file (`formats.tracks`); set, scale,
     offset: `channel=number,…`, in this order. The result lasts as long as the longest of audio and drive; without both
-    as long as the longest of pose and eye; without those as long as the poses that are played. pose and **moving: see
-    `motion.plan`.
+    as long as the longest of pose and eye; without those as long as the poses that are played. blinks, gaze: `natural`
+    makes them anew from the statistics of the clip (`eyes`), by `seed`. pose: `track` moves the head as drive does;
+    else it, smooth_window and **moving: see `motion.plan`.
 
     Raises:
       UserError: a signal that the system needs and nobody gives, a channel that is not there, a file that is wrong.
@@ -83,7 +91,12 @@ def plan(
         raise UserError("--fix_eye and --eye exclude each other; leave one out")
     if fix_eye is not None and not 0 <= fix_eye <= 1:
         raise UserError(f"--fix_eye={fix_eye:g} must lie between 0 (open) and 1 (closed)")
-    moves, fps = motion.plan(avatar, pose=pose, **moving), float(avatar.meta["fps"])
+    if blinks == NATURAL and (fix_eye is not None or eye is not None):
+        raise UserError(f"--blinks={NATURAL} and --{'eye' if fix_eye is None else 'fix_eye'} exclude each other")
+    follows, fps = pose is not None and str(pose) == motion.TRACK, float(avatar.meta["fps"])
+    if follows and drive is None:
+        raise UserError(f"--pose={motion.TRACK} takes the head's motion from --drive; name a track there")
+    moves = motion.plan(avatar, pose=None if follows else pose, smooth_window=smooth_window, **moving)
     uses = {use.name: use for use in avatar.model().signals()}
     hears, wanted = SOUND in uses, {name: avatar.info.signal(name) for name in uses if name != SOUND}
     if EYES[1] in wanted:  # areas of eyes follow blinks
@@ -95,25 +108,35 @@ def plan(
     for name in [name for name, value in unused.items() if value is not None]:
         print(f"--{name} is not used: nothing of the kind drives this avatar", flush=True)
 
+    made = _made(avatar, wanted, blinks == NATURAL, gaze == NATURAL, seed)
     recorded = None if drive is None else _recorded(drive, avatar, moves.rows, fps, hears and audio is None)
     if recorded is not None and audio is None:
         audio, features = recorded.audio, features or recorded.features
-    found = {} if recorded is None else _from_track(recorded, wanted, avatar, str(drive))
-    blinks = None if eye is None else motion.read_blinks(eye)
-    blinks = blinks if fix_eye is None else np.array([fix_eye], np.float32)
+    found = {} if recorded is None else _from_track(recorded, wanted, avatar, str(drive), follows)
+    if follows:
+        moves = motion.follow(avatar, moves, recorded.track, smooth_window)
+    closed = None if eye is None else motion.read_blinks(eye)
+    closed = closed if fix_eye is None else np.array([fix_eye], np.float32)
     sound = _sound(avatar, audio, features if hears else None, audio_kinds, smooth_lips, hears, fps)
     named = [] if sound is None else [sound.n_frames]
-    named += [len(recorded.track.values)] if found else []
-    paths = [len(moves.cam_to_world) if pose is not None else 0, len(blinks) if eye is not None else 0]
+    named += [len(recorded.track.values)] if found or follows else []
+    paths = [len(moves.cam_to_world) if pose is not None else 0, len(closed) if eye is not None else 0]
     n = max(named or paths) or len(moves.rows)
 
     values = {name: motion.looped(track, n) for name, track in found.items()}
     for name in wanted.keys() - values.keys() - {*EYES}:
-        if name not in edits.touched(wanted):
+        if name not in edits.touched(wanted) and name not in made:
             raise UserError(f"nothing gives the signal {name}, which this avatar is driven by; {_ways(wanted[name])}")
         values[name] = np.tile(rest(avatar, name), (n, 1))
+    for name, parts in made.items():
+        for columns, process in parts:
+            drawn = process.frames(n)
+            if name == EYES[0]:
+                closed = drawn[:, 0]
+            else:
+                values[name][:, columns] = drawn
     if EYES[0] in wanted:
-        values |= _eyes(avatar, moves.rows, blinks, {} if str(drive) == OWN else found, smooth_eye, edits, n)
+        values |= _eyes(avatar, moves.rows, closed, {} if str(drive) == OWN else found, smooth_eye, edits, n)
     out = {}
     for name in uses.keys() - {SOUND}:
         info = dataclasses.replace(wanted[name], rate_hz=fps, source=str(drive or OWN))
@@ -153,6 +176,10 @@ def _recorded(text: Path | str, avatar: Avatar, rows: Int[np.ndarray, " n"], fps
         other = bundle.load(folder)
         kept = {n: (s, s.values[: other.n_train]) for n, s in other.signals.items()}
         return Recorded(_together(kept, float(other.meta["fps"]), str(path)).resampled(fps))
+    if path.suffix.lower() in VIDEOS and os.path.isfile(path):
+        raise UserError(
+            f"--drive: {path} is a video; make a track of it first: --mode=track --video={path} --out=track.npz"
+        )
     if not os.path.isfile(path):  # False too for words that no path can be
         hint = "; constants are given with --set" if "=" in str(path) else ""
         raise UserError(
@@ -205,18 +232,48 @@ def rest(avatar: Avatar, name: str) -> Float[np.ndarray, " C"]:
     return np.median(avatar.signals[name].values[: avatar.n_train], 0).astype(np.float32)
 
 
+def _named(track: Track, wanted: Mapping[str, SignalInfo], source: str) -> Track:
+    """Rows without names as the channels of the one signal that has as many."""
+    n = track.values.shape[1]
+    fitting = [info for info in wanted.values() if info.channels == n and info.names]
+    if not track.plain:
+        return track
+    if len(fitting) != 1:
+        sizes = ", ".join(f"{info.name} {info.channels}" for info in wanted.values()) or "it has no signals"
+        many = "more than one" if fitting else "no"
+        raise UserError(
+            f"--drive={source}: its rows of {n} numbers have no names and fit {many} signal of this avatar (channels: "
+            f"{sizes}); give it a header with names"
+        )
+    info = fitting[0]
+    print(f"--drive: {source}: rows without names are taken as {info.name}: {_some(info.names)}", flush=True)
+    names = tuple(f"{info.name}.{channel}" for channel in info.names)
+    return dataclasses.replace(track, names=names, plain=False)
+
+
+def _meant(name: str, wanted: Mapping[str, SignalInfo], source: str) -> dict[str, list[int]]:
+    """The one channel that a name of a track means; a blendshape also where the avatar spells it in another way."""
+    found = {s: k for s, k in _matching(name, wanted, f"--drive={source}").items() if len(k) == 1}
+    if not found:
+        for info in wanted.values():
+            alike = [k for k, c in enumerate(info.names) if recordings.blendshape(c) == name]
+            found |= {info.name: alike} if len(alike) == 1 else {}
+    return found
+
+
 def _from_track(
-    recorded: Recorded, wanted: Mapping[str, SignalInfo], avatar: Avatar, source: str
+    recorded: Recorded, wanted: Mapping[str, SignalInfo], avatar: Avatar, source: str, follows: bool = False
 ) -> dict[str, Float[np.ndarray, "m C"]]:
     """The signals of which a recording has channels; those channels that it lacks rest. `signal.channel` goes to the
-    signal of this name; where that has no such channel, to the one signal that has it."""
-    track, out, given, idle = recorded.track, {}, {}, []
+    signal of this name; where that has no such channel, to the one signal that has it. follows: the head moves with the
+    track, so that it need not drive anything else."""
+    track, out, given, idle = _named(recorded.track, wanted, source), {}, {}, []
     for column, full in enumerate(track.names):
         parts = full.partition(".")
         exact = parts[0] in wanted and parts[2] in wanted[parts[0]].names
         meant = {parts[0]: [wanted[parts[0]].names.index(parts[2])]} if exact else {}
         for name in [] if exact else dict.fromkeys((full, parts[2] or full)):
-            meant = meant or {s: k for s, k in _matching(name, wanted, f"--drive={source}").items() if len(k) == 1}
+            meant = meant or _meant(name, wanted, source)
         for s, k in meant.items():
             if exact or k[0] not in given.get(s, {}):
                 given.setdefault(s, {})[k[0]] = column
@@ -225,17 +282,26 @@ def _from_track(
         values = np.tile(rest(avatar, name), (len(track.values), 1))
         values[:, list(columns)] = track.values[:, list(columns.values())]
         if len(columns) < wanted[name].channels:
+            others = [c for k, c in enumerate(wanted[name].names) if k not in columns]
             print(
                 f"--drive: {track.where} gives {len(columns)} of the {wanted[name].channels} channels of {name}; the "
-                "others rest at their median of the training frames",
+                f"others rest at their median of the training frames ({_some(others)})",
                 flush=True,
             )
         out[name] = values
-    if not out and (wanted or recorded.audio is None):
+    if not out and not follows and (wanted or recorded.audio is None):
         channels = [channel for info in wanted.values() for channel in info.names]
         raise UserError(
             f"--drive={source}: none of its channels ({_some(track.names) or 'none'}) is one that this avatar is "
             f"driven by ({_some(channels) or 'it has none with a name'})"
+        )
+    heads = [name for name in idle if name in head_pose.CHANNELS]
+    idle = [name for name in idle if name not in (*heads, *DERIVED)]
+    if {*head_pose.TURNS} <= {*heads} and recorded.is_file and not follows:
+        print(
+            f"--drive: {source}: its head also moves, which --pose={motion.TRACK} would play; the poses are the clip's "
+            "own",
+            flush=True,
         )
     if idle and recorded.is_file:
         print(f"--drive: {source}: {_some(idle)} drive nothing in this avatar", flush=True)
@@ -256,6 +322,24 @@ def _sound(avatar: Avatar, audio, features, kinds, smooth_lips: bool, hears: boo
         raise UserError(f"{avatar.folder}: the avatar does not say how the sound that it hears is described")
     n = sounds.sound_frames(audio, fps)
     return sounds.Sound(Path(audio), n, None if features is None else Path(features), kinds, smooth_lips)
+
+
+def _made(
+    avatar: Avatar, wanted: Mapping[str, SignalInfo], blinks: bool, gaze: bool, seed: int
+) -> dict[str, list[tuple[list[int], "eyes.Process"]]]:
+    """(columns, what makes them) by signal of the blinks and the gaze that are not taken from anywhere."""
+    clip = eyes.Clip.of(avatar.signals, tuple(wanted), avatar.numbers[: avatar.n_train], float(avatar.meta["fps"]))
+    out: dict[str, list] = {}
+    for flag, asked, learn in (("blinks", blinks, eyes.blinks), ("gaze", gaze, eyes.gaze)):
+        if not asked:
+            continue
+        parts = learn(clip, seed)
+        if not parts:
+            print(f"--{flag} is not used: no channel of this avatar is one of the kind", flush=True)
+        for name, columns, process in parts:
+            out.setdefault(name, []).append((columns, process))
+            print(f"--{flag}: {name}: {process.about}", flush=True)
+    return out
 
 
 def _eyes(

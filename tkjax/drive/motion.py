@@ -18,9 +18,11 @@ from tkjax import cameras, contract
 from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.errors import UserError
-from tkjax.formats import tables, tracks, transforms
+from tkjax.formats import head_pose, tables, tracks, transforms
+from tkjax.formats.tracks import Track
 from tkjax.media import images
 
+TRACK = "track"  # --pose=track: the head moves as the track of --drive says
 SMOOTH_WINDOW = 7  # frames of a smoothed path (er-nerf.md §6)
 HEAD_CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])  # 25 cm cube
 EYE_PERCENTILES = (95, 5)  # of the clip's eye areas: eyes open (blink 0), eyes closed (blink 1)
@@ -353,7 +355,8 @@ def plan(
 ) -> Motion:
     """The poses that the user asked for, by default those of the training clip; smooth_window 0 does not smooth.
 
-    poses: `train` or `test`, the frames that are played; data_range counts within them.
+    poses: `train` or `test`, the frames that are played; data_range counts within them. pose: a file of poses or a
+    folder that has them, as `read_poses` takes it, or a track whose head channels move the head (`follow`).
     """
     hw = (avatar.info.height, avatar.info.width)
     rows = _rows(avatar, poses, data_range)
@@ -361,17 +364,43 @@ def plan(
         raise UserError(f"--smooth_path_window={smooth_window} must be odd")
     own = np.asarray(avatar.info.intrinsics, np.float32)
     path, intrinsics, track = avatar.cam_to_world[rows], own, rows
+    plate = avatar.plate if background is None else read_background(background, hw)
+    moves = Motion(path, intrinsics, track, rows, plate, background)
+    if pose is not None and os.path.isfile(pose) and tracks.is_track(pose):
+        fps = float(avatar.meta["fps"])
+        return follow(avatar, moves, tracks.read(pose, fps).resampled(fps), smooth_window)
     if pose is not None:
         path, intrinsics = read_poses(pose, hw[1], hw[0])
-        intrinsics = own if intrinsics is None else intrinsics
-        track = rows[nearest_pose(path, intrinsics, avatar.cam_to_world[rows], own)]
-        word = view(path, intrinsics, avatar.cam_to_world[rows], own, hw)
-        if word:
-            print(f"--pose: {pose}: {word}", flush=True)
+        moves = _on_path(avatar, moves, path, own if intrinsics is None else intrinsics, str(pose))
     if smooth_window:
-        path = smooth_path(path, smooth_window)
-    plate = avatar.plate if background is None else read_background(background, hw)
-    return Motion(path, intrinsics, track, rows, plate, background)
+        moves = dataclasses.replace(moves, cam_to_world=smooth_path(moves.cam_to_world, smooth_window))
+    return moves
+
+
+def follow(avatar: Avatar, moves: Motion, track: Track, smooth_window: int = 0) -> Motion:
+    """The head moves as a track says, about the avatar's usual pose of the frames that are played
+    (`head_pose.moved`)."""
+    turns = track.columns(head_pose.TURNS)
+    if turns is None:
+        raise UserError(
+            f"--pose: {track.where} says nothing of the head, expected the channels {', '.join(head_pose.TURNS)} in "
+            f"radians, and {', '.join(head_pose.PLACES)} where it also moves"
+        )
+    own = avatar.cam_to_world[moves.rows]
+    path = head_pose.moved(own, turns.astype(np.float64), track.columns(head_pose.PLACES))
+    moves = _on_path(avatar, moves, path, np.asarray(avatar.info.intrinsics, np.float32), track.where)
+    return dataclasses.replace(moves, cam_to_world=smooth_path(path, smooth_window)) if smooth_window else moves
+
+
+def _on_path(avatar: Avatar, moves: Motion, path: np.ndarray, intrinsics: np.ndarray, where: str) -> Motion:
+    """The same with other poses, and with the torso of the nearest of the frames that are played."""
+    hw, own = (avatar.info.height, avatar.info.width), np.asarray(avatar.info.intrinsics, np.float32)
+    played = avatar.cam_to_world[moves.rows]
+    word = view(path, intrinsics, played, own, hw)
+    if word:
+        print(f"--pose: {where}: {word}", flush=True)
+    track = moves.rows[nearest_pose(path, intrinsics, played, own)]
+    return dataclasses.replace(moves, cam_to_world=path, intrinsics=intrinsics, track=track)
 
 
 def _rows(avatar: Avatar, poses: str, data_range: tuple[int, int] | None) -> Int[np.ndarray, " n"]:

@@ -106,7 +106,7 @@ def read_blinks(path: Path, n_frames: int | None = None, openface: bool = False)
     table = read_table(path)
     values = _values(table, openface)
     notes: list[str] = []
-    keep = _one_face(table, np.isfinite(values), notes)
+    keep = one_face(table, np.isfinite(values), notes)
     table = dataclasses.replace(table, rows=list(itertools.compress(table.rows, keep)))
     values, success = values[keep], table.numbers("success")
     failed = np.zeros(len(values), bool) if success is None else success == 0
@@ -141,7 +141,7 @@ def _values(table: Table, openface: bool) -> np.ndarray:
     return np.array([table.number(row, column) for row in table.rows], np.float64)
 
 
-def _one_face(table: Table, good: np.ndarray, notes: list[str]) -> np.ndarray:
+def one_face(table: Table, good: np.ndarray, notes: list[str]) -> np.ndarray:
     """bool [rows]: those of the face that counts."""
     faces, frames = table.numbers("face_id"), table.numbers("frame")
     every = np.ones(len(table.rows), bool)
