@@ -25,6 +25,12 @@ def get_config() -> ConfigDict:
     c.train.checkpoint_every = 500  # steps
     c.train.keep_checkpoints = 2
 
+    # the network from sound to expression, of systems that are driven by expression and not by sound (tkjax.voice)
+    c.train.voice = ConfigDict()
+    c.train.voice.steps = 300  # 0 trains none; on 2 cores 0.2 s each
+    c.train.voice.width = 128  # channels within: 0.4 million parameters; 192: 0.9
+    c.train.voice.rate = 2e-3  # of AdamW at its highest
+
     c.eval = ConfigDict()
     c.eval.max_frames = 0  # held-out frames to score; 0 = all
     c.eval.chunk_rays = 8192  # pixels rendered at once

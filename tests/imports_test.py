@@ -32,13 +32,14 @@ ROOMS = {
     "models": "signals samplers types losses cameras interface perceptual fields render ops",
     "data": "errors signals samplers types host interface contract media",
     "synthetic": "errors cameras contract media",
+    "voice": "types media",
     "originals": "errors signals types host contract formats data fields ops",
     "train": "errors trees signals types host interface config data models render ops",
-    "avatar": "errors trees signals types host interface config contract media data models",
-    "drive": "errors signals types host cameras contract media formats data avatar render",
+    "avatar": "errors trees signals types host interface config contract media data models voice",
+    "drive": "errors signals types host cameras contract media formats data voice avatar render",
     "measure": "errors signals types host interface contract media perceptual data avatar drive render",
-    "app": "errors trees signals types host interface config contract media ops models data synthetic originals train "
-    "avatar drive measure",
+    "app": "errors trees signals types host interface config contract media formats ops models data synthetic voice "
+    "originals train avatar drive measure",
 }
 # room of preprocess -> the rooms of preprocess that it may import
 GROUPS = {

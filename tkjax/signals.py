@@ -16,6 +16,7 @@ from tkjax.errors import UserError
 EDGES = ("zeros", "repeat")  # what stands before the first and behind the last frame
 OPEN_EYES = 0.25  # eye area in per cent of the picture where nothing is known of it (rad-nerf dossier §2.1, §2.6)
 SOUND = "sound"  # the name of the signal that sound features are, of whatever kind
+EXPRESSION = "expression"  # that of a face's coefficients, which a speech network gives (tkjax.voice)
 
 
 @dataclasses.dataclass(frozen=True)

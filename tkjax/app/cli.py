@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tkjax import synthetic
-from tkjax.app import demo, doctor, exporting, importing, workflow
+from tkjax.app import demo, doctor, exporting, importing, speaking, workflow
 from tkjax.app.options import DRIVING, PREPARING, Options
 from tkjax.drive import motion
 
@@ -90,6 +90,9 @@ MODES: dict[str, Callable[[Options], None]] = {
     "train": train,
     "render": render,
     "sheet": lambda o: workflow.draw_sheet(Path(o.workdir), o.out),
+    "voice": lambda o: speaking.coefficients(
+        o.workdir, o.audio, o.out, **given(o, "set", "scale", "offset", "data_range", "poses")
+    ),
     "eval": evaluate,
     "import": lambda o: importing.run(o.source, o.workdir, **given(o, "system", "weights", "dataset")),
     "export": lambda o: exporting.run(o.workdir, o.out),

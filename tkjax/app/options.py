@@ -80,6 +80,13 @@ MODES = {
         ("workdir", "out"),
         (),
     ),
+    "voice": Mode(
+        "A sound becomes a track of expression coefficients (npz or csv), as an avatar's speech network hears it. "
+        "Systems that are driven by expression have one where their clip had sound; --mode=render --audio uses it.",
+        "python launch.py --mode=voice --workdir=runs/me --audio=new.wav --out=new.csv",
+        ("workdir", "audio", "out"),
+        ("set", "scale", "offset", "data_range", "poses"),
+    ),
     "eval": Mode(
         "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
         "python launch.py --mode=eval --workdir=runs/me",

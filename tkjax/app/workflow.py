@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tkjax import config, contract
-from tkjax.app import lock
+from tkjax.app import lock, speaking
 from tkjax.app.workdir import (
     DATASET,
     dataset_of,
@@ -156,9 +156,10 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
     done = plan.finished(resolved, clip.info, workdir)
 
     def save() -> None:
+        speaks = speaking.network_of(resolved, clip, workdir, load_system(resolved.system)(resolved, clip.info))
         steps = {stage.name: stage.steps for stage in load_system(resolved.system)(resolved, clip.info).stages()}
         audio, folder = bundle.audio_spec(clip.audio), workdir / "avatar"
-        name = bundle.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, stages=done)
+        name = bundle.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, done, speaks)
         print(f"avatar {name}: {workdir / 'avatar'} (stages {', '.join(done)})", flush=True)
 
     devices.by_the_first(save, "avatar")  # all wait: a process that waits 5 minutes at its exit ends the others

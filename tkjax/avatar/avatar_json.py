@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tkjax.contract import SHARD_FRAMES
+from tkjax.contract import FPS, SHARD_FRAMES
 from tkjax.contract.manifest import bad_signal, is_box, is_colour, is_size
 from tkjax.errors import UserError
 from tkjax.host import stored
-from tkjax.signals import SOUND
+from tkjax.media.audio import LEVELLED
+from tkjax.signals import EXPRESSION, SOUND
 from tkjax.types import SubjectInfo
 
 META, CONSENT = "avatar.json", "consent.json"
@@ -26,7 +27,8 @@ FORMAT = 3
 READABLE = (1, 2, 3)
 TRACK_FRAMES = SHARD_FRAMES  # frames in one track file
 REMEDY = "train or copy the avatar again"
-NAMES = {"params": ".npz", "background": ".png", "full": ".mp4", "full_alpha": ".mp4"}  # stem of a file -> its suffix
+# stem of a file -> its suffix
+NAMES = {"params": ".npz", "background": ".png", "full": ".mp4", "full_alpha": ".mp4", "voice": ".npz"}
 FIXED = ("format", "system", "config", "info", "step", "background", "fps", "first_frame", "n_track", "audio",
          "consent", "files", "id")  # fmt: skip
 SINCE_2 = ("stages", "n_train", "heldout_first", "full", "background_trt")
@@ -125,6 +127,7 @@ def check(meta: dict[str, Any], path: Path) -> None:
     check_sound(meta["audio"], SubjectInfo.from_json(meta["info"]), path)
     _check_consent(meta["consent"], path)
     _check_files(top)
+    _check_voice(top)
     _check_full(top)
 
 
@@ -234,7 +237,7 @@ def _check_files(top: _Fields) -> None:
     files = _Fields(top.data["files"], top.path, "files.")
     files.present("params", "background", "track")
     for name in files.data:
-        files.need(name, name in NAMES or name == "track", "only params, background, track, full and full_alpha")
+        files.need(name, name in NAMES or name == "track", "only params, background, track, full, full_alpha and voice")
     for stem, suffix in NAMES.items():
         if stem in files.data:
             _check_entry(files.data[stem], top.path, f"files.{stem}.", stem, suffix)
@@ -274,6 +277,24 @@ def _check_full(top: _Fields) -> None:
     if full["straight"]:
         top.need("background_trt", top.data.get("background_trt") is not None, "[r, g, b], as the person was cut out")
         top.need("files", "full_alpha" in files, "a matte `full_alpha`, as the person was cut out")
+
+
+def _check_voice(top: _Fields) -> None:
+    """The speech network: which coefficients it gives, how wide it is, and what sound features it hears."""
+    voice, info = top.data.get("voice"), SubjectInfo.from_json(top.data["info"])
+    top.need("files", ("voice" in top.data["files"]) == (voice is not None), "a `voice` exactly where one is described")
+    if voice is None:
+        return
+    f = _Fields(voice, top.path, "voice.")
+    f.present("columns", "width", "extractor")
+    channels = info.signal(EXPRESSION).channels if info.has(EXPRESSION) else 0
+    columns = voice["columns"]
+    good = isinstance(columns, list) and columns and all(_int(k, 0, channels - 1) for k in columns)
+    good = bool(good) and len(set(columns)) == len(columns)
+    f.need("columns", good, f"some of the {channels} channels of expression")
+    f.need("width", _int(voice["width"], 1, 4096), "1..4096 channels")
+    f.need("extractor", voice["extractor"] == LEVELLED, LEVELLED)
+    top.need("fps", top.data["fps"] == FPS, f"{FPS:g}, as there is a voice")
 
 
 def check_file(folder: Path, entry: Mapping[str, Any], sized: bool) -> None:

@@ -1,9 +1,10 @@
 """The trained bundle: everything that rendering needs, independent of the dataset it came from.
 
 A folder of hash-named files (`params-<hash>.npz`, `track-00000-<hash>.npz`, `background-<hash>.png`, and where the clip
-has pictures `full-<hash>.mp4`, the whole source frames, perhaps with `full_alpha-<hash>.mp4`, their matte) and
-`avatar.json`, which names them with their sha256, carries a digest of its own and is replaced last: a save that is
-killed leaves the old avatar or the new one. `consent.json` repeats the consent that avatar.json holds under its digest.
+has pictures `full-<hash>.mp4`, the whole source frames, perhaps with `full_alpha-<hash>.mp4`, their matte; where it
+speaks by its expression `voice-<hash>.npz`, the network from sound to that) and `avatar.json`, which names them with
+their sha256, carries a digest of its own and is replaced last: a save that is killed leaves the old avatar or the new
+one. `consent.json` repeats the consent that avatar.json holds under its digest.
 Nothing in it is a pickle, names code to run or a file elsewhere, and what `load` takes is checked as a stranger's.
 
 Format 3 describes every signal that may drive the avatar. Format 2 has held-out frames behind the training frames in
@@ -27,7 +28,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tkjax import __version__, config, contract, interface, trees
+from tkjax import __version__, config, contract, interface, trees, voice
 from tkjax.avatar import avatar_json, track
 from tkjax.avatar.avatar_json import CONSENT, FORMAT, META, REMEDY, TRACK_FRAMES
 from tkjax.contract.checks import check_picture
@@ -43,6 +44,7 @@ from tkjax.media.full_frames import FullFrames
 from tkjax.models import load_system
 from tkjax.signals import OPEN_EYES, SOUND, Signal, SignalInfo, of_frames
 from tkjax.types import PyTree, SubjectInfo, Variables
+from tkjax.voice import Voice
 
 _json_digest, _dump = avatar_json.json_digest, avatar_json.dump
 
@@ -106,12 +108,14 @@ def save(
     audio: dict | None,
     consent: dict,
     stages: Sequence[str] | None = None,
+    speaks: Voice | None = None,
 ) -> str:
     """Write the bundle; its id.
 
     step: of the last finished stage; stages: the names of the finished ones, None for all of the system's; audio: the
-    spec of the training sound's features. What the clip does not have (held-out frames, eye areas, labels, landmarks, a
-    dataset) the avatar does not hold: held-out frames, eye areas, labels and faces, faces, whole frames.
+    spec of the training sound's features; speaks: the network from sound to expression. What the clip does not have
+    (held-out frames, eye areas, labels, landmarks, a dataset) the avatar does not hold: held-out frames, eye areas,
+    labels and faces, faces, whole frames.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +144,8 @@ def save(
         "full": full,
         "audio": audio,
         "consent": consent,
-        "files": _store(folder, variables, clip, numbers, full, info),
+        "files": _store(folder, variables, clip, numbers, full, info, speaks),
+        **({} if speaks is None else {"voice": speaks.facts()}),
     }
     meta["id"] = _json_digest(meta)[:16]
     meta["digest"] = _json_digest(meta)
@@ -163,8 +168,9 @@ def _refuse_unreadable(facts: dict, path: Path) -> None:
 
 
 def _store(
-    folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None, info: SubjectInfo
-) -> dict:
+    folder: Path, variables: Variables, clip: Clip, numbers: Int[np.ndarray, " n"], full: dict | None,
+    info: SubjectInfo, speaks: Voice | None,
+) -> dict:  # fmt: skip
     """Write what the bundle consists of; its entries for avatar.json."""
     files: dict[str, Any] = {
         "params": _write(folder, "params", ".npz", _npz(arrays_of(variables))),
@@ -174,6 +180,8 @@ def _store(
     for start in range(0, len(numbers), TRACK_FRAMES):
         data = _npz(track.pack(clip, numbers[start : start + TRACK_FRAMES], info))
         files["track"].append(_write(folder, f"track-{start:05d}", ".npz", data))
+    if speaks is not None:
+        files["voice"] = _write(folder, "voice", ".npz", _npz(arrays_of(speaks.tree())))
     if full is not None:
         files |= _full_as_before(folder, full) or track.store_full(folder, clip)
     return files
@@ -214,7 +222,8 @@ def _full_as_before(folder: Path, full: dict) -> dict[str, dict] | None:
 class Avatar:
     """A loaded bundle. Track arrays and signals have a row per frame, the training frames (`n_train`) before the
     held-out ones; pictures are read when asked for, by their number in the track. Sound it describes, and does not
-    keep. has_eye_area: False where `eye_area` was made of `eye_closed`, as an older version kept none."""
+    keep. has_eye_area: False where `eye_area` was made of `eye_closed`, as an older version kept none. voice: the
+    network from sound to expression, where it has one."""
 
     folder: Path
     meta: dict
@@ -227,6 +236,7 @@ class Avatar:
     face_box_px: np.ndarray
     lips_box_px: np.ndarray
     has_eye_area: bool = True
+    voice: Voice | None = None
     _cached: tuple[int, dict] | None = None
     _videos: dict[str, FullFrames] = dataclasses.field(default_factory=dict)
 
@@ -441,7 +451,23 @@ def load(folder: Path) -> Avatar:
     columns = {name: values for name, values in columns.items() if name not in track.KEPT}
     info = dataclasses.replace(info, signals=tuple(kept[s.name].info if s.name in kept else s for s in info.signals))
     picture = images.decode_png(png, str(plate))
-    return Avatar(folder, meta, settings, info, picture, signals=kept, has_eye_area=has_eye_area, **columns)
+    speaks = read_voice(folder / files["voice"]["name"], meta["voice"]) if "voice" in files else None
+    facts = {"signals": kept, "has_eye_area": has_eye_area, "voice": speaks}
+    return Avatar(folder, meta, settings, info, picture, **facts, **columns)
+
+
+def read_voice(path: Path, facts: Mapping[str, Any]) -> Voice:
+    """A speech network of these facts (`Voice.facts`); UserError where the file holds anything else."""
+    columns, template = tuple(facts["columns"]), voice.shapes(len(facts["columns"]), facts["width"])
+    with track.plain(path) as file:
+        index = npz_index(file, path)
+        flat = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in index.items()}
+        check_fit(template, flat, str(path))
+        arrays = {name: read_entry(file, entry, path, name, check=True) for name, entry in index.items()}
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise refuse(path, name, "is not finite", "finite numbers")
+    return Voice.of_tree(fitted(template, arrays, str(path)), columns, facts["width"])
 
 
 def _signal(info: SignalInfo, values: np.ndarray, meta: Mapping[str, Any]) -> Signal:

@@ -1,8 +1,9 @@
 """What drives an avatar: how many frames, which poses, and the value of every signal that its system asks for.
 
 A signal comes from sound, from the avatar's own track, from another dataset or avatar, from a file of named channels,
-or from constants; edits change single channels of whatever it comes from. Poses and blinks are the clip's own where
-nobody says otherwise. Whatever else a system is driven by must be named: nothing is replayed in silence.
+or from constants; expression also from sound, through the avatar's speech network where it has one. Edits change single
+channels of whatever it comes from. Poses and blinks are the clip's own where nobody says otherwise. Whatever else a
+system is driven by must be named: nothing is replayed in silence.
 """
 
 import dataclasses
@@ -15,14 +16,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from tkjax import contract, signals
+from tkjax import contract, signals, voice
 from tkjax.avatar import avatar_json, bundle
 from tkjax.avatar.bundle import Avatar
 from tkjax.drive import eyes, motion, sounds
 from tkjax.errors import UserError
 from tkjax.formats import head_pose, recordings, tracks
 from tkjax.formats.tracks import Track
-from tkjax.signals import SOUND, Signal, SignalInfo
+from tkjax.media import audio as media_audio
+from tkjax.signals import EXPRESSION, SOUND, Signal, SignalInfo
 
 OWN = "own"  # --drive=own: the avatar's own track
 NATURAL = "natural"  # --blinks=natural: made of the clip's statistics
@@ -117,13 +119,16 @@ def plan(
         moves = motion.follow(avatar, moves, recorded.track, smooth_window)
     closed = None if eye is None else motion.read_blinks(eye)
     closed = closed if fix_eye is None else np.array([fix_eye], np.float32)
-    sound = _sound(avatar, audio, features if hears else None, audio_kinds, smooth_lips, hears, fps)
+    tells = avatar.voice is not None and audio is not None and EXPRESSION in wanted.keys() - found.keys() and not hears
+    sound = _sound(avatar, audio, features if hears else None, audio_kinds, smooth_lips, hears, tells, fps)
     named = [] if sound is None else [sound.n_frames]
     named += [len(recorded.track.values)] if found or follows else []
     paths = [len(moves.cam_to_world) if pose is not None else 0, len(closed) if eye is not None else 0]
     n = max(named or paths) or len(moves.rows)
 
     values = {name: motion.looped(track, n) for name, track in found.items()}
+    if tells:
+        values[EXPRESSION] = _told(avatar, sound, moves.rows, n)
     for name in wanted.keys() - values.keys() - {*EYES}:
         if name not in edits.touched(wanted) and name not in made:
             raise UserError(f"nothing gives the signal {name}, which this avatar is driven by; {_ways(wanted[name])}")
@@ -308,7 +313,17 @@ def _from_track(
     return out
 
 
-def _sound(avatar: Avatar, audio, features, kinds, smooth_lips: bool, hears: bool, fps: float) -> sounds.Sound | None:
+def _told(avatar: Avatar, sound: sounds.Sound, rows: Int[np.ndarray, " m"], n: int) -> Float[np.ndarray, "n C"]:
+    """n frames of expression: the mouth of the speech network, the other channels (brows, lids, gaze) of the clip."""
+    values = np.array(motion.looped(avatar.signals[EXPRESSION].values[rows], n))
+    blocks = media_audio.stream_audio(sound.path, block=int(sounds.BLOCK_S * contract.AUDIO_HZ))
+    values[:, list(avatar.voice.columns)] = voice.spoken(avatar.voice, blocks, n)
+    return values
+
+
+def _sound(
+    avatar: Avatar, audio, features, kinds, smooth_lips: bool, hears: bool, tells: bool, fps: float
+) -> sounds.Sound | None:
     if audio is None:
         for name, given in (("features", features), ("audio_kinds", kinds)):
             if given and hears:
@@ -316,7 +331,9 @@ def _sound(avatar: Avatar, audio, features, kinds, smooth_lips: bool, hears: boo
         if hears:
             raise UserError("nothing gives the sound that this avatar is driven by; name a sound file with --audio")
         return None
-    if not hears:
+    if tells:
+        print("the avatar's speech network makes the expression of the sound", flush=True)
+    elif not hears:
         print("the avatar is not driven by sound: it is only added to the video", flush=True)
     elif not {*avatar_json.OF_SOUND} <= {*(avatar.meta["audio"] or {})}:
         raise UserError(f"{avatar.folder}: the avatar does not say how the sound that it hears is described")

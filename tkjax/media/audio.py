@@ -313,7 +313,7 @@ _POWER_SCALE = 1 / ((_HANN.sum() / 2) ** 2 * FFT * (_HANN**2).sum() / _HANN.sum(
 
 
 _SPEECH_HZ = 200.0, 4000.0  # where the level is measured: without rumble, hum and the hiss of s
-_SPEECH = slice(*np.searchsorted(_POINTS[1:-1], _SPEECH_HZ))  # the bands with these centres
+SPEECH = slice(*np.searchsorted(_POINTS[1:-1], _SPEECH_HZ))  # the bands with these centres
 
 
 def _power(samples: np.ndarray, n: int) -> np.ndarray:
@@ -366,7 +366,7 @@ class LogMel:
         n = max(n, 0)
         power = _power(self._kept, n)
         if self._level is not None:
-            power *= np.array([self._level.gain(math.fsum(row[_SPEECH])) for row in power]).reshape(n, 1)
+            power *= np.array([self._level.gain(math.fsum(row[SPEECH])) for row in power]).reshape(n, 1)
         self._kept = self._kept[n * HOP :]
         self._given += n
         return (SCALE * np.log1p(power / FLOOR)).astype(np.float32)
@@ -378,12 +378,16 @@ def logmel(pcm: Float[np.ndarray, " n"], extractor: str = LEVELLED) -> Float[np.
     return np.concatenate([stream.push(pcm), stream.flush()])
 
 
+def power_of(steps: Float[np.ndarray, "k 80"]) -> Float[np.ndarray, " k"]:
+    """Power between 200 and 4000 Hz that log-mel steps say, relative to a sine of full scale."""
+    return FLOOR * np.expm1(steps[:, SPEECH].astype(np.float64) / SCALE).sum(1)
+
+
 def speech_power(path: str | Path) -> Float[np.ndarray, " k"]:
     """Power between 200 and 4000 Hz of each step of a file, relative to a sine of full scale."""
     stream = LogMel(RAW)
-    parts = [stream.push(block)[:, _SPEECH] for block in stream_audio(path)]
-    steps = np.concatenate([*parts, stream.flush()[:, _SPEECH]]).astype(np.float64)
-    return FLOOR * np.expm1(steps / SCALE).sum(1)
+    parts = [stream.push(block) for block in stream_audio(path)]
+    return power_of(np.concatenate([*parts, stream.flush()]))
 
 
 def logmel_features(features: Float[np.ndarray, "k 80"]) -> AudioFeatures:

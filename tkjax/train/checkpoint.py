@@ -37,6 +37,7 @@ EXEMPT = (
     "train.preview_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.voice",
     "eval",
 )
 MEET_TIMEOUT_S = 3600  # one process may decode a clip or compile while the others wait
