@@ -9,6 +9,7 @@ from tkjax import synthetic
 from tkjax.app import demo, doctor, exporting, importing, workflow
 from tkjax.app.options import DRIVING, PREPARING, Options
 from tkjax.drive import motion
+from tkjax.media import mux
 
 
 def run(opts: Options) -> None:
@@ -63,6 +64,11 @@ def render(opts: Options) -> None:
     workflow.render(Path(opts.workdir), opts.out, driving=driving, **named)
 
 
+def put_sound_under(opts: Options) -> None:
+    made = mux.mux(opts.video, opts.audio, opts.out, **given(opts, "vcodec", "acodec", "crf"))
+    print(f"{opts.out}: {made.seconds:.2f} s, pictures {made.video}, sound {made.sound}")
+
+
 def make_synthetic(opts: Options) -> None:
     synthetic.make(Path(opts.out), **given(opts, "seconds", "size", "seed", "motion"))
     print(f"{opts.out}/clip.mp4 and {opts.out}/dataset")
@@ -89,5 +95,6 @@ MODES: dict[str, Callable[[Options], None]] = {
     "export": lambda o: exporting.run(o.workdir, o.out),
     "synthetic": make_synthetic,
     "demo": run_demo,
+    "mux": put_sound_under,
     "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
 }

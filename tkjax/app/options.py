@@ -97,6 +97,13 @@ MODES = {
         (),
         ("workdir", "config", "split", "seconds", "size", "seed", "motion", "models_dir"),
     ),
+    "mux": Mode(
+        "Put a sound under a video: streams are copied where the result's kind of file holds them, else encoded anew; "
+        "the shorter of both decides the end.",
+        "python launch.py --mode=mux --video=silent.avi --audio=speech.wav --out=speaking.mp4",
+        ("video", "audio", "out"),
+        ("vcodec", "acodec", "crf"),
+    ),
     "doctor": Mode(
         "What this machine has: devices, versions, kernel back ends, model files, known-bad releases.",
         "python launch.py --mode=doctor",
@@ -125,11 +132,11 @@ FLAGS = {
         "path.py:variant, or the config.json of a workdir to repeat its run; --config.a.b=value overrides one key. "
         "Without a variant: cpu where JAX finds no accelerator, else full. Default: configs/er_nerf.py",
     ),
-    "video": Flag("str", "the portrait clip: one person, with sound"),
+    "video": Flag("str", "the portrait clip: one person, with sound (mux: any video)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
     "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
-    "audio": Flag("str", "the sound to speak: wav, mp3, m4a, or a video's sound track"),
+    "audio": Flag("str", "the sound to speak (mux: to put under the video): wav, mp3, m4a, or a video's sound track"),
     "drive": Flag(
         "str",
         "what moves the face beside sound: own (the avatar's own track), a dataset, an avatar or a workdir of somebody "
@@ -164,6 +171,9 @@ FLAGS = {
         "colours matched), none. Default: blend where the clip was cropped, else none",
         choices=SCHEMES,
     ),
+    "vcodec": Flag("str", "pictures of --mode=mux: auto, copy, or an encoder of FFmpeg such as libx264 (auto)"),
+    "acodec": Flag("str", "sound of --mode=mux: auto, copy, or an encoder of FFmpeg such as aac (auto)"),
+    "crf": Flag("int", "quality of pictures that --mode=mux encodes: 0 is best (18)", 0, 63),
     "alpha": Flag("bool", "transparent background: --out is a folder (PNG), .mov (ProRes 4444) or .webm (VP9)"),
     "maps": Flag("names", f"further videos beside --out, some of {', '.join(MAPS)}", choices=MAPS),
     "stages": Flag("names", f"train only these, some of {', '.join(STAGES)}; default: all that are not finished"),
