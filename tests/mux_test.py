@@ -61,7 +61,7 @@ def test_any_pictures_and_any_sound_become_one_file(made, tmp_path, k):
     heard = audio.read_audio(out)
     assert len(shown) == 30 and np.abs(np.array(shown) - np.arange(30)).max() <= 1  # encoded twice: 6 levels a number
     assert result.seconds == pytest.approx(1.2, abs=0.01)
-    assert len(heard) / audio.RATE == pytest.approx(1.2, abs=0.045) and heard.std() > 0.15  # a packet of MP3 is 24 ms
+    assert len(heard) / audio.RATE == pytest.approx(1.2, abs=0.1) and heard.std() > 0.15  # a packet of FLAC is 96 ms
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
@@ -118,7 +118,7 @@ def test_sound_and_pictures_stay_in_step(tmp_path, start, suffix, how):
     mux.mux(tmp_path / "v.mkv", tmp_path / "s.wav", out, vcodec=how)
     found, expected = (np.array(click_times(x, audio.RATE)) for x in (audio.read_audio(out), pcm))
     assert np.abs(found - expected).max() < 0.006
-    assert number(next(video.read_frames(out))) == 0
+    assert abs(number(next(video.read_frames(out)))) <= 1
 
 
 def test_what_a_file_says_of_its_origin_goes_on(made, tmp_path):

@@ -7,8 +7,9 @@ from typing import Any
 
 from tkjax import synthetic
 from tkjax.app import demo, doctor, exporting, importing, workflow
-from tkjax.app.options import DRIVING, PREPARING, Options
+from tkjax.app.options import DRIVING, FLAGS, PREPARING, Options
 from tkjax.drive import motion
+from tkjax.errors import UserError
 from tkjax.media import mux
 
 
@@ -52,8 +53,22 @@ def train(opts: Options) -> None:
 
 
 def evaluate(opts: Options) -> None:
-    named = given(opts, "dataset", "paste_back")
-    workflow.evaluate_avatar(Path(opts.workdir), models=opts.models_dir, **named)
+    of_frames = given(opts, "generated", "truth", "out")
+    if not of_frames:
+        if not opts.workdir:
+            raise UserError(
+                f"--mode=eval needs --workdir: {FLAGS['workdir'].about} (or --generated, --truth and --out)"
+            )
+        named = given(opts, "dataset", "paste_back", "metrics")
+        workflow.evaluate_avatar(Path(opts.workdir), models=opts.models_dir, **named)
+        return
+    for name in ("generated", "truth", "out"):
+        if name not in of_frames:
+            raise UserError(f"--mode=eval of frames made elsewhere needs --{name}: {FLAGS[name].about}")
+    for name in ("workdir", "dataset", "paste_back"):
+        if name in opts.flags:
+            raise UserError(f"--{name} concerns an avatar; frames of --generated are scored without it")
+    workflow.evaluate_folders(**of_frames, models=opts.models_dir, **given(opts, "metrics"))
 
 
 def render(opts: Options) -> None:

@@ -38,6 +38,7 @@ PREPARING = (
 CHECKED = ("content", "sound", "poses", "labels", "background")  # preprocess.checks.STAGES
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
 STAGES = ("head", "lips", "torso")
+METRICS = ("psnr", "ssim", "lpips", "lmd", "nioe", "fid", "response")  # measure.scores.OF_METRIC
 MAPS = ("depth", "ambient", "uncertainty")
 MODES = {
     "fit": Mode(
@@ -67,10 +68,11 @@ MODES = {
         ("audio", *DRIVING, "smooth_path", "smooth_path_window", "torso", "paste_back", "alpha", "maps", "watermark"),
     ),
     "eval": Mode(
-        "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
+        "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4, "
+        "evaluation_report.txt, metrics_plot.png. Or frames made elsewhere against true ones, paired by number: --generated, --truth, --out.",
         "python launch.py --mode=eval --workdir=runs/me",
-        ("workdir",),
-        ("dataset", "models_dir", "paste_back"),
+        (),
+        ("workdir", "dataset", "models_dir", "paste_back", "metrics", "generated", "truth", "out"),
     ),
     "import": Mode(
         "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF or Avatar-ERNeRF becomes a dataset, a "
@@ -135,7 +137,7 @@ FLAGS = {
     "video": Flag("str", "the portrait clip: one person, with sound (mux: any video)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
-    "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write)"),
+    "out": Flag("str", "result: an .mp4 file, or a folder for PNG files (synthetic, eval: the folder to write)"),
     "audio": Flag("str", "the sound to speak (mux: to put under the video): wav, mp3, m4a, or a video's sound track"),
     "drive": Flag(
         "str",
@@ -171,6 +173,14 @@ FLAGS = {
         "colours matched), none. Default: blend where the clip was cropped, else none",
         choices=SCHEMES,
     ),
+    "metrics": Flag(
+        "names",
+        f"which scores are computed, some of {', '.join(METRICS)} (response: do lips and eyes follow); default: all "
+        "that can be",
+        choices=METRICS,
+    ),
+    "generated": Flag("str", "frames to score: a folder of pictures with numbers in their names, or a video"),
+    "truth": Flag("str", "the true frames for --generated, a folder or a video, paired by number"),
     "vcodec": Flag("str", "pictures of --mode=mux: auto, copy, or an encoder of FFmpeg such as libx264 (auto)"),
     "acodec": Flag("str", "sound of --mode=mux: auto, copy, or an encoder of FFmpeg such as aac (auto)"),
     "crf": Flag("int", "quality of pictures that --mode=mux encodes: 0 is best (18)", 0, 63),

@@ -154,10 +154,10 @@ def _track(path: Path, container: av.container.InputContainer, stream: av.stream
         raise UserError(f"{path}: its {stream.type} stream is empty, expected some of it")
     codec = stream.codec_context.codec.canonical_name
     if any(at is None for at, _ in times):
-        known = stream.duration and stream.duration * tick or Fraction(container.duration or 0, av.time_base)
+        known = (stream.duration or 0) * tick or Fraction(container.duration or 0, av.time_base)
         return _Track(path, codec, Fraction(0), known or len(times) / _rate(stream), ())
     order = sorted(times)
-    steps = sorted(b - a for (a, _), (b, _) in zip(order, order[1:]))
+    steps = sorted(b - a for (a, _), (b, _) in itertools.pairwise(order))
     last = order[-1][1] or (steps[len(steps) // 2] if steps else 0)
     first = order[0][0] * tick if zero is None else zero
     end = max(order[-1][0] + last, *(p + d for p, d in order)) * tick
