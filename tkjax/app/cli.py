@@ -7,8 +7,10 @@ from typing import Any
 
 from tkjax import synthetic
 from tkjax.app import demo, doctor, exporting, importing, speaking, workflow
-from tkjax.app.options import DRIVING, PREPARING, Options
+from tkjax.app.options import DRIVING, FLAGS, PREPARING, Options
 from tkjax.drive import motion
+from tkjax.errors import UserError
+from tkjax.media import mux
 
 
 def run(opts: Options) -> None:
@@ -55,8 +57,22 @@ def train(opts: Options) -> None:
 
 
 def evaluate(opts: Options) -> None:
-    named = given(opts, "dataset", "paste_back")
-    workflow.evaluate_avatar(Path(opts.workdir), models=opts.models_dir, **named)
+    of_frames = given(opts, "generated", "truth", "out")
+    if not of_frames:
+        if not opts.workdir:
+            raise UserError(
+                f"--mode=eval needs --workdir: {FLAGS['workdir'].about} (or --generated, --truth and --out)"
+            )
+        named = given(opts, "dataset", "paste_back", "metrics")
+        workflow.evaluate_avatar(Path(opts.workdir), models=opts.models_dir, **named)
+        return
+    for name in ("generated", "truth", "out"):
+        if name not in of_frames:
+            raise UserError(f"--mode=eval of frames made elsewhere needs --{name}: {FLAGS[name].about}")
+    for name in ("workdir", "dataset", "paste_back"):
+        if name in opts.flags:
+            raise UserError(f"--{name} concerns an avatar; frames of --generated are scored without it")
+    workflow.evaluate_folders(**of_frames, models=opts.models_dir, **given(opts, "metrics"))
 
 
 def render(opts: Options) -> None:
@@ -65,6 +81,11 @@ def render(opts: Options) -> None:
     driving["smooth_window"] = window if opts.smooth_path or opts.smooth_path_window else 0
     named = given(opts, "audio", "watermark", "paste_back", "alpha", "maps", "torso")
     workflow.render(Path(opts.workdir), opts.out, driving=driving, **named)
+
+
+def put_sound_under(opts: Options) -> None:
+    made = mux.mux(opts.video, opts.audio, opts.out, **given(opts, "vcodec", "acodec", "crf"))
+    print(f"{opts.out}: {made.seconds:.2f} s, pictures {made.video}, sound {made.sound}")
 
 
 def make_synthetic(opts: Options) -> None:
@@ -98,5 +119,6 @@ MODES: dict[str, Callable[[Options], None]] = {
     "export": lambda o: exporting.run(o.workdir, o.out),
     "synthetic": make_synthetic,
     "demo": run_demo,
+    "mux": put_sound_under,
     "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
 }

@@ -38,6 +38,7 @@ PREPARING = (
 CHECKED = ("content", "sound", "poses", "labels", "background")  # preprocess.checks.STAGES
 SCHEMES = ("none", "box", "face", "face_neck", "blend")
 STAGES = ("head", "lips", "torso")
+METRICS = ("psnr", "ssim", "lpips", "lmd", "nioe", "fid", "response")  # measure.scores.OF_METRIC
 MAPS = ("depth", "ambient", "uncertainty")
 MODES = {
     "fit": Mode(
@@ -88,10 +89,12 @@ MODES = {
         ("set", "scale", "offset", "data_range", "poses"),
     ),
     "eval": Mode(
-        "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4.",
+        "Score a trained avatar on the held-out frames: report.html, report.json, comparison.mp4, "
+        "evaluation_report.txt, metrics_plot.png. Or frames made elsewhere against true ones, paired by number: "
+        "--generated, --truth, --out.",
         "python launch.py --mode=eval --workdir=runs/me",
-        ("workdir",),
-        ("dataset", "models_dir", "paste_back"),
+        (),
+        ("workdir", "dataset", "models_dir", "paste_back", "metrics", "generated", "truth", "out"),
     ),
     "import": Mode(
         "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape becomes a "
@@ -121,6 +124,13 @@ MODES = {
         (),
         ("workdir", "config", "split", "seconds", "size", "seed", "motion", "models_dir"),
     ),
+    "mux": Mode(
+        "Put a sound under a video: streams are copied where the result's kind of file holds them, else encoded anew; "
+        "the shorter of both decides the end.",
+        "python launch.py --mode=mux --video=silent.avi --audio=speech.wav --out=speaking.mp4",
+        ("video", "audio", "out"),
+        ("vcodec", "acodec", "crf"),
+    ),
     "doctor": Mode(
         "What this machine has: devices, versions, kernel back ends, model files, known-bad releases.",
         "python launch.py --mode=doctor",
@@ -149,18 +159,18 @@ FLAGS = {
         "path.py:variant, or the config.json of a workdir to repeat its run; --config.a.b=value overrides one key. "
         "Without a variant: cpu where JAX finds no accelerator, else full. Default: configs/er_nerf.py",
     ),
-    "video": Flag("str", "the portrait clip: one person, with sound (track: sound or not)"),
+    "video": Flag("str", "the portrait clip: one person, with sound (track: sound or not; mux: any video)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
     "out": Flag(
         "str",
-        "result: an .mp4 file, or a folder for PNG files (synthetic: the folder to write; track: an .npz or .csv; "
-        "sheet: a .png)",
+        "result: an .mp4 file, or a folder for PNG files (synthetic, eval: the folder to write; track: an .npz or "
+        ".csv; sheet: a .png)",
     ),
     "audio": Flag(
         "str",
-        "the sound to speak: wav, mp3, m4a, or a video's sound track; own: the clip's under the frames that are played "
-        "(with --poses=test a reconstruction of what was held out)",
+        "the sound to speak (mux: to put under the video): wav, mp3, m4a, or a video's sound track; own: the clip's "
+        "under the frames that are played (with --poses=test a reconstruction of what was held out)",
     ),
     "drive": Flag(
         "str",
@@ -208,6 +218,17 @@ FLAGS = {
         "colours matched), none. Default: blend where the clip was cropped, else none",
         choices=SCHEMES,
     ),
+    "metrics": Flag(
+        "names",
+        f"which scores are computed, some of {', '.join(METRICS)} (response: do lips and eyes follow); default: all "
+        "that can be",
+        choices=METRICS,
+    ),
+    "generated": Flag("str", "frames to score: a folder of pictures with numbers in their names, or a video"),
+    "truth": Flag("str", "the true frames for --generated, a folder or a video, paired by number"),
+    "vcodec": Flag("str", "pictures of --mode=mux: auto, copy, or an encoder of FFmpeg such as libx264 (auto)"),
+    "acodec": Flag("str", "sound of --mode=mux: auto, copy, or an encoder of FFmpeg such as aac (auto)"),
+    "crf": Flag("int", "quality of pictures that --mode=mux encodes: 0 is best (18)", 0, 63),
     "alpha": Flag("bool", "transparent background: --out is a folder (PNG), .mov (ProRes 4444) or .webm (VP9)"),
     "maps": Flag("names", f"further videos beside --out, some of {', '.join(MAPS)}", choices=MAPS),
     "stages": Flag("names", f"train only these, some of {', '.join(STAGES)}; default: all that are not finished"),

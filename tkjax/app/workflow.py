@@ -4,6 +4,7 @@ What a workdir holds: `workdir`. None of these knows a concrete system.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,9 @@ from tkjax.data.dataset_clip import DatasetClip
 from tkjax.drive import driver, own_sound, sheet, stream
 from tkjax.errors import UserError
 from tkjax.host import torch_side
+from tkjax.host.files import writing
 from tkjax.interface import Model
-from tkjax.measure import curves, evaluate, report
+from tkjax.measure import curves, evaluate, folders, report, text_report
 from tkjax.measure.layers import paste_back_of
 from tkjax.measure.report import Report
 from tkjax.models import load_system
@@ -173,8 +175,10 @@ def score(
     extra: dict | None = None,
     videos=(),
     paste_back: str | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> Report:
-    """Evaluate the saved avatar; report.json, report.html, comparison.mp4. `extra` goes into the report."""
+    """Evaluate the saved avatar; report.json, report.html, comparison.mp4, evaluation_report.txt and metrics_plot.png.
+    `extra` goes into the report. metrics: which are computed, names of `scores.OF_METRIC`; None for all."""
     subject = bundle.load(workdir / "avatar")
     model = subject.model()
     wrong = _difference(subject, clip, model)
@@ -197,6 +201,7 @@ def score(
             marks=stream.mark(subject),
             stages=stages,
             paste=paste_back_of(subject, clip, paste_back),
+            metrics=metrics,
         )
     rows = report.read_metrics(workdir / "metrics.jsonl")
     speed = evaluate.training_speed(rows)
@@ -213,11 +218,54 @@ def score(
     made = Report(**result, config=config.to_dict(subject.config), **extra)
     shown = [*videos, (workdir / evaluate.COMPARISON, f"Held-out frames: {', '.join(made.comparison)}")]
     report.write(workdir, made, worst, shown)
+    text_report.write(workdir, scored(made), report.can_plot())
     facts = {"metrics": made.metrics, "response": made.response}
     report.log(workdir / "metrics.jsonl", {"stage": stages[-1], "step": subject.meta["step"], **facts})
     print_scores(made)
     print(f"report: {workdir / 'report.html'}", flush=True)
     return made
+
+
+def scored(made: Report) -> text_report.Scored:
+    """The first row of a report for its plain text."""
+    frames = made.per_frame["frame"]
+    facts = {
+        "subject": made.subject,
+        "system": f"{made.system} (given: {' + '.join(made.ground_truth_layers)})",
+        "frames": f"{len(frames)} held out, {frames[0]}..{frames[-1]}, paired by number",
+        "size": f"{made.size[1]}x{made.size[0]}",
+    }
+    values = {k: [math.nan if v is None else v for v in values] for k, values in made.per_frame.items()}
+    reasons = {k: why for names, why in made.reasons.items() for k in names.split(", ")}
+    distance = made.more_metrics["fid"]
+    return text_report.Scored(facts, frames, values, {"fid": math.nan if distance is None else distance}, reasons)
+
+
+def evaluate_folders(
+    generated: str, truth: str, out: str, *, metrics: Sequence[str] | None = None, models: str | None = None
+) -> text_report.Scored:
+    """Score frames made elsewhere, paired by number: OUT/report.json, evaluation_report.txt, metrics_plot.png."""
+    for metric in metrics or ():
+        if metric not in folders.METRICS:
+            raise UserError(
+                f"--metrics={metric} needs an avatar; with --generated choose some of {', '.join(folders.METRICS)}"
+            )
+    result = folders.score(generated, truth, metrics, models)
+    keys = [k for section in text_report.SECTIONS.values() for k in section]
+    means = {k: result.mean_std(k) for k in keys}
+    tree = {
+        **result.facts,
+        "metrics": {k: None if v is None else v[0] for k, v in means.items()},
+        "spread": {k: None if v is None else v[1] for k, v in means.items() if k != "fid"},
+        "reasons": dict(result.reasons),
+        "per_frame": {"frame": list(result.frames), **{k: v for k, v in result.per_frame.items() if len(v)}},
+    }
+    with writing(f"--out={out}"):
+        Path(out).mkdir(parents=True, exist_ok=True)
+    report.write_json(Path(out) / "report.json", tree)
+    text_report.write(Path(out), result, report.can_plot())
+    print(text_report.text(result), flush=True)
+    return result
 
 
 def _difference(subject: bundle.Avatar, clip: DatasetClip, model: Model) -> str:
@@ -247,8 +295,9 @@ def print_scores(made: Report) -> None:
         print(line(f"{made.system} over {' + '.join(row['ground_truth_layers'])}", row["metrics"] | row))
     for name, m in made.baselines.items():
         print(line(name, m))
-    print("given layers: " + " + ".join(made.ground_truth_layers))
-    print(curves.lines(made.response), flush=True)
+    print("given layers: " + " + ".join(made.ground_truth_layers), flush=True)
+    if made.response is not None:
+        print(curves.lines(made.response), flush=True)
 
 
 def fit(
@@ -307,15 +356,17 @@ def train(
 
 
 def evaluate_avatar(
-    workdir: Path, *, dataset: str | None = None, models: str | None = None, paste_back: str | None = None
-) -> Report:
+    workdir: Path, *, dataset: str | None = None, models: str | None = None, paste_back: str | None = None,
+    metrics: Sequence[str] | None = None,
+) -> Report:  # fmt: skip
     """`score` for the avatar of a workdir on its dataset, or on the one given."""
     workdir = existing_workdir(workdir)
     use_backend("")
     subject = bundle.load(workdir / "avatar")
     root = dataset_of(workdir, dataset)
     with lock.alone(workdir):
-        return score(workdir, open_clip(root, workdir, subject.config), models, paste_back=paste_back)
+        clip = open_clip(root, workdir, subject.config)
+        return score(workdir, clip, models, paste_back=paste_back, metrics=metrics)
 
 
 # ---------------------------------------------------------------- render

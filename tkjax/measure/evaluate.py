@@ -5,6 +5,7 @@ source frame; the baselines stand beside them and are scored alike. Frames pass 
 and landmarks stay in memory.
 """
 
+import contextlib
 import dataclasses
 import heapq
 import platform
@@ -27,7 +28,7 @@ from tkjax.data.clip import Clip
 from tkjax.drive import motion
 from tkjax.errors import UserError
 from tkjax.interface import Model
-from tkjax.measure import curves, formulas, layers, probe, scores
+from tkjax.measure import curves, fid, formulas, layers, probe, scores
 from tkjax.measure.layers import Combination, PasteBack
 from tkjax.measure.probe import Actor
 from tkjax.measure.response import add_curves, responding_to
@@ -39,6 +40,7 @@ from tkjax.types import PyTree, Variables
 
 BASELINES = ("mean_frame", "nearest_frame")
 PASTED = "full_frame"  # the row that is pasted back, and its given layer
+PER_FRAME = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lpips", "lmd_px", "lmd_norm", "nioe")  # of the first row
 N_WORST = 4
 COMPARISON = "comparison.mp4"
 NOTES = {
@@ -110,11 +112,12 @@ class Seen:
 
 
 def look(
-    clip: Clip, frames: Int[np.ndarray, " n"], actors: Sequence[Actor], video: VideoWriter, watch: Watch, *,
-    paste: PasteBack | None = None, lpips=None,
+    clip: Clip, frames: Int[np.ndarray, " n"], actors: Sequence[Actor], video: VideoWriter, watch: Watch | None, *,
+    paste: PasteBack | None = None, lpips=None, inception: fid.Fid | None = None, structure: bool = True,
 ) -> Seen:  # fmt: skip
     """Render every frame in every combination of layers and score it beside the baselines; the last combination is
-    pasted back. The video gets the combinations side by side, then the truth; `watch` sees every picture."""
+    pasted back. The video gets the combinations side by side, then the truth; `watch` sees every picture. structure:
+    with SSIM."""
     average = mean_frame(clip, actors[0].layers)
     train = real_frames(clip, seen=True)
     combined = [a.layers for a in actors]
@@ -154,12 +157,16 @@ def look(
             all_scores[source]["seam"].append(seam)
         pictures |= {"mean_frame": average, "nearest_frame": np.asarray(clip.target(int(nearest[k]), *first.compared))}
         for source, image in pictures.items():
-            for key, value in scores.score(image, targets[source], *boxes, head).items():
+            for key, value in scores.score(image, targets[source], *boxes, head, structure).items():
                 all_scores[source][key].append(value)
             if lpips is not None:
                 all_scores[source]["lpips"].append(lpips(image, targets[source]))
-            watch.add(source, i, image)
-        watch.add(TRUTH, i, truth)
+            if inception is not None and source in rendered:
+                inception.add(source, image, targets[source])
+            if watch is not None:
+                watch.add(source, i, image)
+        if watch is not None:
+            watch.add(TRUTH, i, truth)
         video.write(strip)
         badness = -all_scores[rendered[0]]["psnr"][-1]
         (heapq.heappush if len(worst) < N_WORST else heapq.heappushpop)(worst, (badness, i, strip))
@@ -232,28 +239,51 @@ def evaluate(
     clip: Clip, model: Model, variables: Variables, step: int, workdir: Path, *, system: str, max_frames: int = 0,
     chunk_rays: int = 8192, models: str | None = None, marks: Mapping[str, str] | None = None,
     stages: Sequence[str] | None = None, paste: PasteBack | str = "not computed: the avatar has no whole source frames",
+    metrics: Sequence[str] | None = None,
 ) -> tuple[dict, list[tuple[str, np.ndarray]]]:  # fmt: skip
     """(report of system, split, metrics, baselines, rows, params, reasons, notes; worst frames with captions).
 
     The report's own metrics are those of its first row; `box_edge` and `psnr_outside_mask` are those of the row that
     is pasted back. Writes workdir/comparison.mp4. `models` is --models_dir; what needs a model file that is not there
     is None and `reasons` says why. stages: those that are finished, None for all. paste: or why nothing is pasted.
+    metrics: names of `scores.OF_METRIC` to compute, None for all; the others are None with that reason.
     """
+    chosen = set(metrics or scores.OF_METRIC)
     frames, combined = frames_to_score(clip, max_frames), layers.combinations(model, stages)
-    lpips, no_lpips = scores.lpips(models)
+    lpips, no_lpips = scores.lpips(models) if "lpips" in chosen else (None, "")
+    inception, no_fid = fid.open_fid(models) if "fid" in chosen else (None, "")
     paste, no_paste = (None, paste) if isinstance(paste, str) else (paste, "")
     actors = [Actor(clip, model, variables, step, c, chunk_rays) for c in combined]
     train = real_frames(clip, seen=True)
-    with tempfile.TemporaryDirectory(prefix="tkjax-eval-") as folder, Watch(clip, train, Path(folder), models) as watch:
+    followed, watched = "response" in chosen, bool(chosen & {"response", "lmd", "nioe"})
+    responding = None
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tkjax-eval-"))
+        watch = stack.enter_context(Watch(clip, train, Path(folder), models, followed)) if watched else None
         with comparison(clip, Path(workdir) / COMPARISON, frames, len(combined) + 1, marks or {}) as video:
-            seen = look(clip, frames, actors, video, watch, paste=paste, lpips=lpips)
-        responding = responding_to(watch, actors[0], frames, train)
-        watch.finish()
-    no_lips = "" if watch.points is not None else f"not computed: {watch.why_untracked}"
-    if watch.points is not None:
+            of_pictures = {"lpips": lpips, "inception": inception, "structure": "ssim" in chosen}
+            seen = look(clip, frames, actors, video, watch, paste=paste, **of_pictures)
+        if followed:
+            responding = responding_to(watch, actors[0], frames, train)
+        if watch is not None:
+            watch.finish()
+    missing = ({"lpips": no_lpips} if no_lpips else {}) | ({"fid": no_fid} if no_fid else {})
+    if watch is not None and watch.points is None:
+        missing |= dict.fromkeys(("lmd_px, lmd_norm", "nioe"), f"not computed: {watch.why_untracked}")
+    elif watch is not None:
         scores.add_lips(seen.scores, watch.points, clip.confidence[frames] > 0)
-    add_curves(responding, watch, list(seen.seconds), BASELINES)
-    missing = ({"lmd_px, lmd_norm": no_lips} if no_lips else {}) | ({"lpips": no_lpips} if no_lpips else {})
+    if inception is not None:
+        for source, value in inception.values().items():
+            seen.scores[source]["fid"] = [value]
+        if not any(np.isfinite(seen.scores[source]["fid"][0]) for source in seen.seconds):
+            missing["fid"] = "not computed: it needs at least two scored frames"
+    for metric in scores.OF_METRIC.keys() - chosen:
+        for key in scores.OF_METRIC[metric]:
+            missing[key] = f"not asked for (--metrics={','.join(metrics or ())})"
+            for of_source in seen.scores.values():
+                of_source[key] = []
+    if followed:
+        add_curves(responding, watch, list(seen.seconds), BASELINES)
     facts = {
         "kind": clip.split,
         "train_frames": len(clip.train_frames),
@@ -272,21 +302,33 @@ def evaluate(
     if paste:
         rows.append(_row(seen, PASTED, (PASTED,), missing) | common | {"paste_back": paste.scheme})
     for row, source in zip(rows, seen.seconds, strict=True):
-        row["response"] = responding["rows"][source]
+        row["response"] = responding["rows"][source] if followed else None
     of_frames = {k: rows[-1][k] if paste else None for k in ("box_edge", "psnr_outside_mask")}
     why = rows[-1]["reasons"] if paste else dict.fromkeys(of_frames, no_paste)
     report = {
         **rows[0],
         **of_frames,
-        "response": {k: v for k, v in responding.items() if k != "rows"},
+        "response": {k: v for k, v in responding.items() if k != "rows"} if followed else None,
         "rows": rows,
         "reasons": {k: v for k, v in rows[0]["reasons"].items() if k not in of_frames}
         | {k: why[k] for k, value in of_frames.items() if value is None},
         "notes": dict(NOTES),
         "comparison": [*(c.caption for c in combined), "truth"],
         "size": [int(clip.height), int(clip.width)],
+        "spread": {k: _spread(seen.scores[combined[0].name][k]) for k in (*KEYS, *MORE_KEYS) if k != "fid"},
+        "per_frame": {
+            "frame": frames.tolist(),
+            **{k: curves.rounded(v) for k in PER_FRAME if (v := seen.scores[combined[0].name][k])},
+        },
     }
     return report, seen.worst
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation (population) of the finite values."""
+    finite = np.array(values, np.float64)
+    finite = finite[np.isfinite(finite)]
+    return float(finite.std()) if len(finite) else None
 
 
 def _row(seen: Seen, source: str, given: Sequence[str], missing: Mapping[str, str]) -> dict[str, Any]:
@@ -310,4 +352,5 @@ def _row(seen: Seen, source: str, given: Sequence[str], missing: Mapping[str, st
     why["psnr_head"] = "not computed: no scored frame has a pixel that is labelled head"
     why |= {f"ssim_{k}": f"not computed: no {k} box has {formulas.SSIM_SIDE} pixels a side" for k in ("face", "mouth")}
     values = {**out["metrics"], **out["more_metrics"], **out}
+    why |= {k: reason for k, reason in missing.items() if k in values}
     return out | {"reasons": {**missing, **{k: reason for k, reason in why.items() if values[k] is None}}}

@@ -143,6 +143,14 @@ def eye_distance_px(points: Float[np.ndarray, "68 2"]) -> float:
     return float(np.linalg.norm(points[EYE_RIGHT].mean(0) - points[EYE_LEFT].mean(0)))
 
 
+def mouth_error(a: Float[np.ndarray, "68 2"], truth: Float[np.ndarray, "68 2"]) -> float:
+    """Normalised inter-ocular error of the mouth: mean Euclidean distance of points 48-67, where they lie in the
+    picture, over the distance between the truth's eye centres (ad-nerf dossier §7)."""
+    error = np.linalg.norm(a[LIPS] - truth[LIPS], axis=-1).mean()
+    apart = eye_distance_px(truth)
+    return float(error / apart) if apart > 0 else float("nan")
+
+
 def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """Pearson's r over the entries where both are finite; NaN where one is constant or fewer than 3 are left."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

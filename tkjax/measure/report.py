@@ -30,6 +30,8 @@ LABELS = {
     "ssim_mouth": "SSIM mouth",
     "psnr_head": "PSNR head, dB",
     "lpips": "LPIPS",
+    "nioe": "NIOE (mouth)",
+    "fid": "FID",
     "seam": "neck seam, levels",
     "box_edge": "box edge, levels",
     "psnr_outside_mask": "PSNR outside mask, dB",
@@ -90,7 +92,7 @@ class Report:
     params: Mapping[str, int]  # numbers of parameters by part
     baselines: Mapping[str, Numbers]
     more_baselines: Mapping[str, Numbers]
-    response: Mapping[str, Any]  # do lips and eyes follow, what each signal moves (`measure.response`)
+    response: Mapping[str, Any] | None  # do lips and eyes follow, what each signal moves (`measure.response`)
     rows: Sequence[Mapping[str, Any]]  # one per combination of true and modelled layers, with all of the above
     notes: Mapping[str, str]  # how a number is made
     comparison: Sequence[str]  # captions of the pictures in comparison.mp4, from the left
@@ -102,6 +104,8 @@ class Report:
     avatar: str
     consent: Mapping[str, Any]
     config: Mapping[str, Any]
+    spread: Numbers | None = None  # standard deviations over the frames, of the first row
+    per_frame: Mapping[str, Sequence] | None = None  # its values by frame, and the frames' numbers
     demo: Mapping[str, Any] | None = None  # these three of --mode=demo only
     new_speech: Numbers | None = None
     tracker: Mapping[str, Any] | None = None
@@ -109,7 +113,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """As a tree; what belongs to the demo is left out elsewhere."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in fields.items() if v is not None or k not in ("demo", "new_speech", "tracker")}
+        elsewhere = ("spread", "per_frame", "demo", "new_speech", "tracker")
+        return {k: v for k, v in fields.items() if v is not None or k not in elsewhere}
 
 
 def finite(value: Any) -> Any:
@@ -275,7 +280,7 @@ def data_uri(data: bytes, kind: str) -> str:
 def _number(value: Any, name: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    digits = 4 if name.startswith(("ssim", "lmd_norm", "lpips")) else 2
+    digits = 4 if name.startswith(("ssim", "lmd_norm", "lpips", "nioe")) else 2
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 

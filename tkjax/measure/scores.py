@@ -15,8 +15,18 @@ from tkjax.host import torch_side
 from tkjax.measure import formulas
 
 KEYS = ("psnr", "psnr_face", "psnr_mouth", "ssim", "lmd_px", "lmd_norm")
-MORE_KEYS = ("psnr_head", "ssim_face", "ssim_mouth", "lpips")
+MORE_KEYS = ("psnr_head", "ssim_face", "ssim_mouth", "lpips", "nioe", "fid")
 SEAM_KEYS = ("seam", "box_edge", "psnr_outside_mask")
+# What --metrics can name -> the numbers of a report that it stands for; `response` is whether lips and eyes follow.
+OF_METRIC = {
+    "psnr": ("psnr", "psnr_head", "psnr_face", "psnr_mouth"),
+    "ssim": ("ssim", "ssim_face", "ssim_mouth"),
+    "lpips": ("lpips",),
+    "lmd": ("lmd_px", "lmd_norm"),
+    "nioe": ("nioe",),
+    "fid": ("fid",),
+    "response": (),
+}
 NOTES = {
     "PSNR": "10 log10(255² / MSE) over all pixels and channels of a frame (or of its face or lips box), then the mean "
     "over frames; equal pictures count as 100 dB",
@@ -29,22 +39,27 @@ NOTES = {
     "2/256 of the longer side (2 pixels at 256) of the line where the true labels turn from head to neck or torso",
     "LMD": "the face tracker's lip points (48-67 of 68) in the picture and in the true frame, each set centred "
     "on its own mean; mean distance in pixels, and divided by the distance between the eyes' centres",
+    "NIOE": "the same points, not centred: mean distance over the distance between the true frame's eye centres",
+    "FID": "Fréchet distance of InceptionV3 features (pytorch-fid's weights) between the row's pictures and their "
+    "targets; below 2048 pictures comparable at equal numbers only",
 }
 NAN = float("nan")
 
 
 def score(
     image: UInt8[np.ndarray, "H W 3"], target: UInt8[np.ndarray, "H W 3"], face_box, lips_box,
-    head: Bool[np.ndarray, "H W"] | None = None,
+    head: Bool[np.ndarray, "H W"] | None = None, structure: bool = True,
 ) -> dict[str, float]:  # fmt: skip
-    """Picture measures of one frame; NaN in a region whose box or mask is None or empty."""
-    out = {"psnr": formulas.psnr(image, target), "ssim": formulas.ssim(image, target)}
+    """Picture measures of one frame; NaN in a region whose box or mask is None or empty. structure: with SSIM, else
+    NaN."""
+    ssim = formulas.ssim if structure else lambda a, b: NAN
+    out = {"psnr": formulas.psnr(image, target), "ssim": ssim(image, target)}
     seen = head is not None and head.any()
     out["psnr_head"] = formulas.psnr(image[head][:, None], target[head][:, None]) if seen else NAN
     for name, box in (("face", face_box), ("mouth", lips_box)):
         a, b = (None, None) if box is None else (formulas.crop(image, box), formulas.crop(target, box))
         out[f"psnr_{name}"] = NAN if a is None else formulas.psnr(a, b)
-        out[f"ssim_{name}"] = NAN if a is None else formulas.ssim(a, b)
+        out[f"ssim_{name}"] = NAN if a is None else ssim(a, b)
     return out
 
 
@@ -110,10 +125,12 @@ class Faces:
 def add_lips(
     scores: dict[str, dict[str, list]], points: Mapping[str, np.ndarray], known: Bool[np.ndarray, " n"]
 ) -> None:
-    """Fill in lmd_px and lmd_norm of every source from its points and those of `target`. known: frames with a true
-    face."""
+    """Fill in lmd_px, lmd_norm and nioe of every source from its points and those of `target`. known: frames with a
+    true face."""
     target = points["target"]
     for source, mine in scores.items():
         px = [formulas.lip_distance_px(*pair) for pair in zip(points[source], target, strict=True)]
         mine["lmd_px"] = [v if ok else NAN for v, ok in zip(px, known, strict=True)]
         mine["lmd_norm"] = [v / formulas.eye_distance_px(b) for v, b in zip(mine["lmd_px"], target, strict=True)]
+        errors = [formulas.mouth_error(*pair) for pair in zip(points[source], target, strict=True)]
+        mine["nioe"] = [v if ok else NAN for v, ok in zip(errors, known, strict=True)]

@@ -28,15 +28,17 @@ def spread(frames: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
 class Watch(contextlib.AbstractContextManager):
     """add(source, i, picture) in any order of sources, ascending in i; then `finish`, then the properties.
 
-    train: training frames with a face and a picture of their own. folder: for a small file of the tracker.
+    train: training frames with a face and a picture of their own. folder: for a small file of the tracker. reads:
+    whether curves are asked for; without them only the tracker's `points` are there.
     """
 
-    def __init__(self, clip: Clip, train: Int[np.ndarray, " n"], folder: Path, models: str | None):
+    def __init__(self, clip: Clip, train: Int[np.ndarray, " n"], folder: Path, models: str | None, reads: bool = True):
         self._confidence = np.asarray(clip.confidence)
         self._frames: dict[str, list[int]] = {}
         self._read: dict[str, dict[str, list[float]]] = {}
         learn = spread(train, TO_LEARN)
-        self._readers = [Reader(k, clip.landmarks68_px, learn, clip.target) for k in curves.CURVES]
+        kinds = curves.CURVES if reads else ()
+        self._readers = [Reader(k, clip.landmarks68_px, learn, clip.target) for k in kinds]
         path, self.why_untracked = model_files.find_model(models)
         self._faces = None if path is None else Faces(folder, models)
         self.points: dict[str, Float[np.ndarray, "n 68 2"]] | None = None

@@ -96,6 +96,23 @@ def _zero_time(path: Path) -> Fraction | None:
         return None if frame is None or frame.pts is None else frame.pts * frame.time_base
 
 
+def sound_zero(path: str | Path) -> Fraction:
+    """Time zero of a file with sound, in seconds of its own clock."""
+    path = Path(path)
+    zero = _zero_time(path)
+    with open_media(path) as container:
+        stream = _sound_track(container, path)
+        if zero is not None:
+            return zero
+        try:
+            head = next((f for f in _packets_decoded(container, stream, path) if f.samples), None)
+        except (av.FFmpegError, OSError) as e:
+            raise UserError(f"{path}: its sound cannot be decoded ({_reason(e)}), expected an undamaged file") from e
+        if head is None:
+            raise UserError(f"{path}: its sound track holds no sound, expected a file with sound")
+        return Fraction(0) if head.pts is None else head.pts * head.time_base
+
+
 def _packets_decoded(container: av.container.InputContainer, stream: av.AudioStream, path: Path) -> Iterator:
     """Decoded frames; packets that cannot be decoded are left out (their time stays silent) and reported once."""
     bad = 0

@@ -248,6 +248,21 @@ def read_frames_at_fps(
 # ---------------------------------------------------------------- writing
 
 
+def coded(rgb: UInt8[np.ndarray, "H W C"], form: str) -> av.VideoFrame:
+    """A full-range rgb picture (rgba: with alpha) in an encoder's pixel format, limited range and BT.709; odd sizes are
+    padded by one repeated row or column."""
+    height, width = rgb.shape[:2]
+    if height % 2 or width % 2:
+        rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgba" if rgb.shape[2] == 4 else "rgb24")
+    return frame.reformat(
+        format=form,
+        src_color_range=ColorRange.JPEG,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+    )
+
+
 class VideoWriter:
     """Write frames with sound to a video file, whole or not at all.
 
@@ -347,15 +362,7 @@ class VideoWriter:
         if rgb.dtype != np.uint8 or rgb.shape != (self.height, self.width, self._channels):
             expected = f"uint8 ({self.height}, {self.width}, {self._channels})"
             raise ValueError(f"frame {self.n_frames} of {self.path} is {rgb.dtype} {rgb.shape}, expected {expected}")
-        if self.height % 2 or self.width % 2:
-            rgb = np.pad(rgb, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgba" if self._channels == 4 else "rgb24")
-        frame = frame.reformat(
-            format=self._format,
-            src_color_range=ColorRange.JPEG,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-        )
+        frame = coded(rgb, self._format)
         frame.pts, frame.time_base = self.n_frames, 1 / self.fps
         self._guard(lambda: self._container.mux(self._video.encode(frame)))
         self.n_frames += 1
