@@ -395,7 +395,7 @@ def test_audio_code_equals_the_literal_network(steps):
 # -- marching and compositing
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.9])
+@pytest.mark.parametrize("share", [0.2, *(pytest.param(s, marks=pytest.mark.heavy) for s in (0.02, 0.9))])
 def test_marching_is_the_originals_lattice(share):
     """Dossier §4.3: start + k dt, the first 16 points in occupied cells; also as the original's loop, which leaps."""
     model = Model(rad_nerf_config.get_config("full"), info())
@@ -499,6 +499,7 @@ def test_the_picture_is_the_literal_field_marched_and_composited(model, variable
     assert opaque >= 2
 
 
+@pytest.mark.heavy
 def test_the_fused_picture_is_the_unfused_one(model, variables):
     """All but one value in a thousand within a step of 8 bits, none beyond four; the bars of the ER-NeRF head."""
     hw = (48, 48)
@@ -513,6 +514,7 @@ def test_the_fused_picture_is_the_unfused_one(model, variables):
     assert np.mean(steps <= 1) >= 0.999 and steps.max() <= 4
 
 
+@pytest.mark.heavy
 def test_waves_change_nothing(variables, run):
     data = batch((3, 5))
     (value, (terms, render)), grads = run(variables, data, KEY, clock())
@@ -541,7 +543,11 @@ def numpy_terms(data, render, b, stage):
     return terms
 
 
-@pytest.mark.parametrize("stage, sampler", [("head", "rays"), ("lips", "rays"), ("lips", "lips"), ("torso", "rays")])
+# One program of a stage takes seconds to compile: `make check` has those of the head, with two frames a batch.
+OTHER_STAGES = [pytest.param(*pair, marks=pytest.mark.heavy) for pair in (("lips", "rays"), ("lips", "lips"))]
+
+
+@pytest.mark.parametrize("stage, sampler", [("head", "rays"), *OTHER_STAGES, ("torso", "rays")])
 def test_loss_terms_equal_their_formulas(model, variables, run, stage, sampler):
     data = batch((3, 5), sampler=sampler)
     (value, (terms, render)), _ = run(variables, data, KEY, clock(stage))
@@ -561,16 +567,20 @@ def test_loss_terms_equal_their_formulas(model, variables, run, stage, sampler):
         np.testing.assert_allclose(terms["mse"], np.mean([w["mse"] for w in want]), rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_the_perceptual_term_sees_the_lips_as_one_picture(model, variables, run):
-    data = batch((3,), sampler="lips")
+    data = batch((3, 5), sampler="lips")
     (_, (terms, render)), _ = run(variables, data, KEY, clock("lips"))
     row, column = (np.asarray(data.pixels_px[0, :, k] - 4.5).astype(int) for k in (1, 0))
-    pictures = np.zeros((2, 1, 2 * PATCH, 2 * PATCH, 3), np.float32)
-    pictures[0, 0, row, column] = picture(render, data.background)[0]
-    pictures[1, 0, row, column] = data.target[0]
-    np.testing.assert_allclose(terms["perceptual"], 0.01 * float(model.perceptual(*pictures)[0]), rtol=1e-4)
+    pictures = np.zeros((2, 2, 2 * PATCH, 2 * PATCH, 3), np.float32)
+    pictures[0][:, row, column] = picture(render, data.background)
+    pictures[1][:, row, column] = data.target
+    distances = np.asarray(model.perceptual(*pictures))
+    assert distances.shape == (2,)
+    np.testing.assert_allclose(terms["perceptual"], 0.01 * distances.mean(), rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_frames_of_a_batch_do_not_meet(variables, run):
     """A batch of two frames is two batches of one frame: any split over devices gives the same gradient."""
     for stage, sampler in (("head", "rays"), ("lips", "lips"), ("torso", "rays")):
@@ -588,10 +598,10 @@ def test_frames_of_a_batch_do_not_meet(variables, run):
 # -- gradients
 
 
-@pytest.mark.parametrize("stage", ["head", "lips", "torso"])
+@pytest.mark.parametrize("stage", ["head", pytest.param("lips", marks=pytest.mark.heavy), "torso"])
 def test_a_stage_reaches_all_groups_that_it_trains(model, variables, run, stage):
     sampler = "lips" if stage == "lips" else "rays"
-    _, grads = run(variables, batch(sampler=sampler), KEY, clock(stage))
+    _, grads = run(variables, batch((3, 5), sampler=sampler), KEY, clock(stage))
     labels = model.labels(grads)
     rates = next(s.rates for s in model.stages() if s.name == stage)
     for (path, g), group in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(labels), strict=True):
@@ -601,7 +611,7 @@ def test_a_stage_reaches_all_groups_that_it_trains(model, variables, run, stage)
 
 def test_gradients_are_finite_for_huge_densities(variables, run):
     params = variables.params | {"sigma": jax.tree.map(lambda p: 50 * p, variables.params["sigma"])}
-    (value, _), grads = run(variables.replace(params=params), batch(), KEY, clock())
+    (value, _), grads = run(variables.replace(params=params), batch((3, 5)), KEY, clock())
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -611,6 +621,7 @@ def test_only_the_rows_of_the_batchs_frames_get_a_gradient(variables, run):
         assert np.flatnonzero(np.any(np.asarray(codes(grads)), -1)).tolist() == [3, 5]
 
 
+@pytest.mark.heavy
 def test_the_ambient_term_holds_the_coordinates_at_zero_outside_the_lower_face(model, variables):
     """Its gradient reaches what places the look-up, nothing else; where all rays are inside there is none."""
 
@@ -630,6 +641,7 @@ def test_the_ambient_term_holds_the_coordinates_at_zero_outside_the_lower_face(m
     assert not any(np.any(g) for g in jax.tree.leaves(slope(variables.params, True)))
 
 
+@pytest.mark.heavy
 def test_cameras_are_trained_where_asked(variables):
     model = Model(tiny(train_camera=True), info())
     v = fresh.adapted(variables, model)
@@ -661,6 +673,7 @@ def test_sound_and_eyes_change_the_picture(variables, draw):
     assert np.abs(draw(variables, changed(batch(), "eye_area", jnp.zeros((1, 1, 1, 1)))).rgb - base.rgb).max() > 1e-4
 
 
+@pytest.mark.heavy
 def test_without_the_eyes_input_blinks_change_nothing(variables):
     model = Model(tiny(eye=False), info())
     v = fresh.adapted(variables, model)
@@ -745,6 +758,7 @@ def test_noise_is_one_shift_of_the_lattice_per_ray(model, variables):
     np.testing.assert_allclose(shift[first], noise[first], atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
     import optax
 
