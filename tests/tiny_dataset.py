@@ -91,6 +91,24 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+def sentence(error) -> str:
+    """The message, which must be one line and one sentence."""
+    text = str(error.value)
+    assert "\n" not in text and ". " not in text and not text.endswith("."), text
+    assert "expected" in text
+    return text
+
+
+def assert_equal(dataset: contract.Dataset, wanted: dict) -> None:
+    for member, value in wanted.items():
+        if member in contract.PICTURES:
+            assert [dataset.frame_bytes(member, i) for i in range(dataset.n_frames)] == value
+        else:
+            got = dataset.column(member)
+            assert got.dtype == value.dtype
+            np.testing.assert_array_equal(got, value)
+
+
 def redigest(root: Path, change=lambda manifest: None) -> None:
     """Edit the manifest and give it a digest that fits, as somebody would who means to."""
     manifest = json.loads((root / contract.MANIFEST).read_bytes())
