@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Nearly every program of a test runs once or twice: XLA's optimiser would cost more than it saves (a third of the time).
-# Its newer way to write loops takes two to three times as long as the older one, which jaxlib 0.11 no longer has.
+# Nearly every program of a test runs once or twice: XLA's optimiser would cost more than it saves (a third of the
+# time). Its newer emitters of loops take two to three times as long as the older ones, which jaxlib 0.11 lacks.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"

@@ -1,7 +1,5 @@
 """Datasets whose hashes and digest are right, but whose content is not: refused in one sentence, never a crash."""
 
-import hashlib
-import io
 import json
 import random
 import shutil
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_dataset import files_of, redigest, sentence, write_tiny
+from tests.tiny_dataset import files_of, redigest, rewrite_shard, sentence, write_tiny
 from tkjax import contract
 from tkjax.contract import ContractError, Dataset, validate
 
@@ -119,26 +117,6 @@ def test_no_edit_of_one_manifest_value_is_a_crash(copy):
             except ContractError as e:
                 assert "\n" not in str(e)
 
-
-def rewrite_shard(root: Path, change, k: int = 0, save=None) -> None:
-    """Change the arrays of shard k, and make names, hashes and digest fit."""
-    old = next(root.glob(f"shard-{k:05d}-*"))
-    with np.load(old, allow_pickle=False) as z:
-        arrays = {name: z[name] for name in z.files}
-    change(arrays)
-    out = io.BytesIO()
-    (save or contract.write_npz)(out, arrays)
-    old.unlink()
-    sha = hashlib.sha256(out.getvalue()).hexdigest()
-    name = f"shard-{k:05d}-{sha[:8]}.npz"
-    (root / name).write_bytes(out.getvalue())
-
-    def edit(m):
-        del m["files"][old.name]
-        m["files"][name] = sha
-        m["shards"][k]["file"] = name
-
-    redigest(root, edit)
 
 
 def put(member, index, value):

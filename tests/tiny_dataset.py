@@ -1,6 +1,8 @@
 """Small datasets of the contract for tests, and the golden one of version 1.1 (`python -m tests.tiny_dataset`)."""
 
 import functools
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -114,6 +116,27 @@ def redigest(root: Path, change=lambda manifest: None) -> None:
     manifest = json.loads((root / contract.MANIFEST).read_bytes())
     change(manifest)
     (root / contract.MANIFEST).write_bytes(contract.dump_manifest(manifest))
+
+
+def rewrite_shard(root: Path, change, k: int = 0, save=None) -> None:
+    """Change the arrays of shard k, and make names, hashes and digest fit."""
+    old = next(root.glob(f"shard-{k:05d}-*"))
+    with np.load(old, allow_pickle=False) as z:
+        arrays = {name: z[name] for name in z.files}
+    change(arrays)
+    out = io.BytesIO()
+    (save or contract.write_npz)(out, arrays)
+    old.unlink()
+    sha = hashlib.sha256(out.getvalue()).hexdigest()
+    name = f"shard-{k:05d}-{sha[:8]}.npz"
+    (root / name).write_bytes(out.getvalue())
+
+    def edit(m):
+        del m["files"][old.name]
+        m["files"][name] = sha
+        m["shards"][k]["file"] = name
+
+    redigest(root, edit)
 
 
 def write_golden(root: Path = GOLDEN / "v1_1") -> None:
