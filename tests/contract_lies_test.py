@@ -118,7 +118,6 @@ def test_no_edit_of_one_manifest_value_is_a_crash(copy):
                 assert "\n" not in str(e)
 
 
-
 def put(member, index, value):
     def change(a):
         a[member] = a[member].copy()
