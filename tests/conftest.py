@@ -1,6 +1,7 @@
 """Shared settings: a persistent compilation cache, bounded memory, the order of files, and where optional data lies."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Nearly every program of a test runs once or twice: XLA's optimiser would cost more than it saves (a third of the time)
+# Nearly every program of a test runs once or twice: XLA's optimiser would cost more than it saves (a third of the
+# time). Its newer emitters of loops take two to three times as long as the older ones, which jaxlib 0.11 lacks.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
 # Parallel workers share the processors: OpenMP's threads would spin while they wait for each other (PyTorch, 10 times)

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract_test import rewrite_shard
-from tests.tiny_dataset import frames, write_tiny, writer
+from tests.tiny_dataset import frames, rewrite_shard, write_tiny, writer
 from tkjax import contract, samplers, signals
 from tkjax.contract import AudioFeatures, ContractError, described
 from tkjax.data import dataset_clip as clips

@@ -133,6 +133,7 @@ def test_a_long_clip_gets_a_code_per_frame():
     assert params["codes"]["embedding"].shape == (12_345, 4)
 
 
+@pytest.mark.heavy
 def test_initial_distributions():
     model = Model(er_nerf_config.get_config("full"), info(80))
     params = fresh.part_of(model, 1, "planes", "codes", "density", "audio_net")
@@ -249,6 +250,7 @@ def test_colours_end_a_thousandth_outside_their_range(variables, draw, sign, end
     assert np.asarray(got.alpha).max() > 0.5
 
 
+@pytest.mark.heavy
 def test_waves_change_nothing(variables, run):
     """A ray that is opaque after one wave skips the next: same picture, terms and gradients."""
     data = batch((3, 5))
@@ -264,6 +266,7 @@ def test_waves_change_nothing(variables, run):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=1e-4 * scale), grads, grads_1)
 
 
+@pytest.mark.heavy
 def test_frames_of_a_batch_do_not_meet(variables, run):
     """A batch of two frames is two batches of one frame: any split over devices gives the same gradient."""
     (value, (terms, render)), grads = run(variables, batch((3, 5)), KEY, CLOCK)
@@ -279,7 +282,7 @@ def test_frames_of_a_batch_do_not_meet(variables, run):
 
 
 def test_a_render_repeats_bit_for_bit(variables, run):
-    first, second = (run(variables, batch(), KEY, CLOCK) for _ in range(2))
+    first, second = (run(variables, batch((3, 5)), KEY, CLOCK) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -314,10 +317,11 @@ def test_loss_terms_equal_their_formulas(variables, run):
         assert (terms["perturb"] > 0) == (step % 16 == 0)
 
 
+@pytest.mark.heavy
 def test_the_lips_stage_takes_every_sampler_and_judges_pictures_only(model, variables, run, monkeypatch):
     """`--config.train.lips.samplers=lips,rays`: scattered rays make no picture for the perceptual term."""
     monkeypatch.setattr(Model, "perceptual_term", lambda *_: jnp.float32(2))
-    data = batch()
+    data = batch((3, 5))
     render = run(variables, data, KEY, CLOCK)[0][1][1]
     clock = Clock(jnp.int32(3), jnp.float32(0.5), "lips")
     for sampler, weight in (("lips", 0.01), ("patch", 0.1), ("rays", None), ("close", None), ("focus", None)):
@@ -371,7 +375,7 @@ def test_norm_and_entropy_have_finite_gradients_at_their_edges():
 
 
 def test_every_group_has_a_finite_gradient_that_is_not_zero(variables, run):
-    _, grads = run(variables, batch(), KEY, CLOCK)
+    _, grads = run(variables, batch((3, 5)), KEY, CLOCK)
     for name, tree in grads.items():
         leaves = jax.tree.leaves(tree)
         if name == "torso":  # another stage's
@@ -386,13 +390,13 @@ def test_gradients_are_finite_where_the_field_is_zero(model, run):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     v = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
     v = v.replace(state={"density": v.state["density"], "bits": v.state["bits"] + jnp.uint8(255)})
-    (value, _), grads = run(v, batch(), KEY, CLOCK)
+    (value, _), grads = run(v, batch((3, 5)), KEY, CLOCK)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_gradients_are_finite_for_huge_densities(variables, run):
     params = variables.params | {"density": jax.tree.map(lambda p: 50 * p, variables.params["density"])}
-    (value, _), grads = run(variables.replace(params=params), batch(), KEY, CLOCK)
+    (value, _), grads = run(variables.replace(params=params), batch((3, 5)), KEY, CLOCK)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -414,7 +418,7 @@ def test_evaluation_uses_the_first_frame_code_and_training_the_frames_own(variab
     base = draw(variables, batch())
     np.testing.assert_array_equal(draw(moved(3), batch()).rgb, base.rgb)
     assert np.abs(draw(moved(0), batch()).rgb - base.rgb).max() > 1e-3
-    trained = [run(v, batch(), KEY, CLOCK)[0][1][1].rgb for v in (variables, moved(0), moved(3))]
+    trained = [run(v, batch((3, 5)), KEY, CLOCK)[0][1][1].rgb for v in (variables, moved(0), moved(3))]
     np.testing.assert_array_equal(trained[0], trained[1])
     assert np.abs(trained[0] - trained[2]).max() > 1e-3
 
@@ -439,6 +443,7 @@ def test_blink_and_sound_change_the_picture(variables, draw):
     assert np.abs(draw(variables, changed(batch(), SOUND, batch().signals[SOUND] + 1)).rgb - base.rgb).max() > 1e-5
 
 
+@pytest.mark.heavy
 def test_blink_noise_is_uniform_within_a_twentieth_and_per_frame():
     frames = jnp.arange(400, dtype=jnp.int32)
     data = batch((3,)).replace(
@@ -492,12 +497,12 @@ def test_prepare_removes_what_no_training_camera_sees(model, variables):
     assert 0 < shares[1] < shares[0] <= 0.75  # the box is half of the cube, and a layer of cells around it
 
 
-def test_training_learns_a_disc():
+@pytest.mark.heavy
+def test_training_learns_a_disc(model, run):
     """Fifty steps of the smoke model on one colour disc."""
     import optax
 
-    model = Model(tiny(), info())
-    stage, run = model.stages()[0], total(model)
+    stage = model.stages()[0]
     v = initialise(model, jax.random.key(0))
     rates = {k: optax.adam(r.lr, b1=r.b1, b2=r.b2) for k, r in stage.rates.items()}
     frozen = {k: optax.set_to_zero() for k in ("torso", "torso_tables")}

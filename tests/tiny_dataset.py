@@ -1,6 +1,8 @@
 """Small datasets of the contract for tests, and the golden one of version 1.1 (`python -m tests.tiny_dataset`)."""
 
 import functools
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -91,11 +93,50 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+def sentence(error) -> str:
+    """The message, which must be one line and one sentence."""
+    text = str(error.value)
+    assert "\n" not in text and ". " not in text and not text.endswith("."), text
+    assert "expected" in text
+    return text
+
+
+def assert_equal(dataset: contract.Dataset, wanted: dict) -> None:
+    for member, value in wanted.items():
+        if member in contract.PICTURES:
+            assert [dataset.frame_bytes(member, i) for i in range(dataset.n_frames)] == value
+        else:
+            got = dataset.column(member)
+            assert got.dtype == value.dtype
+            np.testing.assert_array_equal(got, value)
+
+
 def redigest(root: Path, change=lambda manifest: None) -> None:
     """Edit the manifest and give it a digest that fits, as somebody would who means to."""
     manifest = json.loads((root / contract.MANIFEST).read_bytes())
     change(manifest)
     (root / contract.MANIFEST).write_bytes(contract.dump_manifest(manifest))
+
+
+def rewrite_shard(root: Path, change, k: int = 0, save=None) -> None:
+    """Change the arrays of shard k, and make names, hashes and digest fit."""
+    old = next(root.glob(f"shard-{k:05d}-*"))
+    with np.load(old, allow_pickle=False) as z:
+        arrays = {name: z[name] for name in z.files}
+    change(arrays)
+    out = io.BytesIO()
+    (save or contract.write_npz)(out, arrays)
+    old.unlink()
+    sha = hashlib.sha256(out.getvalue()).hexdigest()
+    name = f"shard-{k:05d}-{sha[:8]}.npz"
+    (root / name).write_bytes(out.getvalue())
+
+    def edit(m):
+        del m["files"][old.name]
+        m["files"][name] = sha
+        m["shards"][k]["file"] = name
+
+    redigest(root, edit)
 
 
 def write_golden(root: Path = GOLDEN / "v1_1") -> None:
