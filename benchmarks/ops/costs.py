@@ -60,7 +60,8 @@ def field_mlp(samples: int, widths) -> dict[str, Cost]:
 
 def field(samples: int, channels: int, mlps, rows_bytes: int, spec=None, planes: int = 1, *more) -> dict[str, Cost]:
     """The MLPs only: 2 per weight and sample forward (46.4 kFLOP for an ER-NeRF sample), 4 backward. Encoding and
-    activations come on top and are not counted, as in the dossier. spec: of a grid, if there is one; more: further ones, as (spec, planes)."""
+    activations come on top and are not counted, as in the dossier. spec: of a grid, where there is one; more: further
+    ones, as (spec, planes)."""
     macs = sum(mlp_macs(widths) for widths in mlps)
     moved = samples * 4 * (3 + channels + 1) + rows_bytes + 4 * macs
     forward, backward = Cost(2 * samples * macs, moved), Cost(4 * samples * macs, moved + 4 * macs)

@@ -183,7 +183,7 @@ def rad_nerf_program():
 
 @functools.cache
 def ad_nerf_program(signal: int):
-    """An AD-NeRF network (ad-nerf dossier §3): 8 layers of 256 with a skip; signal 64 for the head, 106 for the torso."""
+    """An AD-NeRF network (ad-nerf dossier §3): 8 layers of 256 with a skip; signal: 64 for the head, 106 the torso."""
     p = ProgramBuilder("ad_nerf_head" if signal == 64 else "ad_nerf_torso")
     x = p.concat([p.freq(p.points, 10), p.row("signal", signal)])
     h = p.mlp("trunk", [x], (x.channels, *[256] * 5), bias=True, output="relu")

@@ -329,7 +329,7 @@ def test_damaged_words_and_buffers_are_errors_and_never_a_crash(seed):
         jax.block_until_ready(
             cpu.call(
                 "tkjax_field_forward", out, points, jnp.int32(65), *arrays[:-1], words=good, indexed=flags, **plain
-            )  # fmt: skip
+            )
         )
 
 
