@@ -19,6 +19,7 @@ from tkjax.models import load_system, systems
 from tkjax.ops.composite import composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
+from tkjax.ops.freq_encode import freq_encode
 from tkjax.ops.grid_encode import grid_encode
 from tkjax.ops.march import march, march_packed
 from tkjax.ops.packbits import dilate_morton, packbits
@@ -197,6 +198,21 @@ def field_problem(some: inputs.Samples, train: bool, program: Program | None = N
     return Problem(run, (params, rows), (sh, ray, points), costs, n, "samples", peer)
 
 
+def _wide_field(signal: int, total: int, quick: bool) -> Problem:
+    """An AD-NeRF network at samples of a picture: the signal is one row for all, the direction one for each ray."""
+    program = inputs.ad_nerf_program(signal)
+    some, rng = inputs.samples(70 if quick else total, 32 if quick else 256), np.random.default_rng(9)
+    signals = jnp.asarray(rng.normal(0.0, 0.5, (1, signal)).astype(np.float32))
+    view = jax.jit(freq_encode, static_argnums=1)(jnp.asarray(some.rays.direction), 4)
+    points, ray, n = jnp.asarray(some.points), jnp.asarray(some.ray), len(some.points)
+
+    def run(backend, params, signals, view, ray, points):
+        return field(program, points, {"signal": (signals, None), "view": (view, ray)}, params, backend=backend)
+
+    costs = cost.field(n, program.channels, mlps(program), view.size * 4)
+    return Problem(run, (inputs.wide_params(program), signals), (view, ray, points), costs, n, "samples")
+
+
 def mlps(program: Program) -> list[tuple[int, ...]]:
     """Widths of its MLPs."""
     return [i.widths for i in program.instructions if i.op == "mlp"]
@@ -270,6 +286,9 @@ CASES = (
     Case("field_mlp", "er_density", MODES, P(_mlp, inputs.ER_MLPS["density"], False, "none")),
     Case("field_mlp", "er_colour", MODES, P(_mlp, inputs.ER_MLPS["colour"], False, "sigmoid")),
     Case("field_mlp", "width_128_biased", MODES, P(_mlp, (32, 128, 128, 16), True, "none")),
+    Case("field_mlp", "width_256_biased", MODES, P(_mlp, (256, 256, 256), True, "relu"), peers=()),
+    Case("field", "field_ad_nerf_head", MODES, P(_wide_field, 64, 16_384), peers=()),
+    Case("field", "field_ad_nerf_torso", MODES, P(_wide_field, 106, 16_384), peers=()),
     Case("field", "field_rad_nerf", F, P(_field, RAD, 524_288, False), peers=()),
     Case("field", "field_rad_nerf_train", MODES, P(_field, RAD, 49_152, True), peers=()),
     Case("render_fused", "render_fused_rad_nerf", F, P(_render, RAD, 256), peers=()),

@@ -58,13 +58,14 @@ def field_mlp(samples: int, widths) -> dict[str, Cost]:
     return both(forward, backward)
 
 
-def field(samples: int, channels: int, mlps, rows_bytes: int, spec, planes: int, *more) -> dict[str, Cost]:
+def field(samples: int, channels: int, mlps, rows_bytes: int, spec=None, planes: int = 1, *more) -> dict[str, Cost]:
     """The MLPs only: 2 per weight and sample forward (46.4 kFLOP for an ER-NeRF sample), 4 backward. Encoding and
-    activations come on top and are not counted, as in the dossier. more: further grids, as (spec, planes)."""
+    activations come on top and are not counted, as in the dossier. spec: of a grid, where there is one; more: further
+    ones, as (spec, planes)."""
     macs = sum(mlp_macs(widths) for widths in mlps)
     moved = samples * 4 * (3 + channels + 1) + rows_bytes + 4 * macs
     forward, backward = Cost(2 * samples * macs, moved), Cost(4 * samples * macs, moved + 4 * macs)
-    for grid, count in ((spec, planes), *more):
+    for grid, count in () if spec is None else ((spec, planes), *more):
         gathers, values = samples * count * grid.levels * 2**grid.dims, count * grid.entries * grid.features
         forward += Cost(0, min(values, gathers * grid.features) * 4, gathers)
         backward += Cost(0, 2 * values * 4, gathers)

@@ -181,6 +181,28 @@ def rad_nerf_program():
     return p.build(sigma=p.act(h[0:1], "trunc_exp"), rgb=rgb, ambient=p.sum_abs(a))
 
 
+@functools.cache
+def ad_nerf_program(signal: int):
+    """An AD-NeRF network (ad-nerf dossier §3): 8 layers of 256 with a skip; signal: 64 for the head, 106 the torso."""
+    p = ProgramBuilder("ad_nerf_head" if signal == 64 else "ad_nerf_torso")
+    x = p.concat([p.freq(p.points, 10), p.row("signal", signal)])
+    h = p.mlp("trunk", [x], (x.channels, *[256] * 5), bias=True, output="relu")
+    h = p.mlp("behind_skip", [x, h], (x.channels + 256, *[256] * 3), bias=True, output="relu")
+    sigma = p.mlp("density", [h], (256, 1), bias=True, output="relu")
+    rgb = p.mlp("colour", [h, p.row("view", 27)], (283, 128, 128, 128, 3), bias=True, output="sigmoid")
+    return p.build(sigma=sigma, rgb=rgb)
+
+
+def wide_params(program: Program) -> dict:
+    """Matrices and biases of the size that a trained network's have."""
+    out = {i.name: kernels(i.widths, 10 + k) for k, i in enumerate(program.instructions) if i.op == "mlp"}
+    return {
+        name: {f"kernel_{k}": v for k, v in enumerate(own)}
+        | {f"bias_{k}": jnp.full(v.shape[1], 0.05, jnp.float32) for k, v in enumerate(own)}
+        for name, own in out.items()
+    }
+
+
 def rows(program: Program, directions: np.ndarray) -> dict[str, jax.Array]:
     """Values of a head's rows: `sh` per ray, the others one for all."""
     rng = np.random.default_rng(4)

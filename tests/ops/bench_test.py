@@ -34,7 +34,7 @@ def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out.json"
     names = (
         "er_planes,rays_4096_side_64,dense_65536,composite_packed,packbits,dilate_morton,width_64_layers_3,"
-        "field_er_nerf_train,er_nerf_256"
+        "field_er_nerf_train,field_ad_nerf_head,er_nerf_256"
     )
     assert bench.main(["--quick", "--json", str(out), "--cases", names, "--peers", "none"]) == 0
     return json.loads(out.read_text())
@@ -239,6 +239,15 @@ def test_the_rad_nerf_field_costs_what_its_dossier_says():
     forward = costs.field(1, 4, cases.mlps(program), 0, *grids[0], grids[1])["forward"]
     assert forward.flop == 2 * 28_352 == program.flops and forward.gathers == 192
     assert (inputs.RAD_SPACE.entries, inputs.RAD_AMBIENT.entries) == (903_480, 555_520)
+
+
+@pytest.mark.parametrize("signal, macs, active", [(64, 593_408, 595_844), (106, 614_912, 617_348)])
+def test_the_ad_nerf_networks_cost_what_their_dossier_says(signal, macs, active):
+    """§10 and §3: multiply-adds and parameters of one of the head's and of the torso's networks."""
+    program = inputs.ad_nerf_program(signal)
+    costs_here = costs.field(1, 4, cases.mlps(program), 0)
+    assert costs_here["forward"].flop == 2 * macs == program.flops and costs_here["backward"].flop == 4 * macs
+    assert sum(v.size for v in jax.tree.leaves(inputs.wide_params(program))) == active
 
 
 def test_grid_costs_by_hand():

@@ -20,6 +20,7 @@ fused.register("triton", "tkjax.fields.triton.plane_head")
 BLOCK = 64  # rows that every kernel's block divides, or is divided by
 PLANES = GridSpec(2, 4, 1, 8, 40, 8)
 HEAD = programs.er_nerf_head(PLANES, audio=16, geometry=16)
+WIDE = programs.ad_nerf()  # 8 layers of 256, as they are
 MARCH = rays.COMMON | dict(samples=3, dt=0.1, box=(-0.95, -0.45, -0.95, 0.95, 0.45, 0.95))
 
 
@@ -58,17 +59,22 @@ def _mlp(n, seed):
     return _floats(rng, n, 36), tuple(_floats(rng, *w) / 6 for w in widths), tuple(_floats(rng, w[1]) for w in widths)
 
 
-def _field(n, seed):
-    points, rows, params = programs.make(HEAD, n, seed)
-    index = rows["sh"][1]
-    return (points, {name: v for name, (v, _) in rows.items()}, params), (index,)
+def _field(program, per_ray, n, seed):
+    points, rows, params = programs.make(program, n, seed)
+    return (points, {name: v for name, (v, _) in rows.items()}, params), (rows[per_ray][1],)
 
 
-def _run_field(backend, diff, const):
+def _run_field(program, per_ray, backend, diff, const):
     points, values, params = diff
     return ops.field(
-        HEAD, points, {k: (v, const[0] if k == "sh" else None) for k, v in values.items()}, params, backend=backend
+        program, points, {k: (v, const[0] if k == per_ray else None) for k, v in values.items()}, params,
+        backend=backend,
     )  # fmt: skip
+
+
+def _field_op(program, per_ray, tolerance):
+    make, run = functools.partial(_field, program, per_ray), functools.partial(_run_field, program, per_ray)
+    return Op("field", make, run, tolerance, "field")
 
 
 def _samples(n, seed, samples=5):
@@ -132,7 +138,8 @@ OPS = {
         lambda backend, diff, const: ops.field_mlp(*diff, output="tanh", backend=backend),
         3e-5,
     ),
-    "field": Op("field", _field, _run_field, 1e-3),
+    "field": _field_op(HEAD, "sh", 1e-3),
+    "field, wide": _field_op(WIDE, "direction", 1e-4),
     "composite": Op(
         "composite",
         _dense,

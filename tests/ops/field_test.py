@@ -318,16 +318,18 @@ def test_damaged_words_and_buffers_are_errors_and_never_a_crash(seed):
     words = words[: rng.integers(1, len(words) + 1)] if rng.integers(2) else words
     arrays = cpu_field._buffers(values, {k: v for k, v in index.items() if v is not None}, params, program)
     out = jax.ShapeDtypeStruct((65, program.channels), jnp.float32)
-    flags = np.array([index[name] is not None for name in program.rows], np.int32)
+    flags, plain = np.array([index[name] is not None for name in program.rows], np.int32), {"bf16": np.int32(0)}
     try:
         total = jnp.int32(65)
-        np.asarray(cpu.call("tkjax_field_forward", out, points, total, *arrays, words=words, indexed=flags))
+        np.asarray(cpu.call("tkjax_field_forward", out, points, total, *arrays, words=words, indexed=flags, **plain))
     except jax.errors.JaxRuntimeError as error:
         assert "tkjax" in str(error)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"wrong|Index out of range"):
         good = cpu_field.words(program)
         jax.block_until_ready(
-            cpu.call("tkjax_field_forward", out, points, jnp.int32(65), *arrays[:-1], words=good, indexed=flags)
+            cpu.call(
+                "tkjax_field_forward", out, points, jnp.int32(65), *arrays[:-1], words=good, indexed=flags, **plain
+            )
         )
 
 

@@ -7,8 +7,8 @@ log(1 + exp(x)); trunc_exp, which is exp with the derivative exp(x clipped to ±
 float32 throughout. Differentiable with respect to x, kernels and biases; relu has derivative 0 at 0. NaN and
 infinity pass as in plain arithmetic, sample by sample.
 
-Fields reach these kernels through `field`. By itself the op is for what is no field of samples: AD-NeRF's networks of 8
-layers of 256, evaluated at depths that it draws itself, and DynTet's, evaluated at the vertices of a mesh.
+Fields reach these kernels through `field`, AD-NeRF's networks of 8 layers of 256 among them. By itself the op is for
+what is no field of samples: DynTet's networks, evaluated at the vertices of a mesh.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def field_mlp(
     output: str = "none",
     backend: str | None = None,
 ) -> Float[Array, "N M"]:
-    """The MLP of each row of x; kernels are [in, out], widths 1 to 256 (16 to 128 are what kernels are tuned for)."""
+    """The MLP of each row of x; kernels are [in, out], widths 1 to 256 (16 to 256 are what kernels are tuned for)."""
     kernels, biases = tuple(kernels), None if biases is None else tuple(biases)
     check_activation("field_mlp", hidden)
     check_activation("field_mlp", output)

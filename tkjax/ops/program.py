@@ -263,7 +263,7 @@ def _step(i: Instruction, inputs, points, rows, params, mlp, grid):
         kernels = tuple(own[f"kernel_{k}"] for k in layers)
         return mlp(inputs, kernels, biases, hidden=i.hidden, output=i.output)
     if i.op == "concat":
-        n = max(v.shape[0] for v in inputs)
+        n = next((v.shape[0] for v in inputs if v.shape[0] != 1), 1)  # none, where there is no sample
         return jnp.concatenate([jnp.broadcast_to(v, (n, v.shape[1])) for v in inputs], -1)
     return _elementwise(i, *inputs)
 

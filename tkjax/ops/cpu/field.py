@@ -2,6 +2,9 @@
 
 The program goes to C++ as a list of int32 words (floats by their bits); arrays go in the order points, total,
 parameters, rows' values, indices. The backward call is told what is asked for, and gives nothing else.
+
+Under `jax.default_matmul_precision("bfloat16")`, where no gradient is taken and the processor has AVX512_BF16, operands
+of the products are rounded to bfloat16 (sums stay float32): for pictures of wide networks.
 """
 
 import functools
@@ -20,6 +23,7 @@ OPS = (
     "points", "row", "grid", "mlp", "act", "add", "mul", "affine", "clip", "slice", "concat", "stop_gradient", "norm",
     "sum_abs", "freq",
 )  # fmt: skip
+BFLOAT16 = ("bfloat16", "BF16_BF16_F32")  # of jax_default_matmul_precision
 MAX_STEPS, MAX_ROWS, MAX_PARAMS, MAX_OUTPUTS = 64, 16, 128, 32  # as in field.h
 
 
@@ -106,10 +110,10 @@ def _indexed(program: Program, indices) -> np.ndarray:
     return np.array([name in indices for name in program.rows], np.int32)
 
 
-def _forward(program: Program, points, values, indices, params, total):
+def _forward(program: Program, points, values, indices, params, total, rounded: bool = False):
     out = jax.ShapeDtypeStruct((points.shape[0], program.channels), jnp.float32)
     arrays = _buffers(values, indices, params, program)
-    attributes = {"words": words(program), "indexed": _indexed(program, indices)}
+    attributes = {"words": words(program), "indexed": _indexed(program, indices), "bf16": np.int32(rounded)}
     return cpu.call("tkjax_field_forward", out, points, total, *arrays, **attributes)
 
 
@@ -121,7 +125,8 @@ def _field(program: Program, points, values, indices, params, total):
         supports(folded)
     except NotImplementedError:  # it has an instruction more for each layer that is taken apart
         folded, fewer = program, params
-    return _forward(folded, points, values, indices, fewer, total)
+    rounded = str(jax.config.jax_default_matmul_precision) in BFLOAT16
+    return _forward(folded, points, values, indices, fewer, total, rounded)
 
 
 def _field_fwd(program: Program, points, values, indices, params, total):

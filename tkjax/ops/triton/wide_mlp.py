@@ -1,11 +1,12 @@
 """Wide Triton MLPs, layer by layer: for those whose values of a sample do not fit into one program's registers.
 
-AD-NeRF's networks have 8 layers of 256: 2,300 values and 1.2 million weights a sample. The kernels of `field_mlp` hold
-all of a sample's values and unroll all layers; here a program computes a tile of samples times outputs of one layer, and
-streams the layer's inputs and weights. Hidden layers go through memory, 2 KB a sample and layer forward; they are kept
-for the backward pass, which has two kernels a layer: the gradient of its inputs, times the derivative of the activation
-below, and the gradient of its weights, summed by a fixed number of programs, so that the same inputs give the same bits.
-Rows are padded with zeros to a multiple of STEP channels. Precisions as in `field_mlp`; sums and what is kept are float32.
+AD-NeRF's networks have 8 layers of 256, so 2,300 values a sample and 600,000 weights. The kernels of `field_mlp` hold
+all values of a sample and unroll all layers; here a program computes a tile of samples times outputs of one layer, and
+streams the layer's inputs and weights. Hidden layers go through memory, written and read, 2 KB a sample and layer; they
+are kept for the backward pass, which has two kernels a layer: the gradient of its inputs, times the derivative of the
+activation below, and the gradient of its weights, summed by a fixed number of programs, so that the same inputs give
+the same bits. Rows are padded with zeros to a multiple of STEP channels. Precisions as in `field_mlp`; sums and what is
+kept are float32.
 """
 
 import functools

@@ -25,7 +25,7 @@ struct Bound {
   std::vector<FieldRow> rows;
   int64_t samples = 0, total = 0;
 
-  ffi::Error make(Words words, Words indexed, bool backward, const Points& points, const Total& all,
+  ffi::Error make(Words words, Words indexed, bool backward, bool bf16, const Points& points, const Total& all,
                   const ffi::RemainingArgs& rest) {
     bool is_indexed[FIELD_MAX_ROWS] = {};
     if (indexed.size() > FIELD_MAX_ROWS) return bad("field: too many rows");
@@ -33,6 +33,7 @@ struct Bound {
     if (words.size() < 3 || words[2] != static_cast<int32_t>(indexed.size())) return bad("field: rows and words differ");
     if (const char* why = TKJAX_CALL(field_parse, words.begin(), words.size(), is_indexed, backward, field.get()))
       return bad(std::string("field: ") + why);
+    field->bf16 = bf16 && has_bf16();
     samples = points.dimensions()[0];
     if (points.dimensions()[1] != field->dims) return bad("field: points have the wrong number of columns");
     total = all.typed_data()[0];
@@ -86,9 +87,9 @@ struct Bound {
 ffi::Error out_of_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "tkjax: field: out of memory"); }
 
 ffi::Error forward(ffi::ThreadPool threads, Points points, Total total, ffi::RemainingArgs rest,
-                   ffi::Result<Points> out, Words words, Words indexed) {
+                   ffi::Result<Points> out, Words words, Words indexed, int32_t bf16) {
   Bound bound;
-  if (auto error = bound.make(words, indexed, false, points, total, rest); error.failure()) return error;
+  if (auto error = bound.make(words, indexed, false, bf16 != 0, points, total, rest); error.failure()) return error;
   if (out->dimensions()[0] != bound.samples || out->dimensions()[1] != bound.field->channels)
     return bad("field: the result has the wrong shape");
   XlaPool pool(threads);
@@ -101,7 +102,7 @@ ffi::Error forward(ffi::ThreadPool threads, Points points, Total total, ffi::Rem
 ffi::Error backward(ffi::ThreadPool threads, Points points, Total total, Points dout, ffi::RemainingArgs rest,
                     ffi::RemainingRets out, Words words, Words indexed, Words asked) {
   Bound bound;
-  if (auto error = bound.make(words, indexed, true, points, total, rest); error.failure()) return error;
+  if (auto error = bound.make(words, indexed, true, false, points, total, rest); error.failure()) return error;
   const Field& field = *bound.field;
   if (dout.dimensions()[0] != bound.samples || dout.dimensions()[1] != field.channels)
     return bad("field: the gradient has the wrong shape");
@@ -139,7 +140,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(tkjax_field_forward, tkjax::forward,
                                   .RemainingArgs()
                                   .Ret<tkjax::Points>()
                                   .Attr<tkjax::Words>("words")
-                                  .Attr<tkjax::Words>("indexed"));
+                                  .Attr<tkjax::Words>("indexed")
+                                  .Attr<int32_t>("bf16"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(tkjax_field_backward, tkjax::backward,
                               tkjax::ffi::Ffi::Bind()
