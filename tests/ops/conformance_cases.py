@@ -120,6 +120,12 @@ def _draw(program, backend, diff, const):
     return ops.render_fused(program, *const, backend=backend, **MARCH)
 
 
+def _tables(n, seed):
+    """Five tables of n entries for three frames; a third of the coefficients are 0."""
+    rng = np.random.default_rng(seed)
+    return (_floats(rng, 5, n, 4), np.where(rng.random((3, 5)) < 0.3, 0, _floats(rng, 3, 5))), ()
+
+
 def _cells(n, seed):
     return (), (_floats(np.random.default_rng(seed), 8 * n), np.float32(0.2))
 
@@ -171,6 +177,9 @@ OPS = {
         functools.partial(_draw, plain_field()),
         2e-4,
         "render_fused",
+    ),
+    "blend_tables": Op(
+        "blend_tables", _tables, lambda backend, diff, const: ops.blend_tables(*diff, backend=backend), 3e-5
     ),
     "freq_encode": Op(
         "freq_encode",

@@ -22,9 +22,9 @@ from tkjax.ops import dispatch
 
 
 def blend_tables(
-    tables: Float[Array, "K T F"], coefficients: Float[Array, "B K"], *, backend: str | None = None
+    tables: Float[Array, "K T F"], coefficients: Float[Array, "B _"], *, backend: str | None = None
 ) -> Float[Array, "B T F"]:
-    """The blended tables [B,T,F] float32 of B frames. Both arguments are float32.
+    """The blended tables [B,T,F] of B frames with coefficients [B,K]; all are float32.
 
     Where a kernel runs, gradients cannot be differentiated again; the reference can.
     """

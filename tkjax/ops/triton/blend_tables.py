@@ -14,7 +14,7 @@ from tkjax.ops.triton import launch
 
 MAX_ROWS = 16  # sums of a program
 MAX_COLUMNS = 1024  # numbers of each: two loads of 16 bytes for each thread of four warps
-TILE = 8192  # sums x numbers: 64 registers of a thread
+TILE = 4096  # sums x numbers: 32 registers of a thread
 
 
 @triton.jit
