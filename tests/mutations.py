@@ -170,14 +170,15 @@ def fresh_avatar(rng, folder: Path) -> None:
     if how == 0:
         edit_json(rng, meta)
     elif how == 1:
-        edit_json(rng, meta[rng.choice(("files", "config", "info", "audio", "full", "consent"))])
+        edit_json(rng, meta[rng.choice(("files", "config", "info", "audio", "full", "consent", "voice"))])
     elif how == 2:  # a name that leads out, with the file there
         entry = rng.choice(avatar_json.entries(meta["files"]))
         name = entry["name"]
         names = (str(outside(folder) / name), f"../../outside/avatar/{name}", f"./{name}", "avatar.json", name.upper())
         entry["name"] = rng.choice((*names, f"{name}\x00", f"{name}\n"))
     else:
-        entry = rng.choice([meta["files"]["params"], meta["files"]["background"], *meta["files"]["track"]])
+        files = meta["files"]
+        entry = rng.choice([files["params"], files["voice"], files["background"], *files["track"]])
         data = (folder / entry["name"]).read_bytes()
         data = edit_png(rng, data) if entry["name"].endswith(".png") else edit_npz(rng, data)
         (folder / entry["name"]).write_bytes(data)

@@ -18,6 +18,7 @@ import pytest
 
 from tests import tiny, tiny_dataset
 from tests.mutations import VALUES, WITHOUT_DIGEST, fresh_avatar, fresh_dataset, places
+from tests.voices import untrained
 from tkjax import config, contract
 from tkjax.avatar import avatar_json, bundle
 from tkjax.contract import Dataset
@@ -45,7 +46,8 @@ def place(tmp_path_factory):
     clip = DatasetClip(tiny.make_dataset(root / "clip", n=70), root / "cache")
     resolved = tiny.config()
     variables = load_system(resolved.system)(resolved, clip.info).init(jax.random.key(0))
-    bundle.save(root / "avatar", resolved, variables, 4, clip, bundle.audio_spec(clip.audio), {"statement": "mine"})
+    spec, consent = bundle.audio_spec(clip.audio), {"statement": "mine"}
+    bundle.save(root / "avatar", resolved, variables, 4, clip, spec, consent, speaks=untrained())
     tiny_dataset.write_tiny(root / "dataset", n=66, source={"crop_px": [0, 0, 16, 12], "full_size": [16, 12]})
     for kind in ("avatar", "dataset"):
         shutil.copytree(root / kind, root / "outside" / kind)
@@ -62,6 +64,7 @@ def content_of_avatar(folder: Path) -> dict:
     out |= {k: getattr(subject, k) for k in ("cam_to_world", "confidence", "face_box_px")}
     out |= {f"signal {k}": s.values for k, s in subject.signals.items()}
     out |= bundle.arrays_of(subject.variables(subject.model()))
+    out |= {f"voice {k}": v for k, v in bundle.arrays_of(subject.voice.tree()).items()}
     pictures = [(k, i) for k in ("torso", "label", "face") for i in (0, subject.n_track - 1)]
     return out | {f"{k}{i}": getattr(subject, k)(i) for k, i in pictures}
 
@@ -82,6 +85,9 @@ def check_avatar(folder: Path) -> None:
         values = getattr(subject, name)
         assert values.shape == shape and np.isfinite(values).all(), name
     assert np.isfinite(info.intrinsics).all() and len(info.intrinsics) == 4
+    if subject.voice is not None:
+        assert set(subject.voice.columns) <= set(range(info.signal("expression").channels))
+        assert all(np.isfinite(v).all() for v in bundle.arrays_of(subject.voice.tree()).values())
     assert 0 <= subject.frame_number(0) and subject.frame_number(n - 1) < info.n_frames
     for ask in (lambda: subject.variables(subject.model()), *(
         lambda k=k, i=i: getattr(subject, k)(i) for k in ("torso", "label", "face") for i in (0, n - 1)

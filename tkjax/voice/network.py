@@ -43,19 +43,22 @@ class Constants(NamedTuple):
     high: Float[Array, " K"]
 
 
-Past = tuple[Float[Array, "B p C"], ...]  # what a block leaves to the next: each layer's last 2d normalised steps
+Past = tuple[Float[Array, "B _ C"], ...]  # what a block leaves to the next: each layer's last 2d normalised steps
 
 
 def init(key: jax.Array, bands: int, width: int, channels: int) -> PyTree:
-    """Fresh parameters: `bands` features in, `width` channels within, `channels` coefficients out."""
-    keys = iter(jax.random.split(key, 2 * len(DILATIONS) + 1))
+    """Fresh parameters: `bands` features in, `width` channels within, `channels` coefficients out. Those of the layers
+    are stacked."""
+    keys = jax.random.split(key, 3)
 
-    def dense(n: int, m: int, gain: float) -> PyTree:
-        return {"w": gain * jax.random.normal(next(keys), (n, m)) / jnp.sqrt(n), "b": jnp.zeros(m)}
+    def dense(key: jax.Array, gain: float, *shape: int) -> PyTree:
+        w = gain / shape[-2] ** 0.5 * jax.random.normal(key, shape)
+        return {"w": w, "b": jnp.zeros((*shape[:-2], shape[-1]))}
 
-    layers = [{"hear": dense(TAPS * width, width, 1.4), "add": dense(width, width, 0.3)} for _ in DILATIONS]
-    return {"in": dense(bands, width, 1.0), "layers": layers, "out": {"w": jnp.zeros((width, channels)),
-                                                                      "b": jnp.zeros(channels)}}  # fmt: skip
+    n = len(DILATIONS)
+    hear, add = dense(keys[1], 1.4, n, TAPS * width, width), dense(keys[2], 0.3, n, width, width)
+    return {"in": dense(keys[0], 1.0, bands, width), "hear": hear, "add": add, "out": {
+        "w": jnp.zeros((width, channels)), "b": jnp.zeros(channels)}}  # fmt: skip
 
 
 def start(width: int, batch: int = 1) -> Past:
@@ -99,14 +102,15 @@ def apply(
     None drops nothing."""
     x = _dense(params["in"], (steps - constants.mean) / constants.spread)
     kept = []
-    for j, (d, layer) in enumerate(zip(DILATIONS, params["layers"], strict=True)):
+    for j, d in enumerate(DILATIONS):
+        hear, add = (jax.tree.map(lambda v, j=j: v[j], params[name]) for name in ("hear", "add"))
         h = jnp.concatenate([past[j], _normalised(x)], 1)
         kept.append(h[:, steps.shape[1] :])
         taps = jnp.concatenate([h[:, d * t : d * t + steps.shape[1]] for t in range(TAPS)], -1)
-        h = jax.nn.gelu(_dense(layer["hear"], taps))
+        h = jax.nn.gelu(_dense(hear, taps))
         if key is not None:
             stays = jax.random.bernoulli(jax.random.fold_in(key, j), 1 - dropout, (len(h), 1, h.shape[2]))
             h = jnp.where(stays, h / (1 - dropout), 0.0)
-        x = x + _dense(layer["add"], h)
+        x = x + _dense(add, h)
     out = _dense(params["out"], _normalised(x[:, hop - 1 :: hop]))
     return tuple(kept), constants.rest + opened[..., None] * constants.scale * out
