@@ -172,7 +172,7 @@ def compose(strips_: Iterator[np.ndarray], rows: Sequence[Row], tile: int, title
     mask = mask.resize((wide, tile), Image.Resampling.LANCZOS)
     for k, (row, strip) in enumerate(zip(rows, strips_, strict=True)):
         x, y = PAD + k // down * (wide + GAP), PAD + head + k % down * (tile + CAPTION + GAP)
-        numbers = f"{row.low:.2g} – {row.high:.2g}"
+        numbers = f"{row.low:.2g} to {row.high:.2g}"
         room = wide - pen.textlength(numbers, font=small) - 12
         pen.text((x, y + 2), _fit(pen, row.name, small, room), font=small, fill=INK)
         pen.text((x + wide, y + 2), numbers, font=small, fill=DIM, anchor="ra")

@@ -86,7 +86,7 @@ def live_link(table: Table) -> Columns:
         "out",
         flush=True,
     )
-    return names, out, time_s
+    return names, out, time_s - time_s[0]
 
 
 def _say_gaps(path: Path, time_s: np.ndarray, lost: int, twice: int) -> None:
@@ -99,7 +99,7 @@ def _say_gaps(path: Path, time_s: np.ndarray, lost: int, twice: int) -> None:
         print(f"{path}: {', '.join(parts)}{longest}; between their neighbours", flush=True)
 
 
-def timecodes(texts: Sequence[str], path: Path) -> np.ndarray:
+def timecodes(texts: Sequence[str], path: Path | str) -> np.ndarray:
     """Seconds of HH:MM:SS:FF.fff. The rate at which FF counts is the least usual one above the largest FF where the
     recording runs over a whole second, else 60. UserError where one is no timecode, or where they run backwards."""
     parts = [TIMECODE.fullmatch(text.strip()) for text in texts]
