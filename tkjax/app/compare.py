@@ -2,7 +2,8 @@
 
 WORKDIR/dataset (or --dataset) is shared. WORKDIR/systems/LABEL/ is a workdir of its own for each system, as `fit`
 leaves it, with two files more: `schedule.json`, how long its stages are, and `row.json`, its row of the comparison when
-it is finished. So the same command again, whatever ended the last one, keeps the finished systems and continues the others.
+it is finished. So the same command again, whatever ended the last one, keeps the finished systems and continues the
+others.
 
 The budget is of training steps (no compiling, no evaluation). A short trial of every stage measures its steps per
 second; if the system's own schedule would take longer, all of it is shortened by one factor (`config.shortened`), so
@@ -42,7 +43,7 @@ from tkjax.train import loop, plan
 BUDGET_MINUTES = 15.0
 SYSTEMS, SCHEDULE, ROW, SPENT = "systems", "schedule.json", "row.json", "spent.json"
 PAGE, JSON, VIDEO = "compare.html", "compare.json", "compare.mp4"
-TRIAL_SHARE, TRIAL_MOST_S = 0.03, 30.0  # of the budget, for every stage; seconds at most
+TRIAL_SHARE, TRIAL_LEAST_S, TRIAL_MOST_S = 0.03, 1.0, 30.0  # of the budget, for every stage; seconds
 TRIAL_STEPS = 6  # at least, of a stage that has them
 TRIAL_LOG = 2  # steps between two looks at the clock
 RESERVE = 0.95  # of the budget is planned for
@@ -279,7 +280,7 @@ class System:
         shutil.rmtree(folder, ignore_errors=True)
         tried = ConfigDict(self.config.to_dict())
         tried.train.log_every, tried.train.preview_every, tried.train.checkpoint_every = TRIAL_LOG, 0, 10**9
-        each = min(TRIAL_SHARE * self.budget_s, TRIAL_MOST_S)
+        each = min(max(TRIAL_SHARE * self.budget_s, TRIAL_LEAST_S), TRIAL_MOST_S)
         seen: dict[str, list[tuple[int, float]]] = {}
 
         def watch(name: str, facts: dict) -> None:
@@ -349,9 +350,8 @@ def _column(workdir: Path, row: Mapping) -> side_by_side.Column:
     """The row's picture with the fewest given layers, the last of its comparison video before the truth."""
     n = len(row["comparison"])
     given = " + ".join(row["rows"][n - 2]["ground_truth_layers"])
-    label = f"{row['label']} (given: {given})"
     video = workdir / SYSTEMS / row["label"] / evaluate.COMPARISON
-    return side_by_side.Column(label, video, n, n - 2, row["per_frame"]["frame"])
+    return side_by_side.Column(row["label"], f"given: {given}", video, n, n - 2, row["per_frame"]["frame"])
 
 
 def _marks(workdir: Path, rows: Sequence[Mapping]) -> dict[str, str]:

@@ -230,7 +230,7 @@ def scored(made: Report) -> text_report.Scored:
         "frames": f"{len(frames)} held out, {frames[0]}..{frames[-1]}, paired by number",
         "size": f"{made.size[1]}x{made.size[0]}",
     }
-    values = {k: [math.nan if v is None else v for v in values] for k, values in made.per_frame.items()}
+    values = {k: [math.nan if v is None else v for v in values] for k, values in made.per_frame.items() if k != "frame"}
     reasons = {k: why for names, why in made.reasons.items() for k in names.split(", ")}
     distance = made.more_metrics["fid"]
     return text_report.Scored(facts, frames, values, {"fid": math.nan if distance is None else distance}, reasons)

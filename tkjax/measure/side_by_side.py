@@ -12,18 +12,19 @@ from tkjax.data.clip import Clip
 from tkjax.measure.evaluate import heldout_sound
 from tkjax.media import images, video
 
-BAR = 22  # pixels of the label over each picture
-INK, PAPER = (235, 235, 235), (28, 30, 33)
+LINES = ((16, 13, (240, 240, 240)), (33, 10, (165, 172, 180)))  # middle, size of letters, colour; over each picture
+BAR, PAPER = 43, (28, 30, 33)
 STILLS = 3
 LEAST_HEIGHT = 160  # smaller pictures are enlarged, so that labels can be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One picture of each scored frame of an evaluation: label, its comparison video, how many pictures that has side
-    by side and which of them this is; the frames' numbers in its order."""
+    """One picture of each scored frame of an evaluation: label, a second line for it, its comparison video, how many
+    pictures that has side by side and which of them this is; the frames' numbers in its order."""
 
     label: str
+    more: str
     video: Path
     columns: int
     column: int
@@ -43,15 +44,14 @@ def common(columns: Sequence[Column]) -> list[int]:
     return sorted(set.intersection(*(set(c.frames) for c in columns)))
 
 
-def labelled(picture: UInt8[np.ndarray, "h w 3"], label: str) -> UInt8[np.ndarray, "H w 3"]:
-    """The picture under a bar with its label."""
+def labelled(picture: UInt8[np.ndarray, "h w 3"], *lines: str) -> UInt8[np.ndarray, "H w 3"]:
+    """The picture under a bar with one or two lines, in smaller letters where they are too long for it."""
     bar = Image.new("RGB", (picture.shape[1], BAR), PAPER)
-    draw, size = ImageDraw.Draw(bar), 13
-    font = ImageFont.load_default(size)
-    while size > 7 and draw.textlength(label, font) > picture.shape[1] - 8:
-        size -= 1
-        font = ImageFont.load_default(size)
-    draw.text((5, BAR // 2), label, INK, font, anchor="lm")
+    draw = ImageDraw.Draw(bar)
+    for text, (middle, size, colour) in zip(lines, LINES):
+        while size > 7 and draw.textlength(text, ImageFont.load_default(size)) > picture.shape[1] - 10:
+            size -= 1
+        draw.text((6, middle), text, colour, ImageFont.load_default(size), anchor="lm")
     return np.concatenate([np.asarray(bar), picture])
 
 
@@ -69,9 +69,9 @@ def make(
     sound = heldout_sound(clip, np.array(wanted)) if len(wanted) == wanted[-1] - wanted[0] + 1 else None
     try:
         for k, pictures in enumerate(zip(*(c.read(wanted) for c in columns), strict=True)):
-            truth = ("truth", np.asarray(clip.target(wanted[k])))
-            parts = [truth, *((c.label, p) for c, p in zip(columns, pictures, strict=True))]
-            strip = np.concatenate([labelled(_at_height(p, height), label) for label, p in parts], 1)
+            parts = [(("truth",), np.asarray(clip.target(wanted[k])))]
+            parts += [((c.label, c.more), p) for c, p in zip(columns, pictures, strict=True)]
+            strip = np.concatenate([labelled(_at_height(p, height), *lines) for lines, p in parts], 1)
             if writer is None:
                 size = strip.shape[:2]
                 writer = video.VideoWriter(out, *size, fps=clip.fps, audio=sound, metadata=metadata)
