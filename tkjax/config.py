@@ -301,6 +301,26 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = (), default_variant=l
     return config
 
 
+def shortened(config: ConfigDict, factor: float) -> ConfigDict:
+    """A copy whose schedule is `factor` times as long: every whole number above 0 in `model` and `train` that is called
+    `steps`, or whose name ends in `_step` or `_steps`, alone or in a list; at least 1."""
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(scaled(v) for v in value)
+        return max(1, round(value * factor)) if type(value) is int and value > 0 else value
+
+    def walk(node: Mapping) -> dict:
+        out = {}
+        for key, value in node.items():
+            named = key == "steps" or key.endswith(("_step", "_steps"))
+            out[key] = walk(value) if isinstance(value, Mapping) else scaled(value) if named else value
+        return out
+
+    tree = config.to_dict()
+    return ConfigDict({k: walk(v) if k in ("model", "train") else v for k, v in tree.items()})
+
+
 def write(config: ConfigDict, path: Path) -> None:
     """Resolved config as json, replaced in one go."""
     write_atomic(path, json.dumps(to_dict(config), indent=2, sort_keys=True) + "\n")

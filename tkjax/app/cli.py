@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tkjax import synthetic
-from tkjax.app import demo, doctor, exporting, importing, speaking, workflow
+from tkjax.app import compare, demo, doctor, exporting, importing, speaking, workflow
 from tkjax.app.options import DRIVING, FLAGS, PREPARING, Options
 from tkjax.drive import motion
 from tkjax.errors import UserError
@@ -83,6 +83,14 @@ def render(opts: Options) -> None:
     workflow.render(Path(opts.workdir), opts.out, driving=driving, **named)
 
 
+def compare_systems(opts: Options) -> None:
+    if opts.config:
+        raise UserError("--mode=compare takes --configs (several), not --config; --config.key=value sets a key of all")
+    named = given(opts, "video", "dataset", "consent", "budget_minutes")
+    preparing = given(opts, *PREPARING)
+    compare.run(Path(opts.workdir), opts.configs, overrides(opts), preparing=preparing, **named)
+
+
 def put_sound_under(opts: Options) -> None:
     made = mux.mux(opts.video, opts.audio, opts.out, **given(opts, "vcodec", "acodec", "crf"))
     print(f"{opts.out}: {made.seconds:.2f} s, pictures {made.video}, sound {made.sound}")
@@ -119,6 +127,7 @@ MODES: dict[str, Callable[[Options], None]] = {
     "export": lambda o: exporting.run(o.workdir, o.out),
     "synthetic": make_synthetic,
     "demo": run_demo,
+    "compare": compare_systems,
     "mux": put_sound_under,
     "doctor": lambda o: print("\n".join(doctor.report(o.models_dir))),
 }

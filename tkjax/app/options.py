@@ -96,6 +96,13 @@ MODES = {
         (),
         ("workdir", "dataset", "models_dir", "paste_back", "metrics", "generated", "truth", "out"),
     ),
+    "compare": Mode(
+        "Several systems on the same clip, with the same minutes of training each: trains and scores every one, then "
+        "compare.html, compare.json and compare.mp4. The same command again continues where it stopped.",
+        "python launch.py --mode=compare --configs=er_nerf,rad_nerf --dataset=runs/me/dataset --workdir=runs/both",
+        ("configs", "workdir"),
+        ("video", "dataset", "consent", "budget_minutes", "split", "seed", "preload", "config", *PREPARING),
+    ),
     "import": Mode(
         "Take over old work: a dataset folder of AD-NeRF, RAD-NeRF, ER-NeRF, Avatar-ERNeRF or NeRFBlendShape becomes a "
         "dataset; a RAD-NeRF or ER-NeRF .pth, a NeRFBlendShape .pth.tar, or AD-NeRF's head and body .tar (the body's "
@@ -142,7 +149,8 @@ MODES = {
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """kind: str, int, float, bool, ints (two whole numbers) or names (some of `choices`, comma separated).
+    """kind: str, int, float, bool, ints (two whole numbers), names (some of `choices`, comma separated) or
+    list (any words, comma separated).
     low, high: closed bounds of numbers."""
 
     kind: str
@@ -159,6 +167,8 @@ FLAGS = {
         "path.py:variant, or the config.json of a workdir to repeat its run; --config.a.b=value overrides one key. "
         "Without a variant: cpu where JAX finds no accelerator, else full. Default: configs/er_nerf.py",
     ),
+    "configs": Flag("list", "systems to compare: name[:variant], comma separated; each is configs/NAME.py (or a path)"),
+    "budget_minutes": Flag("float", "minutes of training for each system of --mode=compare (15)", 0.01, 1e5),
     "video": Flag("str", "the portrait clip: one person, with sound (track: sound or not; mux: any video)"),
     "dataset": Flag("str", "a dataset folder that is there already, in place of --video"),
     "workdir": Flag("str", "folder of one subject's run: dataset, checkpoints, avatar, report"),
@@ -366,7 +376,7 @@ def _value(name: str, text: str) -> Any:
         if not text.strip():
             raise UserError(f"--{name} is empty; give it a value or leave it out")
         return text
-    if flag.kind == "names":
+    if flag.kind in ("names", "list"):
         parts = tuple(part.strip() for part in text.split(",") if part.strip())
         if not parts:
             raise UserError(f"--{name} is empty; give it a value or leave it out")

@@ -141,8 +141,12 @@ def consent_record(statement: str | None, asked: bool) -> dict[str, Any]:
     return {"statement": None, "asked": False, "reason": "synthetic or imported dataset, not a video of a person"}
 
 
-def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None) -> DatasetClip:
-    """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock."""
+def train_and_save(
+    resolved: ConfigDict, dataset: Path, workdir: Path, consent: dict, stages=None, *, stop: loop.Stop | None = None,
+    watch: loop.Event | None = None,
+) -> DatasetClip:  # fmt: skip
+    """Every stage (or those named), then the avatar. Continues what is there. The caller holds the workdir's lock.
+    stop: see `loop.train`; watch: gets its events."""
     clip = open_clip(dataset, workdir, resolved)
     if (
         word := reduced((clip.dataset.height, clip.dataset.width), (clip.height, clip.width))
@@ -150,16 +154,19 @@ def train_and_save(resolved: ConfigDict, dataset: Path, workdir: Path, consent: 
         print(word, flush=True)
 
     def on_event(name: str, facts: dict) -> None:
+        if watch is not None:
+            watch(name, facts)
         if name == "stage" and jax.process_index() == 0:  # the trainer has accepted this config for this workdir
             config.write(resolved, workdir / "config.json")
             update_facts(workdir, dataset=os.path.relpath(dataset, workdir), consent=consent)
 
-    variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event)
+    variables = loop.train(resolved, clip, workdir, stages=stages, on_event=on_event, stop=stop)
     done = plan.finished(resolved, clip.info, workdir)
 
     def save() -> None:
-        speaks = speaking.network_of(resolved, clip, workdir, load_system(resolved.system)(resolved, clip.info))
-        steps = {stage.name: stage.steps for stage in load_system(resolved.system)(resolved, clip.info).stages()}
+        model = load_system(resolved.system)(resolved, clip.info)
+        speaks = speaking.network_of(resolved, clip, workdir, model)
+        steps = {stage.name: stage.steps for stage in plan.stages_of(resolved, model, workdir)}
         audio, folder = bundle.audio_spec(clip.audio), workdir / "avatar"
         name = bundle.save(folder, resolved, variables, steps[done[-1]], clip, audio, consent, done, speaks)
         print(f"avatar {name}: {workdir / 'avatar'} (stages {', '.join(done)})", flush=True)
@@ -235,7 +242,7 @@ def scored(made: Report) -> text_report.Scored:
         "frames": f"{len(frames)} held out, {frames[0]}..{frames[-1]}, paired by number",
         "size": f"{made.size[1]}x{made.size[0]}",
     }
-    values = {k: [math.nan if v is None else v for v in values] for k, values in made.per_frame.items()}
+    values = {k: [math.nan if v is None else v for v in values] for k, values in made.per_frame.items() if k != "frame"}
     reasons = {k: why for names, why in made.reasons.items() for k in names.split(", ")}
     distance = made.more_metrics["fid"]
     return text_report.Scored(facts, frames, values, {"fid": math.nan if distance is None else distance}, reasons)

@@ -203,11 +203,11 @@ def comparison(
     clip: Clip, path: Path, frames: Int[np.ndarray, " n"], columns: int, text: Mapping[str, str]
 ) -> VideoWriter:
     """The comparison video of so many pictures a row; with the held-out sound where the frames are one run."""
-    sound = _sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
+    sound = heldout_sound(clip, frames) if len(frames) == frames[-1] - frames[0] + 1 else None
     return VideoWriter(path, clip.height, columns * clip.width, fps=clip.fps, audio=sound, metadata=text)
 
 
-def _sound(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray] | None:
+def heldout_sound(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray] | None:
     """The blocks of the clip's sound that belong to these frames."""
     if clip.dataset is None or contract.AUDIO not in clip.dataset.manifest["files"]:
         return None

@@ -236,11 +236,15 @@ class Fid:
             self._look()
         return place
 
+    def features(self, pictures: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N F"]:
+        """Of at most AT_ONCE pictures of one size."""
+        n = len(pictures)
+        full = np.concatenate([pictures, np.repeat(pictures[-1:], AT_ONCE - n, 0)]).astype(np.float32) / 255
+        return np.asarray(self._run(full))[:n]
+
     def _look(self) -> None:
         if self._waiting:
-            n = len(self._waiting)
-            full = np.stack([*self._waiting, *[self._waiting[-1]] * (AT_ONCE - n)]).astype(np.float32) / 255
-            self._done.append(np.asarray(self._run(full))[:n])
+            self._done.append(self.features(np.stack(self._waiting)))
             self._waiting = []
 
     def values(self) -> dict[str, float]:

@@ -186,7 +186,7 @@ def can_plot() -> bool:
     return True
 
 
-def _plot(
+def line_plot(
     title: str, parts: Sequence[tuple[str, list, list]], x: str, log: bool = False, width: float | int = 4.4
 ) -> str:
     """Lines (label, x, y) as inline svg; width in inches."""
@@ -213,7 +213,7 @@ def _plot(
 
 def _training_plots(rows: Sequence[Mapping]) -> list[str]:
     titles = {"loss": "loss", "psnr": "PSNR of the training pixels, dB"}
-    return [_plot(titles[n], parts, "step", log=n == "loss") for n, parts in curves(rows).items()]
+    return [line_plot(titles[n], parts, "step", log=n == "loss") for n, parts in curves(rows).items()]
 
 
 def _response_plots(response: Mapping) -> list[str]:
@@ -229,7 +229,7 @@ def _response_plots(response: Mapping) -> list[str]:
             frames.append(frame)
             _append(lines, {name: c[name][k] for name in lines})
         parts = [(n, frames, [math.nan if v is None else v for v in values]) for n, values in lines.items()]
-        out.append(_plot(f"{title} of held-out frames", parts, "frame", width=9.0))
+        out.append(line_plot(f"{title} of held-out frames", parts, "frame", width=9.0))
     return out
 
 
@@ -238,7 +238,7 @@ def _append(lines: dict[str, list], values: Mapping) -> None:
         lines[name].append(value)
 
 
-def _plots(plots: Sequence[str]) -> str:
+def plot_figures(plots: Sequence[str]) -> str:
     return f'<div class="plots">{"".join(f"<figure class=plot>{p}</figure>" for p in plots)}</div>'
 
 
@@ -249,7 +249,7 @@ def _response(response: Mapping | None, drawn: bool) -> str:
     names = list(response["lips"])
     head = "".join(f"<th>{html.escape(LABELS.get(n, n.replace('_', ' ')))}</th>" for n in names)
     rows = "".join(
-        f"<tr><td>{kind}</td>{''.join(f'<td>{_number(response[kind][n], n)}</td>' for n in names)}</tr>"
+        f"<tr><td>{kind}</td>{''.join(f'<td>{in_digits(response[kind][n], n)}</td>' for n in names)}</tr>"
         for kind in ("lips", "eyes")
     )
     table = f'<div class="wrap"><table><tr><th>held-out frames</th>{head}</tr>{rows}</table></div>'
@@ -259,7 +259,7 @@ def _response(response: Mapping | None, drawn: bool) -> str:
         for name, v in response["drive_test"].items()
         if v is not None
     }
-    facts |= {n: _number(response[n], n) for n in ("still_px", "silence_motion")} | {
+    facts |= {n: in_digits(response[n], n) for n in ("still_px", "silence_motion")} | {
         "measured by": response.get("measured_by", "")
     }
     why = dict.fromkeys(response.get("reasons", {}).values())
@@ -268,8 +268,8 @@ def _response(response: Mapping | None, drawn: bool) -> str:
         "<h2>Does it speak and blink</h2>"
         + table
         + said
-        + (_plots(_response_plots(response)) if drawn else "")
-        + _pairs("What moves the picture", facts)
+        + (plot_figures(_response_plots(response)) if drawn else "")
+        + pair_table("What moves the picture", facts)
     )
 
 
@@ -277,7 +277,7 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _number(value: Any, name: str) -> str:
+def in_digits(value: Any, name: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     digits = 4 if name.startswith(("ssim", "lmd_norm", "lpips", "nioe")) else 2
@@ -293,7 +293,7 @@ def _table(report: Mapping) -> str:
     body = []
 
     def add(label: str, scores: Mapping, mark: str = "") -> None:
-        cells = "".join(f"<td>{_number(scores.get(n), n)}</td>" for n in names)
+        cells = "".join(f"<td>{in_digits(scores.get(n), n)}</td>" for n in names)
         body.append(f'<tr class="{mark}"><td>{html.escape(label)}</td>{cells}</tr>')
 
     for row in report["rows"]:
@@ -306,7 +306,7 @@ def _table(report: Mapping) -> str:
     return f'<div class="wrap"><table><tr><th>held-out frames</th>{head}</tr>{"".join(body)}</table></div>'
 
 
-def _pairs(title: str, values: Mapping) -> str:
+def pair_table(title: str, values: Mapping) -> str:
     if not values:
         return ""
     rows = "".join(
@@ -317,10 +317,10 @@ def _pairs(title: str, values: Mapping) -> str:
 
 
 def _text(value: Any, name: str) -> str:
-    return value if isinstance(value, str) else _number(value, name)
+    return value if isinstance(value, str) else in_digits(value, name)
 
 
-def _video(path: Path | None, caption: str, folder: Path) -> str:
+def video_figure(path: Path | None, caption: str, folder: Path) -> str:
     if path is None or not Path(path).is_file():
         return ""
     path = Path(path)
@@ -333,7 +333,7 @@ def _video(path: Path | None, caption: str, folder: Path) -> str:
     )
 
 
-def _frames(frames: Sequence[tuple[str, np.ndarray]]) -> str:
+def picture_figures(frames: Sequence[tuple[str, np.ndarray]]) -> str:
     cells = (
         f'<figure><img alt="{html.escape(c)}" src="{data_uri(images.encode_jpeg(p), "image/jpeg")}">'
         f"<figcaption>{html.escape(c)}</figcaption></figure>"
@@ -342,7 +342,7 @@ def _frames(frames: Sequence[tuple[str, np.ndarray]]) -> str:
     return f'<div class="frames">{"".join(cells)}</div>'
 
 
-def _consent(consent: Mapping | None) -> str:
+def consent_text(consent: Mapping | None) -> str:
     if not consent:
         return "No consent record."
     if consent.get("statement"):
@@ -376,25 +376,25 @@ def page(
     sections = [
         f"<h1>{html.escape(str(report.get('subject', 'subject')))}: {html.escape(report['system'])}</h1>",
         f"<p class=soft>{split['train_frames']} training frames, {split['heldout_frames']} held out ({_split(split)}); "
-        f"avatar {html.escape(str(report.get('avatar', '')))}. {html.escape(_consent(report.get('consent')))}</p>",
-        f'<div class="videos">{"".join(_video(p, c, folder) for p, c in videos)}</div>',
+        f"avatar {html.escape(str(report.get('avatar', '')))}. {html.escape(consent_text(report.get('consent')))}</p>",
+        f'<div class="videos">{"".join(video_figure(p, c, folder) for p, c in videos)}</div>',
         "<h2>Measured on held-out frames</h2>",
         _table(report),
         missing,
         _response(report.get("response"), drawn),
         *(
-            _pairs(title, report[key])
+            pair_table(title, report[key])
             for key, title in (("new_speech", "New speech"), ("demo", "Demo"), ("tracker", "Tracker"))
             if report.get(key)
         ),
-        f"<h2>Worst frames</h2><p class=soft>From the left: {html.escape(shown)}.</p>" + _frames(worst)
+        f"<h2>Worst frames</h2><p class=soft>From the left: {html.escape(shown)}.</p>" + picture_figures(worst)
         if len(worst)
         else "",
-        f"<h2>Training</h2>{_plots(plots)}" if plots else no_plots,
-        _pairs("Parameters", {k: f"{n:,}" for k, n in report.get("params", {}).items()}),
-        _pairs("Speed", report["speed"]),
-        _pairs("How the numbers are made", notes),
-        _pairs("Versions", report["versions"]),
+        f"<h2>Training</h2>{plot_figures(plots)}" if plots else no_plots,
+        pair_table("Parameters", {k: f"{n:,}" for k, n in report.get("params", {}).items()}),
+        pair_table("Speed", report["speed"]),
+        pair_table("How the numbers are made", notes),
+        pair_table("Versions", report["versions"]),
         f"<h2>Config</h2><pre>{html.escape(json.dumps(report.get('config', {}), indent=1))}</pre>",
     ]
     return (

@@ -68,7 +68,7 @@ def text(scored: Scored) -> str:
                 if key in ("psnr", "ssim", "fid", "nioe"):
                     summary.append(f"{name} {mean:.{digits}f}{unit}")
             elif key in scored.reasons:
-                rows.append(f"{name + ':':{WIDTH}}{scored.reasons[key]}")
+                rows.append(f"{name + ':':{WIDTH}}{scored.reasons[key].partition(';')[0]}")
         lines += [*headed(title), *(rows or ["nothing asked for"])]
     lines += [*headed("Summary"), f"{'frames:':{WIDTH}}{len(scored.frames)}", ", ".join(summary) or "nothing measured"]
     return "\n".join([*lines, RULE]) + "\n"

@@ -49,6 +49,7 @@ from tkjax.types import Batch, ClipFacts, PyTree, Variables
 __all__ = ["initialise_distributed", "load_variables", "train"]
 
 Event = Callable[[str, dict[str, Any]], None]
+Stop = Callable[[str, int, float], bool]
 SEED_STRIDE = 1_000_003  # between the data orders of two seeds of one stage
 
 
@@ -74,6 +75,7 @@ class Run:
     n_frames: Mapping[str, int]  # in the global batch of each stage
     record: Mapping[str, Any]
     on_event: Event
+    stop: Stop
 
     @property
     def chief(self) -> bool:
@@ -105,6 +107,7 @@ def train(
     *,
     stages: Sequence[str] | None = None,
     on_event: Event | None = None,
+    stop: Stop | None = None,
 ) -> Variables:
     """Run every stage of a system that is not finished yet, or those of them that are named.
 
@@ -114,6 +117,9 @@ def train(
         intrinsics, batch and frame_batch.
       workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and previews/. A run that is there is continued.
       stages: names of the stages to train; None for all. A stage starts from the one before it that was trained.
+      stop: asked before a stage begins and after every step with (stage, its step, its seconds of training so far);
+        true ends the stage there for good, as if it had no more steps, and a stage that has not begun is left out. For
+        runs of one process.
       on_event: called with (name, facts): `stage`, `compile`, `row`, `checkpoint`, `preview`, `finished`.
 
     Returns:
@@ -127,7 +133,7 @@ def train(
     workdir = Path(workdir)
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     model = load_system(config.system)(config, clip.info)
-    all_stages = plan.stages_of(config, model)
+    all_stages = plan.stages_of(config, model, workdir)
     names = [stage.name for stage in all_stages]
     n_frames = {}
     for stage in all_stages:
@@ -140,7 +146,8 @@ def train(
     record = run_record(config, clip, n_frames)
     open_keys = [f"train.{name}" for name, stand in zip(names, stands) if stand == 0]
     checkpoint.check_run(workdir, record, open_keys)
-    run = Run(config, clip, workdir, model, all_stages, mesh, n_frames, record, on_event or (lambda name, facts: None))
+    on_event, stop = on_event or (lambda name, facts: None), stop or (lambda stage, step, seconds: False)
+    run = Run(config, clip, workdir, model, all_stages, mesh, n_frames, record, on_event, stop)
     if not len(run.train_frames):
         raise UserError(f"none of the training frames {clip.train_range} has a detected face; preprocess another clip")
 
@@ -159,6 +166,9 @@ def train(
     newest = max(begun, default=0)
     for index, stage in enumerate(all_stages):
         if index >= newest and plan.counts(stage, stands[index], wanted):
+            if trained is not None and stands[index] == 0 and run.stop(stage.name, 0, 0.0):
+                run.say(f"stage {stage.name}: left out, the time is over")
+                continue
             trained = run_stage(run, index, trained)
     return devices.local(Variables(trained.params if trained.ema is None else trained.ema, trained.state))
 
@@ -242,7 +252,8 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
             state = steps[sampler](state, devices.shard(batch, run.sharded, n_frames))
             rays += n_frames * batch.pixels_px.shape[1]
             bar.update()
-            is_last = done == stage.steps
+            over = done < stage.steps and run.stop(stage.name, done, seconds + time.perf_counter() - began)
+            is_last = over or done == stage.steps
             log_now = is_last or progress.due(done, config.train.log_every)
             save_now = is_last or progress.due(done, config.train.checkpoint_every)
             preview_now = config.train.preview_every > 0 and (is_last or progress.due(done, config.train.preview_every))
@@ -277,6 +288,11 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
                     show(run, stage, state, done, board)
                 checkpoint.meet("preview")
                 last_time += time.perf_counter() - paused  # steps/s is that of training
+            if over:
+                checkpoints.wait()
+                plan.end(run.workdir, stage.name, done)
+                run.say(f"stage {stage.name}: ends at step {done} of {stage.steps}, the time is over")
+                break
     finally:
         batches.close()
         bar.close()
@@ -284,9 +300,7 @@ def run_stage(run: Run, index: int, before: Trained | None) -> Trained:
         if run.chief:
             rows.close()
             board.close()
-    run.on_event(
-        "finished", {"stage": stage.name, "step": stage.steps, "seconds": seconds + time.perf_counter() - began}
-    )
+    run.on_event("finished", {"stage": stage.name, "step": done, "seconds": seconds + time.perf_counter() - began})
     return Trained(state.params, state.state, state.ema)
 
 

@@ -1,5 +1,7 @@
 """Which stages a run trains: what the config asks for against what the workdir's checkpoints hold."""
 
+import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +11,33 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tkjax.errors import UserError
+from tkjax.host import stored
+from tkjax.host.files import write_atomic
 from tkjax.interface import Model, Stage
 from tkjax.models import load_system
 from tkjax.train import checkpoint
 from tkjax.types import SubjectInfo
 
+ENDED = "ended.json"  # beside run.json: stage -> the step at which it was ended before its time
 
-def stages_of(config: ConfigDict, model: Model) -> tuple[Stage, ...]:
-    """The stages that have steps to train."""
+
+def ended(workdir: str | os.PathLike) -> dict[str, int]:
+    """The stages of a workdir that were ended before their last step, and where."""
+    path = Path(workdir) / "checkpoints" / ENDED
+    found = stored.read_json(path, f"remove {path.parent} to train from the start") if path.is_file() else {}
+    return {name: step for name, step in found.items() if type(step) is int and step > 0}
+
+
+def end(workdir: Path, stage: str, step: int) -> None:
+    """A stage has no steps beyond this one, whose checkpoint is on the disk."""
+    write_atomic(workdir / "checkpoints" / ENDED, json.dumps({**ended(workdir), stage: step}))
+
+
+def stages_of(config: ConfigDict, model: Model, workdir: str | os.PathLike | None = None) -> tuple[Stage, ...]:
+    """The stages that have steps to train; those that a workdir's run ended early with the steps that they had."""
+    cut = ended(workdir) if workdir is not None else {}
     stages = tuple(stage for stage in model.stages() if stage.steps > 0)
+    stages = tuple(dataclasses.replace(s, steps=min(s.steps, cut.get(s.name, s.steps))) for s in stages)
     names = [stage.name for stage in stages]
     if not names:
         given = ", ".join(f"{stage.name}: {stage.steps}" for stage in model.stages())
@@ -79,5 +99,5 @@ def in_words(stages: Sequence[Stage], stands: Sequence[int], wanted: set[str]) -
 
 def finished(config: ConfigDict, info: SubjectInfo, workdir: str | os.PathLike) -> list[str]:
     """Names of the stages that the workdir's checkpoints have finished, in order."""
-    stages = stages_of(config, load_system(config.system)(config, info))
+    stages = stages_of(config, load_system(config.system)(config, info), workdir)
     return [stage.name for stage in stages if stands_at(Path(workdir), stage.name) >= stage.steps]
