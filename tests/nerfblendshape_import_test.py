@@ -123,7 +123,7 @@ def packed(rng, widths, half):
         rows = -(-b // 16) * 16 if i == len(widths) - 2 else b
         w = (rng.uniform(-1, 1, (rows, a)) * 1.5 / np.sqrt(a)).astype(np.float16 if half else np.float32)
         if rows == 80:
-            w[0] = np.abs(w[0]) * 60  # densities of some hundreds
+            w[0] = np.abs(w[0]) * 60  # densities that are opaque within a head
         layers.append(w)
         kernels.append(w[:b].T.astype(np.float64))
     return np.concatenate([w.reshape(-1) for w in layers]), kernels
@@ -196,7 +196,7 @@ def test_the_import_says_what_it_took(imported):
     assert f"{count:,} parameters, a neutral and {K} coefficients" in said
     assert "129^3 vertices from density grid, above 10" in said and f"max_{K}.txt and min_{K}.txt" in said
     assert "not used: step_counter, optimizer, scaler" in said
-    assert bundle.load(workdir / "avatar").stages == ["head"]
+    assert tuple(bundle.load(workdir / "avatar").stages) == ("head",)
 
 
 def test_field_and_pictures_are_those_of_the_file(imported):
@@ -224,7 +224,7 @@ def test_field_and_pictures_are_those_of_the_file(imported):
     out = np.asarray(field(model.program, jnp.asarray(points), rows, own))
     want = [literal.field(tables.SPEC, params, table, x, v, bound) for x, v in zip(points, np.float64(d))]
     want = np.array([[sigma, *rgb] for sigma, rgb in want])
-    assert (np.abs(out - want) / np.abs(want).max(0)).max() < 2e-5 and want[:, 0].max() > 50
+    assert (np.abs(out - want) / np.abs(want).max(0)).max() < 2e-5 and want[:, 0].max() > 15
 
     matrix = np.eye(4)
     matrix[:3, 3] = 0.004, 0.01, 0.36
