@@ -82,10 +82,12 @@ def facts():
 
 
 def grown(variables):
-    """Densities that make things half opaque, of all signs before the ReLU."""
+    """Densities around 2 1/m, which make things half opaque; they differ from point to point."""
 
     def grow(path, p):
-        return p * 6.0 if path[-2].key == "density" else p * 1.5
+        if path[-2].key == "density":
+            return p * 6.0 if path[-1].key == "kernel_0" else p + 2.0
+        return p * 1.5
 
     return variables.replace(params=jax.tree_util.tree_map_with_path(grow, variables.params))
 
@@ -470,6 +472,36 @@ def test_a_step_down_the_gradient_lowers_the_loss(runs, variables):
         params = jax.tree.map(lambda p, g, n=norm: p - 1e-3 / n * g, variables.params, grads)
         (after, _), _ = runs[stage](variables.replace(params=params), data, KEY, clock(stage))
         assert float(before) - float(after) == pytest.approx(1e-3 * norm, rel=0.3)
+
+
+def test_the_speech_stage_teaches_the_first_numbers_of_the_code(variables):
+    config = tiny()
+    config.train.speech.update(dict(steps=5, noise=0.0))
+    listening = Model(config, info())
+    stage = listening.stages()[0]
+    assert (stage.name, stage.optional, set(stage.rates)) == ("speech", True, {"audio", "audio_attention"})
+    data = batch((3, 5)).replace(truth={"lip_shape": jnp.linspace(-1.0, 1.0, 12).reshape(2, 6)})
+    now = clock("speech", 0, 0.0)
+    terms = listening.loss_terms(variables, None, data, KEY, now)
+    code = [literal.audio_code(variables.params, w) for w in np.asarray(data.signals[SOUND])]
+    want = np.mean((np.array(code)[:, :6] - data.truth["lip_shape"]) ** 2)
+    assert set(terms) == {"speech"} and float(terms["speech"]) == pytest.approx(want, rel=1e-4)
+
+
+def test_new_parameters_are_pytorchs():
+    """§3 "Init": U(±1/sqrt(inputs)) for kernels and biases; densities start where the config says."""
+    params = initialise(Model(tiny(density_start=-3.0), info()), jax.random.key(2)).params
+    fine = params["torso"]["fine"]
+    assert float(fine["density"]["bias_0"][0]) == -3.0
+    seen = []
+    for group in (fine["trunk"], fine["behind_skip"], fine["colour"], params["audio_net"]["convs_2"]):
+        for name, value in group.items():
+            inputs = np.prod(group[name.replace("bias", "kernel")].shape[:-1])
+            scaled = np.ravel(value) * np.sqrt(inputs)
+            assert np.abs(scaled).max() <= 1 and (value.size < 200 or np.abs(scaled).max() > 0.95)
+            seen.append(scaled)
+    everything = np.concatenate(seen)
+    assert abs(everything.mean()) < 0.05 and everything.std() == pytest.approx(1 / np.sqrt(3), rel=0.05)
 
 
 # -- rays of a step

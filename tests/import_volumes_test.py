@@ -228,7 +228,7 @@ def same(a: dict, b: dict) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_export_gives_the_files_back(imported, files, tmp_path):
+def test_export_gives_the_files_back(imported, files, subject, tmp_path):
     workdir, (_, head, body) = imported[0], files
     run("export", workdir=str(workdir), out=str(tmp_path / "000001_head.tar"))
     for name, file in (("000001_head.tar", head), ("000001_body.tar", body)):
@@ -242,7 +242,7 @@ def test_export_gives_the_files_back(imported, files, tmp_path):
             weights = [torch.nn.Parameter(v) for part in trained for v in back[part].values()]
             torch.optim.Adam(weights).load_state_dict(back[key])
     again = tmp_path / "again"
-    run("import", source=str(tmp_path), workdir=str(again))  # without a dataset as well
+    run("import", source=str(tmp_path), workdir=str(again), dataset=str(subject))
     first, second = (bundle.load(w / "avatar") for w in (workdir, again))
     a, b = (bundle.arrays_of(s.variables(s.model()).params) for s in (first, second))
     assert set(a) == set(b) and all(np.array_equal(a[k], b[k]) for k in a)

@@ -42,8 +42,7 @@ def cut(subject: Avatar, dataset: Path, driving: Mapping[str, Any], folder: Path
         raise UserError(f"--audio=own: the avatar was not trained on {dataset}; give --audio the sound file itself")
     first, end = int(numbers[0]), int(numbers[-1]) + 1
     per_frame = contract.AUDIO_HZ / d.fps
-    samples = np.concatenate(list(audio.stream_audio(d.path(contract.AUDIO), contract.AUDIO_HZ, contract.AUDIO_HZ)))
-    own = samples[round(first * per_frame) : round(end * per_frame)]
+    own = audio.read_audio(d.path(contract.AUDIO))[round(first * per_frame) : round(end * per_frame)]
     if not len(own):
         raise UserError(f"--audio=own: the sound of {dataset} ends before frame {first}; give --audio a sound file")
     audio.write_wav(folder / "own.wav", own)

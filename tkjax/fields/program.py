@@ -16,6 +16,24 @@ def uniform_init(fan_in: int):
     return lambda key, shape, dtype=jax.numpy.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
+def uniform_params(key: jax.Array, shapes) -> dict:
+    """A tree of new parameters, as PyTorch starts them, from nested dicts of what has a shape: kernels [..., out] with
+    as many inputs as their other axes hold, and biases, named like their kernel with `bias` in its place.
+
+    One draw for all of them: compiling one for each of a hundred takes half a minute.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    given = {tuple(p.key for p in path): math.prod(leaf.shape[:-1]) for path, leaf in leaves}
+    drawn = jax.random.uniform(key, (sum(leaf.size for _, leaf in leaves),), minval=-1.0, maxval=1.0)
+    out, start = [], 0
+    for path, leaf in leaves:
+        *group, name = (p.key for p in path)
+        inputs = given[*group, name.replace("bias", "kernel")]
+        out.append(drawn[start : start + leaf.size].reshape(leaf.shape) / math.sqrt(inputs))
+        start += leaf.size
+    return jax.tree.unflatten(tree, out)
+
+
 def table_init(key, shape):
     return jax.random.uniform(key, shape, minval=-TABLE_INIT, maxval=TABLE_INIT)
 

@@ -48,7 +48,7 @@ from ml_collections import ConfigDict
 from tkjax import losses, samplers
 from tkjax.cameras import ADNERF_UNITS, pixel_rays
 from tkjax.fields.audio import AudioAttention, AudioNet
-from tkjax.fields.program import groups
+from tkjax.fields.program import uniform_params
 from tkjax.interface import Ema, Rate, Stage, frame_keys
 from tkjax.interface import Model as BaseModel
 from tkjax.models.speaking import HEARS, LIP_SHAPE, SPEECH, listening, speech_stage, speech_term
@@ -137,20 +137,18 @@ class Model(BaseModel):
 
     def init(self, key: jax.Array) -> Variables:
         sound = self.info.signal(SOUND)
-        keys = iter(jax.random.split(key, 64))
         audio = jnp.zeros((1, sound.window, sound.channels))
-        params = {
-            "audio_net": self.audio_net.init(next(keys), audio)["params"],
-            "audio_attention": self.audio_attention.init(next(keys), jnp.zeros((1, HEARS.neighbours, CODE)))["params"],
+        codes = jnp.zeros((1, HEARS.neighbours, CODE))
+        shapes = {
+            "audio_net": jax.eval_shape(self.audio_net.init, key, audio)["params"],
+            "audio_attention": jax.eval_shape(self.audio_attention.init, key, codes)["params"],
         }
         for volume, passes in self.programs.items():
-            params[volume] = {
-                name: {k: group.init(next(keys))["params"] for k, group in groups(program).items()}
-                for name, program in passes.items()
-            }
-            for net in params[volume].values():
-                if self.config.model.density_start:
-                    net["density"]["bias_0"] = jnp.full(1, self.config.model.density_start, jnp.float32)
+            shapes[volume] = {name: _shapes(program) for name, program in passes.items()}
+        params = uniform_params(key, shapes)
+        if self.config.model.density_start:
+            for net in (net for volume in self.programs for net in params[volume].values()):
+                net["density"]["bias_0"] = jnp.full(1, self.config.model.density_start, jnp.float32)
         state = {"near": jnp.float32(NEAR), "far": jnp.float32(FAR), "torso_camera": jnp.eye(4, dtype=jnp.float32)}
         return Variables(params, state)
 
@@ -321,6 +319,13 @@ class Model(BaseModel):
             ),
         )  # fmt: skip
         return stages if speech.steps else stages[1:]
+
+
+def _shapes(program: Program) -> dict:
+    def leaf(shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    return {name: {k: leaf(shape) for k, shape in group.items()} for name, group in program.params.items()}
 
 
 def _ema(stage: ConfigDict) -> Ema | None:
