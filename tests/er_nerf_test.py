@@ -184,7 +184,7 @@ def test_the_system_is_found_by_name_and_unknown_variants_are_refused():
 # -- forward pass
 
 
-@pytest.mark.parametrize("steps", [2, 16])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.heavy), 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
     params = fresh.part_of(model, 2, "audio")
