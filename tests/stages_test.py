@@ -67,6 +67,7 @@ def leaves(variables):
     return [np.asarray(x) for x in jax.tree.leaves(variables)]
 
 
+@pytest.mark.heavy
 def test_one_stage_at_a_time_gives_what_all_at_once_give(tmp_path, capsys):
     config, clip = stub_config("staged", 10), FakeClip()
     together = loop.train(config, clip, tmp_path / "a")
