@@ -1,5 +1,6 @@
 """Shared settings: a persistent compilation cache, bounded memory, the order of files, and where optional data lies."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,8 @@ if version("jaxlib").startswith("0.10."):
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+# A fifth of the time went into looking for garbage: imports and traces make many objects that stay
+gc.set_threshold(50_000, 20, 20)
 # Parallel workers share the processors: OpenMP's threads would spin while they wait for each other (PyTorch, 10 times)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TKJAX_OFFLINE"] = "1"  # no test waits for a network; those of fetching serve themselves

@@ -96,7 +96,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("clean_up", [False, True], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    "clean_up", [pytest.param(False, id="killed"), pytest.param(True, id="interrupted", marks=pytest.mark.heavy)]
+)
 @pytest.mark.parametrize("first_write", [False, True], ids=["over an old one", "into nothing"])
 def test_a_write_that_stops_at_any_system_call_leaves_the_old_or_the_new_dataset(
     tmp_path, monkeypatch, clean_up, first_write

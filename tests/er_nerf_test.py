@@ -11,7 +11,6 @@ from tests.infos import subject_info
 from tests.networks_oracle import audio_code, mlp
 from tkjax import losses
 from tkjax.cameras import pixel_rays
-from tkjax.interface import initialise
 from tkjax.models import load_system
 from tkjax.models.er_nerf import EXTRAS, Model
 from tkjax.ops import GridSpec, field, march, sh_encode
@@ -96,7 +95,7 @@ def run(model):
 @pytest.fixture(scope="module")
 def variables(model):
     """Parameters away from their start, where tables are nearly zero and nothing is opaque."""
-    v = initialise(model, jax.random.key(0))
+    v = fresh.whole_of(model)
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: p * (1e4 if path[0].key == "planes" else 5.0 if path[0].key == "density" else 1.0), v.params
     )
@@ -185,7 +184,7 @@ def test_the_system_is_found_by_name_and_unknown_variants_are_refused():
 # -- forward pass
 
 
-@pytest.mark.parametrize("steps", [2, 16])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.heavy), 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
     params = fresh.part_of(model, 2, "audio")
@@ -503,7 +502,7 @@ def test_training_learns_a_disc(model, run):
     import optax
 
     stage = model.stages()[0]
-    v = initialise(model, jax.random.key(0))
+    v = fresh.whole_of(model)
     rates = {k: optax.adam(r.lr, b1=r.b1, b2=r.b2) for k, r in stage.rates.items()}
     frozen = {k: optax.set_to_zero() for k in ("torso", "torso_tables")}
     tx = optax.partition(rates | frozen, model.labels)

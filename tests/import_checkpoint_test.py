@@ -60,7 +60,14 @@ def files_without_a_child(monkeypatch):
     without_a_child(monkeypatch)
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+# Each takes seconds to compile at full size: `make check` has one of either system.
+QUICK = ("er-torso-ema", "rad-best")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, id=k, marks=() if k in QUICK else pytest.mark.heavy) for k, c in CASES.items()],
+)
 def imported(request, tmp_path_factory):
     """(case, file as built, workdir, what the import printed)."""
     case = request.param

@@ -90,7 +90,7 @@ def made(tmp_path_factory):
     return make
 
 
-@pytest.fixture(params=["alex", "vgg"])
+@pytest.fixture(params=["alex", pytest.param("vgg", marks=pytest.mark.heavy)])
 def weights(request, made):
     return made(request.param)
 

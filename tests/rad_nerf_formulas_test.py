@@ -168,7 +168,7 @@ def test_spherical_harmonics_are_the_dossiers(d, want):
 # -- field
 
 
-@pytest.mark.parametrize("eye", [True, False])
+@pytest.mark.parametrize("eye", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_the_field_is_the_dossiers_formula(eye):
     """Full size, on random parameters of a trained field's size: sigma, rgb and ambient to 1e-4."""
     full = rad_nerf_config.get_config("full")
@@ -219,7 +219,7 @@ def test_density_is_exp_with_a_bounded_derivative(h):
     assert h > 40 or float(slope) == pytest.approx(np.exp(np.clip(h, -15, 15)), rel=1e-5)
 
 
-@pytest.mark.parametrize("steps", [2, 16])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.heavy), 16])
 def test_audio_code_equals_the_literal_network(steps):
     model = Model(tiny(), info(steps=steps))
     params = fresh.part_of(model, 2, "audio")

@@ -1,6 +1,7 @@
 """RAD-NeRF: pictures, losses, gradients, occupancy and training of a small one."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -33,7 +34,6 @@ from tests.stubs.process import ROOT
 from tkjax import losses
 from tkjax.app import cli, options
 from tkjax.cameras import pixel_rays
-from tkjax.interface import initialise
 from tkjax.media import audio
 from tkjax.models.hash_head import frame_keys
 from tkjax.models.rad_nerf import Model, head_program
@@ -50,7 +50,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return grown(initialise(model, jax.random.key(0)))
+    return grown(fresh.whole_of(model))
 
 
 @pytest.fixture(scope="module")
@@ -318,10 +318,10 @@ def test_the_torso_lies_under_the_head(model, variables, draw):
     data = batch()
     head, both = draw(variables, data), draw(variables, data, "torso")
     np.testing.assert_array_equal(both.front, head.alpha)
-    rgb, alpha, _ = model.torso.draw(
-        variables.params["torso"], variables.state["torso"], data.cam_to_world, jnp.zeros(1, jnp.int32),
-        data.pixels_px, train=False,
-    )  # fmt: skip
+    drawn = jax.jit(functools.partial(model.torso.draw, train=False))
+    rgb, alpha, _ = drawn(
+        variables.params["torso"], variables.state["torso"], data.cam_to_world, jnp.zeros(1, jnp.int32), data.pixels_px
+    )
     np.testing.assert_allclose(both.rgb, head.rgb + (1 - head.alpha) * rgb, atol=2e-3)
     np.testing.assert_allclose(both.alpha, 1 - (1 - head.alpha) * (1 - alpha), atol=2e-3)
 
@@ -379,8 +379,12 @@ def test_refresh_follows_the_density_in_the_head_and_the_torsos_alpha_in_the_tor
 
 def test_noise_is_one_shift_of_the_lattice_per_ray(model, variables):
     data = batch()
-    render = model.render(variables, data, KEY, clock(), True)
-    still = model._render_head(variables, data, None)
+
+    @jax.jit
+    def both(v):
+        return model.render(v, data, KEY, clock(), True), model._render_head(v, data, None)
+
+    render, still = both(variables)
     shift = np.asarray(render.aux["rays"][2][:, 0] - still.aux["rays"][2][:, 0]) / model.config.model.dt
     noise = jax.random.uniform(frame_keys(KEY, data, 0)[0], (RAYS,))
     first = np.asarray(still.aux["rays"][3]) > 0
@@ -391,7 +395,7 @@ def test_noise_is_one_shift_of_the_lattice_per_ray(model, variables):
 def test_training_learns_a_disc_and_continues_in_the_lips_stage(model, run):
     import optax
 
-    v = initialise(model, jax.random.key(0))
+    v = fresh.whole_of(model)
     refresh, errors = jax.jit(model.refresh), []
     for stage, steps in zip(model.stages(), (50, 8, 0)):
         rates = {name: dataclasses.replace(r, lr=4 * r.lr) for name, r in stage.rates.items()}

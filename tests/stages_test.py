@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import fresh
 from tests.er_nerf_test import KEY, batch, info, tiny
 from tests.stubs.clip import FakeClip
 from tests.stubs.config import stub_config
 from tkjax.errors import UserError
-from tkjax.interface import Stage, initialise
+from tkjax.interface import Stage
 from tkjax.models.er_nerf import Model
 from tkjax.render.image import picture
 from tkjax.train import loop, plan
@@ -66,6 +67,7 @@ def leaves(variables):
     return [np.asarray(x) for x in jax.tree.leaves(variables)]
 
 
+@pytest.mark.heavy
 def test_one_stage_at_a_time_gives_what_all_at_once_give(tmp_path, capsys):
     config, clip = stub_config("staged", 10), FakeClip()
     together = loop.train(config, clip, tmp_path / "a")
@@ -100,7 +102,7 @@ def variables(model):
         size = {"tables": 1e4, "kernel_1": 3.0}.get(path[-1].key, 1.0)
         return p * size
 
-    v = initialise(model, jax.random.key(0))
+    v = fresh.whole_of(model)
     return v.replace(params=jax.tree_util.tree_map_with_path(grow, v.params))
 
 
@@ -159,6 +161,7 @@ def test_lips_terms_equal_their_formulas(model, render, variables, sampler, weig
     np.testing.assert_allclose(terms["perceptual"], weight * float(model.perceptual(*pair).mean()), rtol=1e-3)
 
 
+@pytest.mark.heavy
 def test_each_stage_moves_only_its_own_parameters(model, variables):
     data = patches()
     for stage in model.stages():

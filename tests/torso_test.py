@@ -163,7 +163,11 @@ def test_lookup_is_bilinear_with_zeros_outside():
     np.testing.assert_allclose(lookup(jnp.asarray(grid), jnp.asarray(at, jnp.float32)), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
+# Each program takes a second or more to compile: `make check` has those of the preferred back end.
+BACKENDS = [pytest.param("reference", marks=pytest.mark.heavy), None]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train", [True, False])
 def test_draw_is_the_literal_computation(torso, backend, train):
     params, state = random_params(torso), random_state(torso)
@@ -185,7 +189,7 @@ def test_draw_is_the_literal_computation(torso, backend, train):
     assert np.ptp(expected[drawn][:, 3]) > 0.1 and np.ptp(expected[drawn][:, :3], 0).min() > 0.1
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_full_size_grid_and_picture_agree_with_the_literal_computation(backend):
     """The originals' table, at the sizes of a picture; 16 levels up to 2048."""
     torso = Torso(**SYSTEMS["euler"], height=H, width=W, code_rows=3)
@@ -199,7 +203,7 @@ def test_full_size_grid_and_picture_agree_with_the_literal_computation(backend):
     np.testing.assert_allclose(alpha[0, :-5], expected[0, :-5, 3:], atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_are_the_finite_differences_of_the_literal_computation(torso, backend):
     params, state = random_params(torso, seed=1), random_state(torso)
     params["deform"]["kernel_2"] = 4 * params["deform"]["kernel_2"]  # some points leave the square
@@ -245,6 +249,7 @@ def test_gradients_are_the_finite_differences_of_the_literal_computation(torso, 
     assert not np.asarray(grads["codes"])[unused].any() and np.asarray(grads["codes"])[FRAMES].any(1).all()
 
 
+@pytest.mark.heavy
 def test_a_point_at_the_clip_moves_no_grid_gradient():
     """With the deformation far outside, only the context, not the deform network, moves the picture."""
     torso = small("euler")
@@ -255,12 +260,12 @@ def test_a_point_at_the_clip_moves_no_grid_gradient():
     def loss(params):
         return jnp.sum(torso.draw(params, torso.init_state(), POSES, FRAMES, pixels, train=True)[1])
 
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     assert not any(np.asarray(v).any() for v in grads["deform"].values())
     assert np.asarray(grads["grid"]["tables"]).any()
 
 
-@pytest.mark.parametrize("rays", [1, 130])
+@pytest.mark.parametrize("rays", [1, pytest.param(130, marks=pytest.mark.heavy)])
 def test_packing_equals_evaluating_everything(torso, rays):
     params, state = random_params(torso), torso.init_state()
     pixels = jnp.asarray(random_pixels(max(rays, 9))[:, :rays])
@@ -295,7 +300,7 @@ def test_gradients_reach_the_poses(torso):
     def loss(poses):
         return jnp.sum(torso.draw(params, state, poses, FRAMES, pixels, train=True)[0])
 
-    assert np.asarray(jax.grad(loss)(jnp.asarray(POSES))).any((1, 2)).all()
+    assert np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(POSES))).any((1, 2)).all()
 
 
 def test_a_picture_holds_no_constant_and_no_context_per_pixel(torso):
@@ -315,7 +320,7 @@ def test_a_picture_holds_no_constant_and_no_context_per_pixel(torso):
 # Which pixels are worth evaluating
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_refresh_is_the_literal_computation(torso, backend):
     params, key = random_params(torso), jax.random.key(4)
     state = {"alpha": random_state(torso)["alpha"] ** 0.25}  # many cells keep what they had
@@ -341,6 +346,7 @@ def test_everything_is_evaluated_before_the_first_refresh_whatever_the_threshold
         assert torso.occupied(torso.init_state(), torso.coordinates(jnp.asarray(random_pixels(60)[:, :-5]))).all()
 
 
+@pytest.mark.heavy
 def test_a_transparent_torso_is_forgotten_and_comes_back(torso):
     state, pixels = torso.init_state(), jnp.asarray(random_pixels(40)[:, :-5])
     at = torso.coordinates(pixels)

@@ -87,6 +87,7 @@ def test_the_reference_equals_float64(seed, n):
     check_random_program("reference", seed, n)
 
 
+@pytest.mark.heavy
 @needs_kernels
 @settings(max_examples=4)
 @given(st.integers(0, 10**6))

@@ -103,6 +103,7 @@ def test_exactly_the_samples_of_march_are_kept(name, case):
     assert 20 < np.sum(kept.count > 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 def test_more_rays_than_a_tile_holds(isa):
     args, how = scene(HEAD, 700)
@@ -174,6 +175,7 @@ def _unfused_jitted(program, n):
     return jax.jit(lambda args: unfused(program, args, CASES["constant"]))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 2**20), n=st.sampled_from([1, 65]))
@@ -201,6 +203,7 @@ def _value_and_gradients(backend):
     return jax.jit(run)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 def test_rad_nerf_of_real_size_has_the_gradients_of_the_reference(isa, n=65):
     """The gradient to the audio goes through tanh and the ambient grid's coordinates."""
@@ -248,6 +251,7 @@ def test_eight_devices_draw_what_one_draws(backend):
     close(jax.jit(split)(*args), renderer(HEAD, backend)(*args), 1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS[:1])
 def test_eight_devices(isa):
     command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", __file__, "-k", "eight_devices_draw"]
