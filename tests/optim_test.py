@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tkjax.errors import UserError
 from tkjax.interface import Ema, Rate
-from tkjax.train.optim import ema_decay, ema_every, ema_update, learning_rate, optimiser
+from tkjax.train.optim import ema_decay, ema_every, ema_update, global_norm, learning_rate, optimiser
 
 floats = st.floats(-2, 2, width=32)
 
@@ -95,3 +95,12 @@ def test_the_average_stays_within_what_it_averages(values):
     for n, v in enumerate(values, 1):
         average = ema_update(average, {"w": jnp.float32(v)}, ema_decay(Ema(), n))
     assert min(values) - 1e-5 <= float(average["w"]) <= max(values) + 1e-5
+
+
+@given(st.integers(0, 2**31), st.lists(st.lists(st.integers(0, 3), max_size=3), max_size=3))
+def test_the_norm_is_that_of_all_numbers_together(seed, shapes):
+    rng = np.random.default_rng(seed)
+    tree = {str(k): rng.normal(size=shape).astype(np.float32) for k, shape in enumerate(shapes)}
+    flat = np.concatenate([np.zeros(1), *(np.ravel(v).astype(np.float64) for v in tree.values())])
+    np.testing.assert_allclose(global_norm(tree), np.linalg.norm(flat), rtol=1e-5)
+    assert global_norm(tree).dtype == jnp.float32

@@ -16,6 +16,7 @@ from benchmarks.ops import costs as cost
 from benchmarks.ops import inputs
 from benchmarks.ops.inputs import BOX, DT, SAMPLES, STOP, T_MIN
 from tkjax.models import load_system, systems
+from tkjax.ops.blend_tables import blend_tables
 from tkjax.ops.composite import composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
@@ -79,6 +80,20 @@ def grid_problem(spec, points: np.ndarray, *, planes: int = 1, to_points: bool =
     if to_points:
         return Problem(run, (tables, unit), (), costs, n, "points", peer)
     return Problem(run, (tables,), (unit,), costs, n, "points", peer)
+
+
+def _blend(spec, frames: int, active: int, quick: bool) -> Problem:
+    """The tables of `frames` frames: 52 expression coefficients, of which `active` are not 0, beside the neutral."""
+    entries, count = 500 if quick else spec.entries, 53
+    rng, e = np.random.default_rng(10), inputs.coefficients(frames, count, active)
+    tables = jnp.asarray(rng.uniform(-0.1, 0.1, (count, entries, spec.features)).astype(np.float32))
+
+    def run(backend, tables, coefficients):
+        return blend_tables(tables, coefficients, backend=backend)
+
+    read = int(np.sum(np.any(e, 0)))
+    costs = cost.blend_tables(frames, count, read, np.count_nonzero(e), entries * spec.features)
+    return Problem(run, (tables,), (jnp.asarray(e),), costs, frames * entries * spec.features, "numbers")
 
 
 def _lattice_points(t, count, near, far) -> float:
@@ -274,6 +289,8 @@ CASES = (
     Case("grid_encode", "rad_tiled_3d", MODES, P(_grid, inputs.RAD_SPACE, 131_072), peers=()),
     Case("grid_encode", "rad_tiled_2d_points", MODES, P(_grid, inputs.RAD_AMBIENT, 131_072, to_points=True), peers=()),
     Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536), peers=()),
+    Case("blend_tables", "blend_picture", F, P(_blend, inputs.BLEND, 1, 15), peers=()),
+    Case("blend_tables", "blend_train", MODES, P(_blend, inputs.BLEND_SMALL, 16, 15), peers=()),
     Case("march", "rays_4096_side_64", F, P(_march, 4096, 64, False)),
     Case("march", "rays_65536_side_128", F, P(_march, 65_536, 128, False)),
     Case("march_packed", "rays_4096_side_64", F, P(_march, 4096, 64, True), "march"),

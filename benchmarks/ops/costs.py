@@ -93,5 +93,13 @@ def render_fused(samples: int, rays: int, mlps, occupancy_bytes: int, params_byt
     return both(Cost(flop, rays * (24 + 64 + 20) + occupancy_bytes + params_bytes), None)
 
 
+def blend_tables(frames: int, tables: int, read: int, terms: int, numbers: int) -> dict[str, Cost]:
+    """2 per coefficient that is not 0 (`terms` of all frames) and number of a table, each way; `read` tables have one
+    in some frame. Backward: to the tables only, all of which are written."""
+    flop = 2.0 * terms * numbers
+    forward = Cost(flop, 4 * (numbers * (read + frames) + frames * tables))
+    return both(forward, Cost(flop, 4 * (numbers * (tables + frames) + frames * tables)))
+
+
 def elementwise(cells: int, flop: Number, bytes_: Number) -> dict[str, Cost]:
     return both(Cost(cells * flop, cells * bytes_), None)

@@ -36,6 +36,7 @@ ER_PLANES = GridSpec(dims=2, levels=12, features=1, base=64, finest=512, log2_en
 RAD_SPACE = GridSpec(dims=3, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
 RAD_AMBIENT = GridSpec(dims=2, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
 BLEND = GridSpec(dims=3, levels=16, features=4, base=16, finest=1024, log2_entries=14, pad=1)
+BLEND_SMALL = GridSpec(dims=3, levels=12, features=4, base=16, finest=512, log2_entries=12, pad=1)
 
 
 class Rays(NamedTuple):
@@ -130,6 +131,16 @@ def samples(total: int, size: int = 256, side: int = 64) -> Samples:
 def table(spec: GridSpec, planes: int = 1, scale: float = 0.2) -> jax.Array:
     shape = (planes, spec.entries, spec.features)
     return jnp.asarray(np.random.default_rng(3).normal(0.0, scale, shape).astype(np.float32))
+
+
+def coefficients(frames: int, tables: int, active: int) -> np.ndarray:
+    """[frames, tables]: 1 for the neutral table, then `active` expression coefficients of each frame, else 0."""
+    rng = np.random.default_rng(9)
+    out = np.zeros((frames, tables), np.float32)
+    out[:, 0] = 1.0
+    for row in out:
+        row[1 + rng.choice(tables - 1, active, replace=False)] = rng.uniform(0.05, 1.0, active)
+    return out
 
 
 def planes_unit(points: np.ndarray) -> np.ndarray:

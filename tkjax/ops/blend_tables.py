@@ -1,9 +1,9 @@
 """Feature tables of several frames, each a sum of the same tables weighted by the frame's coefficients.
 
   blended[b] = sum_k coefficients[b, k] * tables[k].
-A neutral table is one of the K, with coefficient 1. Sums are float32, in the order of k. Differentiable with respect to
-both: the gradient to tables[k] is sum_b coefficients[b, k] * g[b], that to coefficients[b, k] is <g[b], tables[k]>, also
-where the coefficient is 0; what is not asked for is not computed.
+A neutral table is one of the K, with coefficient 1. Sums are float32. Differentiable with respect to both: the gradient
+to tables[k] is sum_b coefficients[b, k] * g[b], that to coefficients[b, k] is <g[b], tables[k]>, also where the
+coefficient is 0; what is not asked for is not computed.
 
 Kernels do not read a table for a frame whose coefficient is exactly 0, so a caller that sets small coefficients to 0
 saves their bytes. Tables must be finite: else such a table is NaN in some back ends, and left out in others.

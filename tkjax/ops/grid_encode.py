@@ -11,8 +11,8 @@ the entries.
 Differentiable with respect to the tables and the points. Points outside [0,1] in any coordinate, NaN
 included, give zero output and zero gradient.
 
-Fields reach these kernels through `field`. By itself the op is for tables that are no parameters: NeRFBlendShape's, a
-sum of tables weighted by a frame's coefficients, and for bfloat16 output, which a field does not have.
+Fields reach these kernels through `field`. By itself the op is for many planes that each have points of their own, and
+for bfloat16 output, which a field does not have.
 """
 
 import dataclasses

@@ -62,6 +62,13 @@ def optimiser(rates: Mapping[str, Rate], labels: PyTree, steps: int) -> optax.Gr
     return optax.partition(chains, jax.tree.map(lambda group: group if group in rates else FROZEN, labels))
 
 
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The square root of the sum of all squares, as inner products of arrays that stand in memory: XLA's CPU compiler
+    makes one thread sum the squares, several times as long, where it may fuse them with what else reads a gradient."""
+    leaves = [v.ravel() for v in jax.lax.optimization_barrier(jax.tree.leaves(tree))]
+    return jnp.sqrt(sum((jnp.vdot(v, v, precision=jax.lax.Precision.HIGHEST) for v in leaves), jnp.float32(0)))
+
+
 def ema_every(ema: Ema, steps: int) -> int:
     """Steps between updates of the moving average: `ema.every`, or less where the stage is so short
     that its average would still hold the initial weights."""

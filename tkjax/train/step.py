@@ -13,7 +13,7 @@ from tkjax.errors import UserError
 from tkjax.interface import Model, Stage
 from tkjax.render.image import picture
 from tkjax.train.devices import AXIS
-from tkjax.train.optim import ema_decay, ema_every, ema_update
+from tkjax.train.optim import ema_decay, ema_every, ema_update, global_norm
 from tkjax.types import Array, Batch, Clock, Leaf, PyTree, Variables
 
 
@@ -94,7 +94,7 @@ def make_step(model: Model, stage: Stage, tx, is_trained: PyTree, mesh: Mesh):
         grads, (_, metrics) = jax.grad(loss, has_aux=True)(s.params, state, clock, batch, frames_key)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
 
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = global_norm(grads)
         updates, opt = tx.update(grads, s.opt, s.params)
         params = optax.apply_updates(s.params, updates)
         if type(model).project is not Model.project:

@@ -1,5 +1,5 @@
-"""blend_tables on the GPU. A program has a block of numbers of every array and a block of sums; an array whose weight is
-0 in all of them is not read. Sums are in a fixed order: the same bits every time.
+"""blend_tables on the GPU. A program has a block of numbers of every array and a block of sums; an array whose weight
+is 0 in all of them is not read. Sums are in a fixed order: the same bits every time.
 """
 
 from typing import no_type_check
