@@ -216,11 +216,11 @@ def test_field_and_pictures_are_those_of_the_file(imported):
               for ours, theirs in (("sigma", "sigma_net"), ("colour", "color_net"))}  # fmt: skip
 
     rng, bound = np.random.default_rng(3), 0.06
-    points = rng.uniform(-bound, bound, (30, 3)).astype(np.float32)
-    d = rng.normal(size=(30, 3)).astype(np.float32)
+    points = rng.uniform(-bound, bound, (16, 3)).astype(np.float32)
+    d = rng.normal(size=(16, 3)).astype(np.float32)
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
     own = model._params(variables.params, jnp.asarray(table, jnp.float32))
-    rows = {"sh": (sh_encode(jnp.asarray(d), 4), jnp.arange(30, dtype=jnp.int32))}
+    rows = {"sh": (sh_encode(jnp.asarray(d), 4), jnp.arange(16, dtype=jnp.int32))}
     out = np.asarray(field(model.program, jnp.asarray(points), rows, own))
     want = [literal.field(tables.SPEC, params, table, x, v, bound) for x, v in zip(points, np.float64(d))]
     want = np.array([[sigma, *rgb] for sigma, rgb in want])
@@ -228,13 +228,13 @@ def test_field_and_pictures_are_those_of_the_file(imported):
 
     matrix = np.eye(4)
     matrix[:3, 3] = 0.004, 0.01, 0.36
-    pixels, background = rng.integers(150, 360, (14, 2)), np.array([0.2, 0.5, 0.9])
+    pixels, background = rng.integers(150, 360, (8, 2)), np.array([0.2, 0.5, 0.9])
     pose = matrix.copy()
     pose[:3, 3] *= 4
     batch = Batch(
         frame=jnp.array([0]), cam_to_world=jnp.asarray(pose, jnp.float32)[None],
         intrinsics=jnp.asarray(subject.info.intrinsics, jnp.float32)[None],
-        pixels_px=jnp.asarray(pixels[None] + 0.5, jnp.float32), background=jnp.ones((1, 14, 3)),
+        pixels_px=jnp.asarray(pixels[None] + 0.5, jnp.float32), background=jnp.ones((1, 8, 3)),
         signals={"expression": jnp.asarray(values, jnp.float32)[None, None, None]},
     )  # fmt: skip
     render = model.render(variables, batch, None, final_clock(), False)
@@ -251,7 +251,7 @@ def test_field_and_pictures_are_those_of_the_file(imported):
         ours = np.asarray(render.rgb[0, k]) + (1 - float(render.alpha[0, k, 0])) * background
         np.testing.assert_allclose(ours, rgb, atol=4e-5)
         compared += alpha > 0.3
-    assert compared > 4
+    assert compared > 2
 
 
 def test_export_gives_every_tensor_back(imported):

@@ -369,7 +369,7 @@ def test_pictures_are_the_dossiers_rays(faithful):
     model, variables = faithful
     matrix, values = pose((0.004, 0.01, 0.36), 0.2), (0.5, 0.3, -0.2, 0.9, 0.0)
     rng = np.random.default_rng(8)
-    pixels = rng.integers(3, 13, (24, 2))
+    pixels = rng.integers(3, 13, (16, 2))
     data = batch(values, matrix, pixels + 0.5)
     data = data.replace(intrinsics=jnp.array([[40.0, 40.0, 8.5, 8.5]]))  # (8, 8) of whole numbers
     render = drawn(model, variables, data)
@@ -392,7 +392,7 @@ def test_pictures_are_the_dossiers_rays(faithful):
         ours = np.asarray(render.rgb[0, k]) + (1 - float(render.alpha[0, k, 0])) * background
         np.testing.assert_allclose(ours, rgb, atol=4e-5)
         assert float(render.alpha[0, k, 0]) == pytest.approx(alpha, abs=4e-5)
-    assert compared > 10
+    assert compared > 6
 
 
 def test_training_draws_what_pictures_show(smoke):
@@ -568,7 +568,7 @@ def test_a_whole_picture_is_its_pixels(smoke):
 # -- driven by others, seen from elsewhere
 
 
-@pytest.mark.heavy  # trains and renders
+@pytest.mark.slow  # trains and renders
 def test_an_avatar_takes_over_anothers_coefficients_and_new_poses(tmp_path):
     """One command trains both stages; --drive=OTHER, a csv and --set are clamped to the own range; --pose turns it."""
     own = tiny_subject.make_dataset(tmp_path / "own", names=("jawOpen", "eyeBlinkLeft", "mouthPucker"))
