@@ -58,6 +58,9 @@ def folder(tmp_path_factory):
         points = np.zeros((478, 2))
         points[list(contract.LANDMARKS_478_TO_68)] = np.loadtxt(made / f"ori_imgs/{i}.lms")
         np.savetxt(made / f"ori_imgs/{i}.lms", points, "%f")
+    values = np.array([er_layout.coefficients(i) for i in range(N)])
+    (made / "max_46.txt").write_text("\n".join(map(str, values.max(0))) + "\n")
+    (made / "min_46.txt").write_text("\n".join(map(str, values.min(0) - 0.2)) + "\n")
     return made, native
 
 
@@ -68,6 +71,8 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path, capsys):
     said, a = capsys.readouterr().out, contract.Dataset(native)
     assert "recognised: NeRFBlendShape dataset, because of transforms.json" in said and "moved by +0.5" in said
     assert "46 coefficients -> expression" in said and "holding out the last 500" in said
+    assert "max_46.txt: the range of the training frames" in said
+    assert "min_46.txt is not the range of the training frames, which counts" in said
     np.testing.assert_allclose(d.column("cam_to_world"), a.column("cam_to_world"), atol=1e-6)
     np.testing.assert_allclose(d.intrinsics, a.intrinsics)
     np.testing.assert_allclose(d.landmarks68(), a.landmarks68(), atol=3e-6)
