@@ -31,7 +31,6 @@ def features(spec, table, x, bound):
     return oracle.grid_encode(unit[None, None], f64(table)[None], **shape)[0, 0]
 
 
-
 def field(spec, params, table, x, d, bound):
     """(sigma, rgb [3]) at x along d (§3.3)."""
     h = mlp(params["sigma"], features(spec, table, x, bound))
