@@ -89,10 +89,10 @@ def get_config(variant: str = "full") -> ConfigDict:
         # 256: a cell is about a pixel of 256. The optimiser reads and writes every table in every step: 8 M numbers
         m.grid_levels, m.grid_features, m.grid_finest, m.grid_log2_entries = 10, 2, 256, 13
         m.hidden, m.layers, m.geometry = 32, 2, 15  # a sixth of the products of a sample
-        # The same cube in units in which densities are of the order 30, not 500: few steps reach them
-        m.bound, m.scale, m.t_min = 1.0, 0.33 / 0.06, 0.05 / 0.06
+        # The same cube in units in which densities are of the order 15, not 500: few steps reach them
+        m.bound, m.scale, m.t_min = 2.0, 2 * 0.33 / 0.06, 2 * 0.05 / 0.06
         m.dt_min = m.dt_max = 2 / 64
-        m.samples, m.waves = 48, 4
+        m.samples, m.waves = 48, 8  # most rays are opaque after a sixth of them
         m.occupancy_side = 32  # every cell is tried with every coefficient: seconds instead of minutes
         m.occupancy_first = 50
         m.chunk = 2048  # activations of a chunk stay in the cache

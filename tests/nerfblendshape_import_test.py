@@ -58,6 +58,9 @@ def folder(tmp_path_factory):
         points = np.zeros((478, 2))
         points[list(contract.LANDMARKS_478_TO_68)] = np.loadtxt(made / f"ori_imgs/{i}.lms")
         np.savetxt(made / f"ori_imgs/{i}.lms", points, "%f")
+    values = np.array([er_layout.coefficients(i) for i in range(N)])
+    (made / "max_46.txt").write_text("\n".join(map(str, values.max(0))) + "\n")
+    (made / "min_46.txt").write_text("\n".join(map(str, values.min(0) - 0.2)) + "\n")
     return made, native
 
 
@@ -68,6 +71,8 @@ def test_a_folder_becomes_a_dataset(folder, tmp_path, capsys):
     said, a = capsys.readouterr().out, contract.Dataset(native)
     assert "recognised: NeRFBlendShape dataset, because of transforms.json" in said and "moved by +0.5" in said
     assert "46 coefficients -> expression" in said and "holding out the last 500" in said
+    assert "max_46.txt: the range of the training frames" in said
+    assert "min_46.txt is not the range of the training frames, which counts" in said
     np.testing.assert_allclose(d.column("cam_to_world"), a.column("cam_to_world"), atol=1e-6)
     np.testing.assert_allclose(d.intrinsics, a.intrinsics)
     np.testing.assert_allclose(d.landmarks68(), a.landmarks68(), atol=3e-6)
@@ -216,11 +221,11 @@ def test_field_and_pictures_are_those_of_the_file(imported):
               for ours, theirs in (("sigma", "sigma_net"), ("colour", "color_net"))}  # fmt: skip
 
     rng, bound = np.random.default_rng(3), 0.06
-    points = rng.uniform(-bound, bound, (30, 3)).astype(np.float32)
-    d = rng.normal(size=(30, 3)).astype(np.float32)
+    points = rng.uniform(-bound, bound, (16, 3)).astype(np.float32)
+    d = rng.normal(size=(16, 3)).astype(np.float32)
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
     own = model._params(variables.params, jnp.asarray(table, jnp.float32))
-    rows = {"sh": (sh_encode(jnp.asarray(d), 4), jnp.arange(30, dtype=jnp.int32))}
+    rows = {"sh": (sh_encode(jnp.asarray(d), 4), jnp.arange(16, dtype=jnp.int32))}
     out = np.asarray(field(model.program, jnp.asarray(points), rows, own))
     want = [literal.field(tables.SPEC, params, table, x, v, bound) for x, v in zip(points, np.float64(d))]
     want = np.array([[sigma, *rgb] for sigma, rgb in want])
@@ -228,13 +233,13 @@ def test_field_and_pictures_are_those_of_the_file(imported):
 
     matrix = np.eye(4)
     matrix[:3, 3] = 0.004, 0.01, 0.36
-    pixels, background = rng.integers(150, 360, (14, 2)), np.array([0.2, 0.5, 0.9])
+    pixels, background = rng.integers(150, 360, (8, 2)), np.array([0.2, 0.5, 0.9])
     pose = matrix.copy()
     pose[:3, 3] *= 4
     batch = Batch(
         frame=jnp.array([0]), cam_to_world=jnp.asarray(pose, jnp.float32)[None],
         intrinsics=jnp.asarray(subject.info.intrinsics, jnp.float32)[None],
-        pixels_px=jnp.asarray(pixels[None] + 0.5, jnp.float32), background=jnp.ones((1, 14, 3)),
+        pixels_px=jnp.asarray(pixels[None] + 0.5, jnp.float32), background=jnp.ones((1, 8, 3)),
         signals={"expression": jnp.asarray(values, jnp.float32)[None, None, None]},
     )  # fmt: skip
     render = model.render(variables, batch, None, final_clock(), False)
@@ -251,7 +256,7 @@ def test_field_and_pictures_are_those_of_the_file(imported):
         ours = np.asarray(render.rgb[0, k]) + (1 - float(render.alpha[0, k, 0])) * background
         np.testing.assert_allclose(ours, rgb, atol=4e-5)
         compared += alpha > 0.3
-    assert compared > 4
+    assert compared > 2
 
 
 def test_export_gives_every_tensor_back(imported):

@@ -25,9 +25,10 @@ def blended(tables, weights):
 
 
 def features(spec, table, x, bound):
-    """Of a point in ±bound (§3.2)."""
+    """Of a point, clamped to ±bound (§3.2, §4.2)."""
     shape = {k: getattr(spec, k) for k in ("levels", "base", "finest", "log2_entries", "kind", "pad")}
-    return oracle.grid_encode((f64(x)[None, None] + bound) / (2 * bound), f64(table)[None], **shape)[0, 0]
+    unit = (np.clip(f64(x), -bound, bound) + bound) / (2 * bound)
+    return oracle.grid_encode(unit[None, None], f64(table)[None], **shape)[0, 0]
 
 
 def field(spec, params, table, x, d, bound):

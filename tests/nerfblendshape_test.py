@@ -349,7 +349,7 @@ def test_the_field_is_the_dossiers_formula(faithful):
     model, variables = faithful
     rng, bound = np.random.default_rng(4), model.config.model.bound
     points = rng.uniform(-bound, bound, (40, 3)).astype(np.float32)
-    points[0] = 2 * bound  # outside: features are 0
+    points[0] = 2 * bound  # outside: as on the face
     d = rng.normal(size=(40, 3)).astype(np.float32)
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
     weights = literal.clamped([0.5, 0.3, -0.2, 0.9, 0.0], [1, *LOW], [1, *HIGH])
@@ -369,7 +369,7 @@ def test_pictures_are_the_dossiers_rays(faithful):
     model, variables = faithful
     matrix, values = pose((0.004, 0.01, 0.36), 0.2), (0.5, 0.3, -0.2, 0.9, 0.0)
     rng = np.random.default_rng(8)
-    pixels = rng.integers(3, 13, (24, 2))
+    pixels = rng.integers(3, 13, (16, 2))
     data = batch(values, matrix, pixels + 0.5)
     data = data.replace(intrinsics=jnp.array([[40.0, 40.0, 8.5, 8.5]]))  # (8, 8) of whole numbers
     render = drawn(model, variables, data)
@@ -392,7 +392,7 @@ def test_pictures_are_the_dossiers_rays(faithful):
         ours = np.asarray(render.rgb[0, k]) + (1 - float(render.alpha[0, k, 0])) * background
         np.testing.assert_allclose(ours, rgb, atol=4e-5)
         assert float(render.alpha[0, k, 0]) == pytest.approx(alpha, abs=4e-5)
-    assert compared > 10
+    assert compared > 6
 
 
 def test_training_draws_what_pictures_show(smoke):
@@ -568,7 +568,7 @@ def test_a_whole_picture_is_its_pixels(smoke):
 # -- driven by others, seen from elsewhere
 
 
-@pytest.mark.heavy  # trains and renders
+@pytest.mark.slow  # trains and renders
 def test_an_avatar_takes_over_anothers_coefficients_and_new_poses(tmp_path):
     """One command trains both stages; --drive=OTHER, a csv and --set are clamped to the own range; --pose turns it."""
     own = tiny_subject.make_dataset(tmp_path / "own", names=("jawOpen", "eyeBlinkLeft", "mouthPucker"))
@@ -585,10 +585,11 @@ def test_an_avatar_takes_over_anothers_coefficients_and_new_poses(tmp_path):
     assert report["rows"][0]["more_metrics"]["psnr_head"] > 0 and report["comparison"] == ["head alone", "truth"]
 
     def frames(name, *flags):
-        out = tmp_path / name
+        out = tmp_path / "out" / name
         cli.run(options.parse(["launch.py", "--mode=render", f"--workdir={tmp_path / 'W'}", f"--out={out}", *flags]))
         return np.stack([np.asarray(Image.open(p).convert("RGB"), np.int16) for p in sorted(out.glob("*.png"))])
 
+    (tmp_path / "out").mkdir()
     still = f"--pose={tmp_path / 'still.npy'}"
     np.save(tmp_path / "still.npy", np.tile(DatasetClip(own, tmp_path / "c").cam_to_world[:1], (4, 1, 1)))
     track = frames("track", f"--drive={tmp_path / 'track.csv'}", still)

@@ -150,7 +150,10 @@ def blinks(plan: Plan, points: np.ndarray, found: np.ndarray) -> np.ndarray:
 def expression(plan: Plan) -> tuple[np.ndarray, list[str]]:
     """exp_ori of the json, else exp of track_params.pt, for all frames, and names; no columns where there is none."""
     if plan.transforms.coefficients:
-        return track_columns.blendshapes(plan.transforms.coefficients, plan.ids, plan.notes)
+        values, names = track_columns.blendshapes(plan.transforms.coefficients, plan.ids, plan.notes)
+        train = np.isin(plan.ids, [i for i, part in plan.transforms.part.items() if part == "train"])
+        track_columns.compare_ranges(plan.root, values[train], plan.notes)
+        return values, names
     path, notes = plan.root / "track_params.pt", plan.notes
     track = track_columns.read_track(path, notes) if path.is_file() else None
     if track is None:

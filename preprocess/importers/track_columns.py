@@ -40,6 +40,23 @@ def blendshapes(
     return folder_layout.fill(rows, ids).astype(np.float32), list(names)
 
 
+def compare_ranges(root: Path, values: Float[np.ndarray, "t K"], notes: Notes) -> None:
+    """Say whether the folder's max_<K>.txt and min_<K>.txt are the range of the training frames, which counts."""
+    for name, own in (("high", values.max(0)), ("low", values.min(0))):
+        path = root / folder_layout.RANGES[name].format(values.shape[1])
+        if not path.is_file():
+            continue
+        notes.used.add(path)
+        try:
+            theirs = np.array(path.read_text().split(), np.float64)
+        except (OSError, ValueError):
+            theirs = np.zeros(0)
+        if theirs.shape == own.shape and np.abs(theirs - own).max() < 1e-3:
+            notes.took.append(f"{path.name}: the range of the training frames")
+        else:
+            notes.said.append(f"{path.name} is not the range of the training frames, which counts")
+
+
 def read_lms(path: Path) -> Float[np.ndarray, "68 2"] | None:
     """68 rows "x y", or MediaPipe's 478, of which they are made; None where the file holds anything else."""
     try:

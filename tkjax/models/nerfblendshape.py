@@ -57,11 +57,12 @@ def head_program(spec: GridSpec, bound: float, hidden: int = 64, layers: int = 4
 
       h = MLP(table(x)), sigma = softplus(h_0), rgb = sigmoid(MLP([SH4(d), h_1…])), all without biases.
 
+    x is clamped to the cube (§4.2): a ray's first sample lies on its face, and outside of it features are 0.
     Row: `sh` of the ray. Parameters: `encoder` (the frame's blended table), `sigma`, `colour`.
     """
     sh = SH_DEGREE**2
     p = ProgramBuilder("blended_head")
-    x = p.grid("encoder", spec, p.points, bound=bound)
+    x = p.grid("encoder", spec, p.clip(p.points, -bound, bound), bound=bound)
     h = p.mlp("sigma", [x], (x.channels, *[hidden] * layers, 1 + geometry))
     rgb = p.mlp("colour", [p.row("sh", sh), h[1:]], (sh + geometry, hidden, 3), output="sigmoid")
     return p.build(sigma=p.act(h[:1], "softplus"), rgb=rgb)
