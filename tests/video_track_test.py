@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess import video_track
+from preprocess import video_track, workers
 from preprocess.faces import landmarker
 from preprocess.tracking import track as posing
 from tkjax.app import cli, options
@@ -58,19 +58,20 @@ def stopped(clip, models_dir, tmp_path_factory):
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(stopped, clip, models_dir, capsys):
     out, first, then = stopped
-    assert "faces: starts" in first and "faces: unchanged" in then and "poses: starts" in then
+    assert "faces: starts" in first and "faces: unchanged" in then and "poses: continues" in then
     assert f"{N} frames at 25 a second, {len(video_track.CHANNELS)} channels" in then
     before = out.stat()
     assert run(("video", clip), ("out", out), ("models_dir", models_dir)) == 0
     assert f"{out}: unchanged" in capsys.readouterr().out and out.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_its_channels_are_the_trackers_own(stopped, clip, models_dir):
+def test_its_channels_are_the_trackers_own(stopped, clip, models_dir, tmp_path):
     track = tracks.read(stopped[0], 60.0)
     assert track.names == video_track.CHANNELS
     np.testing.assert_allclose(track.time_s, np.arange(N) / 25)
     pictures = list(video.read_frames(clip, 0, 12))
-    faces = landmarker.detect(str(models_dir / "face_landmarker.task"), pictures)
+    with workers.pool(tmp_path / "log") as executor:
+        faces = executor.submit(landmarker.detect, str(models_dir / "face_landmarker.task"), pictures).result()
     np.testing.assert_array_equal(track.columns(BLENDSHAPES)[:12], faces.blendshapes)
     looked = dict(zip(BLENDSHAPES, faces.blendshapes.T, strict=True))
     np.testing.assert_allclose(track.columns(looks.GAZE)[:12], looks.direction_of(looked, 12), atol=1e-6)
