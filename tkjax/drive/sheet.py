@@ -186,7 +186,9 @@ def compose(strips_: Iterable[np.ndarray], rows: Sequence[Row], tile: int, title
     return sheet
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
+def _fit(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float | int
+) -> str:
     """The text, cut to a width with dots."""
     if pen.textlength(text, font=font) <= width:
         return text
