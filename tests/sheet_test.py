@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
         if "tables" in variables.params:
             variables.params["tables"] = 8 * variables.params["tables"]
         ranges = {s.info.name: s.info for s in clip.signals.values()}
-        facts = ClipFacts(clip.cam_to_world, clip.intrinsics, ranges, {})
+        facts = ClipFacts(clip.cam_to_world, np.tile(clip.intrinsics, (clip.n_frames, 1)), ranges, {})
         variables = model.prepare(variables, facts)
         spec = bundle.audio_spec(clip.audio) if dataset.get("heard", True) else None
         bundle.save(folder / name / "avatar", config, variables, 4, clip, spec, {"statement": None})

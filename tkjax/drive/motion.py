@@ -107,7 +107,7 @@ def read_poses(path: Path | str, width: int, height: int) -> tuple[np.ndarray, n
     elif path.suffix in (".npy", ".npz"):
         poses, intrinsics = _load_array(path, "--pose", "cam_to_world"), None
     else:
-        raise UserError(f"--pose: {path} must be .npz, .npy or an AD-NeRF transforms .json")
+        raise UserError(f"--pose: {path} must be .npz, .npy, an AD-NeRF transforms .json or a track")
     if poses.ndim == 2:
         poses = poses[None]
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:

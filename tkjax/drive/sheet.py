@@ -8,7 +8,7 @@ silence (zeros). The rows stand in as many columns as make the picture a little 
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +153,7 @@ def columns_for(n: int, tile: int) -> int:
     return min(range(1, n + 1), key=lambda c: (abs(math.log(aspect(c) / ASPECT)), c))
 
 
-def compose(strips_: Iterator[np.ndarray], rows: Sequence[Row], tile: int, title: str, foot: str) -> Image.Image:
+def compose(strips_: Iterable[np.ndarray], rows: Sequence[Row], tile: int, title: str, foot: str) -> Image.Image:
     """The sheet; rows run down a column, then down the next."""
     n, wide = len(rows), len(STEPS) * tile
     columns = columns_for(n, tile)
@@ -186,7 +186,9 @@ def compose(strips_: Iterator[np.ndarray], rows: Sequence[Row], tile: int, title
     return sheet
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont, width: float) -> str:
+def _fit(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float | int
+) -> str:
     """The text, cut to a width with dots."""
     if pen.textlength(text, font=font) <= width:
         return text
