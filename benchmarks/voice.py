@@ -12,10 +12,10 @@ lips shut where the true ones do (below 15 % of the range): 1 - (mean opening th
 silence: the larger of the jaw's movements in 5 s of digital silence and in 5 s of noise at -60 dB, in per cent of its
 range. LVE: mean over frames of the largest distance of a lip point from where the true coefficients put it; MOD: mean
 absolute error of the distance between the inner lips' middles (points 62 and 66 of 68); both in mm, over some 250
-frames. Points of the synthetic subject are exact, in three dimensions. Those of a dataset come from a linear (ridge) map
-of the coefficients to the tracked points, which is fitted on the training frames: in the picture, after the similarity
-that takes eyes and nose to their mean, at 88.9 mm between the outer corners of the eyes, as on MediaPipe's canonical
-mesh.
+frames. Points of the synthetic subject are exact, in three dimensions. Those of a dataset come from a linear map
+(ridge) of the coefficients to the tracked points, which is fitted on the training frames: in the picture, after the
+similarity that takes eyes and nose to their mean, at 88.9 mm between the outer corners of the eyes, as on MediaPipe's
+canonical mesh.
 """
 
 import argparse
