@@ -1,6 +1,6 @@
 """Speech to coefficients: is the mouth of new sound that of the truth? Held-out figures of `tkjax.voice`, seed by seed.
 
-python -m benchmarks.voice [--dataset=D | --seconds=60] [--seeds=0,1,2] [--steps=300] [--width=128] [--json=OUT]
+python -m benchmarks.voice [--dataset=D | --seconds=60] [--seeds=0,1,2] [--steps=200] [--width=128] [--json=OUT]
 
 Without --dataset: trained on `seconds` of synthetic speech, scored on 30 s of other speech (another pitch, other
 words), whose coefficients and closed lips are known exactly. With it: trained on the dataset's training frames, scored
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--split", default="last", choices=splitting.SPLITS)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
