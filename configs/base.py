@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
 
     # the network from sound to expression, of systems that are driven by expression and not by sound (tkjax.voice)
     c.train.voice = ConfigDict()
-    c.train.voice.steps = 300  # 0 trains none; on 2 cores 0.2 s each
+    c.train.voice.steps = 200  # 0 trains none; each is 0.2 s of a core
     c.train.voice.width = 128  # channels within: 0.4 million parameters; 192: 0.9
     c.train.voice.rate = 2e-3  # of AdamW at its highest
 

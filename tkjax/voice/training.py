@@ -148,7 +148,8 @@ def _step(params, opt, key, clip: Clip, constants: Constants, lips: Lips, tx, wi
     steps = disturbed(disturbs, crops.steps, empty)
     opened = jnp.where(empty[:, None], 1.0, crops.opened)
     target = jnp.where(empty[:, None, None], constants.rest, crops.target)
-    weight = crops.weight.at[:, :WARM].set(0.0)
+    compared = empty[:, None] | (jnp.arange(WARM + CROP) >= WARM)  # noise alone may set in as the sound begins
+    weight = jnp.where(empty[:, None], 1.0, crops.weight) * compared
 
     def of(params: PyTree) -> Array:
         past = network.start(width, BATCH)
@@ -167,7 +168,7 @@ def train(
     learned: Bool[np.ndarray, " n"] | None = None,
     *,
     seed: int = 0,
-    steps: int = 400,
+    steps: int = 200,
     width: int = 128,
     rate: float = 2e-3,
     on_step: Progress | None = None,
