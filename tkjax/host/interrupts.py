@@ -10,7 +10,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 USUAL = (signal.SIG_DFL, signal.default_int_handler)
-RESUMING = ("fit", "preprocess", "train", "demo")  # modes that keep what is finished; the others start anew
+RESUMING = ("fit", "preprocess", "train", "demo", "compare")  # modes that keep what is finished; the others start anew
 
 
 class Interrupted(KeyboardInterrupt):
