@@ -235,3 +235,20 @@ def test_energy_that_nobody_tells_has_a_reason(tmp_path):
         assert meter.watt_hours() is None and str(root) in meter.reason
     (tmp_path / "intel-rapl:0").mkdir()
     assert Meter(tmp_path).watt_hours() is None and "cannot be read" in Meter(tmp_path).reason
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("damage", ["{", "{}", '{"label": "x"}', "number", "text"])
+def test_a_row_that_is_damaged_is_refused_by_name(compared, damage):
+    folder, (first, kept), _ = compared
+    row = json.loads(kept[0])
+    if damage == "number":
+        row["speed"]["render_fps"] = "fast"
+    if damage == "text":
+        row["per_frame"]["frame"] = ["<script>"]
+    first.write_text(json.dumps(row) if damage in ("number", "text") else damage)
+    try:
+        with pytest.raises(UserError, match=r"row\.json"):
+            cli.run(options.parse(arguments(folder, SIMPLE)))
+    finally:
+        first.write_bytes(kept[0])

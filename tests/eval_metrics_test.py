@@ -65,7 +65,7 @@ def test_what_is_not_asked_for_is_null_and_says_so(trained, chosen):
 def test_nioe_and_lmd_of_moved_mouths_are_the_formulas():
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 100, (4, 68, 2))
-    points = {"target": truth, "model": truth + [3.0, 4.0]}
+    points = {"target": truth, "model": truth + np.array([3.0, 4.0])}
     points["model"][2] = np.nan
     of = {"model": {}}
     scores.add_lips(of, points, np.array([True, True, True, False]))

@@ -176,10 +176,11 @@ class System:
         path = self.folder / ROW
         if path.is_file():
             print(f"{self.label}: finished before", flush=True)
-            return stored.read_json(path, f"remove {path}")
+            return self._kept(path)
         print(f"{self.label}: {self.asked['budget_minutes']:g} minutes", flush=True)
         try:
-            made = self._made(models)
+            with lock.alone(self.folder):
+                made = self._made(models)
         except Exception as error:  # the other systems go on, whatever it was
             sentence = str(error) if isinstance(error, UserError) else None
             sentence = of_files(error) if isinstance(error, OSError) else sentence
@@ -198,6 +199,20 @@ class System:
             }
         report.write_json(path, made)
         return made
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        """A row that was made before, if the page can show it; the file may be a stranger's."""
+        remedy = f"remove {path}, and the system is scored again"
+        row = stored.read_json(path, remedy)
+        try:
+            usable = row["label"] == self.label and "error" not in row
+            usable = usable and all(type(n) is int for n in (*row["per_frame"]["frame"], *row["size"]))
+            compare_page.sections([row])
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+            usable = False
+        if not usable:
+            raise UserError(f"{path} is damaged or of another version; {remedy}")
+        return row
 
     def _made(self, models: str | None) -> dict[str, Any]:
         schedule = self.schedule()
@@ -233,7 +248,6 @@ class System:
             "watt_hours": None if energy is None or before is None else before + energy,
             "reasons": {**made.reasons, **reasons},
             "curves": compare_page.training_curves(report.read_metrics(self.folder / "metrics.jsonl")),
-            "report": f"{SYSTEMS}/{self.label}/report.html",
         }
 
     def _spent(self) -> float | None:
@@ -334,6 +348,7 @@ def write(
         "split": split,
         "dataset": os.path.relpath(dataset, workdir),
         "consent": report.consent_text(consent),
+        "reports": {row["label"]: f"{SYSTEMS}/{row['label']}/report.html" for row in good},
         "shown": shown,
         "video": VIDEO if stills else None,
         "rows": list(rows),

@@ -10,7 +10,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 USUAL = (signal.SIG_DFL, signal.default_int_handler)
-RESUMING = ("fit", "preprocess", "train", "demo", "track")  # modes that keep what is finished; the others start anew
+# modes that keep what is finished; the others start anew
+RESUMING = ("fit", "preprocess", "train", "demo", "track", "compare")
 
 
 class Interrupted(KeyboardInterrupt):

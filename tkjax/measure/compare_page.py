@@ -45,6 +45,10 @@ def _escaped(value: Any) -> str:
     return html.escape(str(value))
 
 
+def _digits(value: Any, name: str) -> str:
+    return _escaped(in_digits(value, name))
+
+
 def _given(row: Mapping) -> str:
     return " + ".join(row["ground_truth_layers"]).replace("_", " ") or "nothing"
 
@@ -82,7 +86,7 @@ def _metrics(rows: Sequence[Mapping]) -> str:
             values, given = _values(part), _given(part)
             cells = "".join(
                 f'<td class="{"best" if values.get(n) is not None and best.get((given, n)) == values[n] else ""}">'
-                f"{in_digits(values.get(n), n)}</td>"
+                f"{_digits(values.get(n), n)}</td>"
                 for n in names
             )
             mark = ' class="first model"' if k == 0 else ""
@@ -90,7 +94,7 @@ def _metrics(rows: Sequence[Mapping]) -> str:
             body.append(f"<tr{mark}><td>{label}</td><td>{_escaped(given)}</td>{cells}</tr>")
     for name, values in (good[0]["baselines"] if good else {}).items():
         more = {**values, **good[0].get("more_baselines", {}).get(name, {})}
-        cells = "".join(f"<td>{in_digits(more.get(n), n)}</td>" for n in names)
+        cells = "".join(f"<td>{_digits(more.get(n), n)}</td>" for n in names)
         body.append(f'<tr class="first"><td>{_escaped(name.replace("_", " "))}</td><td>–</td>{cells}</tr>')
     return _table(["", "given (true) layers", *(LABELS.get(n, n) for n in names)], body)
 
@@ -106,9 +110,9 @@ def _response(rows: Sequence[Mapping]) -> str:
         body = []
         for row in shown:
             values = row["response"]
-            cells = "".join(f"<td>{in_digits(values[kind][k], k)}</td>" for k in keys)
+            cells = "".join(f"<td>{_digits(values[kind][k], k)}</td>" for k in keys)
             if kind == "lips":
-                cells += "".join(f"<td>{in_digits(values[k], k)}</td>" for k in ("silence_motion", "still_px"))
+                cells += "".join(f"<td>{_digits(values[k], k)}</td>" for k in ("silence_motion", "still_px"))
             body.append(f"<tr><td>{_escaped(row['label'])}</td>{cells}</tr>")
         head = [kind, *(LABELS.get(k, k) for k in keys)]
         head += [LABELS["silence_motion"], LABELS["still_px"]] if kind == "lips" else []
@@ -155,8 +159,8 @@ def _cost(rows: Sequence[Mapping]) -> str:
             "–" if seconds is None else f"{seconds / 60:.1f} of {r['budget']:g}",
             f"{plan['scale']:.3g}" + (" (cut)" if plan["ended_early"] else ""),
             _escaped(steps),
-            in_digits(r["speed"].get("train_steps_per_s"), "x"),
-            in_digits(fps, "x") + bar,
+            _digits(r["speed"].get("train_steps_per_s"), "x"),
+            _digits(fps, "x") + bar,
             f"{r['params'].get('total', 0):,}",
             _bytes(r["bytes"]),
             "–" if r["watt_hours"] is None else f"{r['watt_hours']:.1f}",
@@ -197,6 +201,21 @@ def _with_gaps(label: str, frames: Sequence[int], values: Sequence) -> tuple[str
     return label, x, y
 
 
+def sections(rows: Sequence[Mapping]) -> list[str]:
+    """The tables of a page: pictures, lips and eyes, what signals move, cost."""
+    response = _response(rows)
+    return [
+        "<h2>Pictures</h2>",
+        _metrics(rows),
+        "<p class=soft>The given layers are the truth's own pixels in the picture: compare rows whose given layers are "
+        "equal. Coloured: the best of those.</p>",
+        "<h2>Does it speak and blink</h2>" + response if response else "",
+        _moved(rows),
+        "<h2>Cost</h2>",
+        _cost(rows),
+    ]
+
+
 def page(tree: Mapping[str, Any], stills: Sequence[tuple[str, np.ndarray]], video: Path | None, folder: Path) -> str:
     """The html of a compare.json. stills: captioned pictures for the top; video: beside the page or in it."""
     tree = report.finite(tree)
@@ -206,13 +225,11 @@ def page(tree: Mapping[str, Any], stills: Sequence[tuple[str, np.ndarray]], vide
     scored = {r["split"]["scored_frames"] for r in rows if not r.get("error")}
     frames = " or ".join(str(n) for n in sorted(scored)) or "no"
     what = f"{tree['subject']}: {len(rows)} system{'s' if len(rows) != 1 else ''} on the same clip"
-    reports = " · ".join(
-        f'<a href="{_escaped(r["report"])}">{_escaped(r["label"])}</a>' for r in rows if not r.get("error")
-    )
+    reports = " · ".join(f'<a href="{_escaped(at)}">{_escaped(label)}</a>' for label, at in tree["reports"].items())
     reasons = dict.fromkeys(
         f"{r['label']}: {name}: {why}" for r in rows if not r.get("error") for name, why in r["reasons"].items()
     )
-    sections = [
+    parts = [
         f"<h1>{_escaped(what)}</h1>",
         f"<p class=soft>{tree['budget_minutes']:g} minutes of training each, {frames} held-out frames scored "
         f"(--split={_escaped(tree['split'])}); {_escaped(tree['versions'].get('device', ''))}. "
@@ -221,14 +238,7 @@ def page(tree: Mapping[str, Any], stills: Sequence[tuple[str, np.ndarray]], vide
         f'<div class="videos">{video_figure(video, "The same held-out frames: " + tree["shown"], folder)}</div>'
         if video is not None
         else "",
-        "<h2>Pictures</h2>",
-        _metrics(rows),
-        "<p class=soft>The given layers are the truth's own pixels in the picture: compare rows whose given layers are "
-        "equal. Coloured: the best of those.</p>",
-        "<h2>Does it speak and blink</h2>" + _response(rows) if _response(rows) else "",
-        _moved(rows),
-        "<h2>Cost</h2>",
-        _cost(rows),
+        *sections(rows),
         f"<h2>Curves</h2>{plot_figures(curves)}" if curves else "",
         "" if drawn else "<p class=soft>No curves: matplotlib is not installed (tkjax[eval] has it).</p>",
         f"<h2>The reports</h2><p>{reports}</p>" if reports else "",
@@ -239,6 +249,6 @@ def page(tree: Mapping[str, Any], stills: Sequence[tuple[str, np.ndarray]], vide
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>tkjax comparison: {_escaped(tree['subject'])}</title><style>{report.STYLE}{STYLE}</style></head><body>"
-        + "\n".join(s for s in sections if s)
+        + "\n".join(s for s in parts if s)
         + "<p class=soft>All faces on this page outside the truth pictures are synthetic.</p></body></html>\n"
     )
