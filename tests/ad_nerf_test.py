@@ -392,14 +392,14 @@ def test_air_is_the_background(variables):
 
 
 def test_leaving_out_what_the_first_pass_did_not_find_changes_little(model, variables, draw):
-    """With a threshold below every weight nothing is left out; with one of 0.02 a picture stays near."""
+    """With a threshold below every weight nothing is left out; with one of some weights a picture stays near."""
     data = batch((3, 5))
     want = draw(variables, data, None, final_clock(60, "head"))
-    for skip, most in ((1e-30, 1e-6), (0.02, 0.2)):
+    for skip, most in ((1e-30, 1e-6), (0.1, 0.6)):
         render = drawer(Model(tiny(skip=skip), info()))(variables, data, None, final_clock(60, "head"))
         np.testing.assert_allclose(render.rgb, want.rgb, atol=most)
         np.testing.assert_allclose(render.alpha, want.alpha, atol=most)
-    assert float(jnp.abs(render.rgb - want.rgb).max()) > 0  # 0.02 left something out
+    assert float(jnp.abs(render.rgb - want.rgb).max()) > 1e-3  # 0.1 left something out
 
 
 # -- training

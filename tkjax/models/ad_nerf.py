@@ -65,7 +65,7 @@ POSE_OCTAVES = 3  # of the torso's angles and translation
 POSE = 2 * 3 * (1 + 2 * POSE_OCTAVES)
 LEAST_DENSITY = 1e-6  # added to every density, 1/m
 NEAR, FAR = 0.3, 0.9  # m, of the original's options; a training sets its own
-B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam
+B1 = 0.9  # of Adam
 PASSES = ("coarse", "fine")
 USES = {"head": 0, "torso": 1}  # of `frame_keys`
 
@@ -299,7 +299,8 @@ class Model(BaseModel):
         speech, h, t = (self.config.train[name] for name in (SPEECH, "head", "torso"))
 
         def rate(stage, lr, joins=0):
-            return Rate(lr, 0.1 ** (stage.steps / stage.lr_decay_steps), b1=B1, b2=B2, eps=EPS, joins=joins)
+            final = 0.1 ** (stage.steps / stage.lr_decay_steps)
+            return Rate(lr, final, b1=B1, b2=stage.adam_b2, eps=stage.adam_eps, joins=joins)
 
         rates = {"head": rate(h, h.lr), "audio": rate(h, h.lr_audio)}
         if self.attends:
