@@ -31,7 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.density_activation = "relu"  # or softplus
     m.density_scale = 1.0  # of what comes out of it
     m.density_start = 0.0  # bias in front of it at the start; 0: at random, as all biases
-    m.skip = 0.0  # the second pass leaves out what has no more weight in the first one; 0: nothing
+    m.prune = 0.0  # the second pass leaves out what has no more weight in the first one; 0: nothing
     m.chunk = 65536  # samples that the networks take at once
     m.picture_precision = "float32"  # or bfloat16: operands of the products, on accelerators
 
@@ -76,7 +76,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.near, m.far = 0.16, 0.24
         m.density_activation = "softplus"  # few steps must not end in a volume that a closed ReLU leaves empty
         m.density_scale, m.density_start = 30.0, -4.0  # from 0.5 1/m, a thin fog, to hundreds in thousands of steps
-        m.skip = 1e-3
+        m.prune = 1e-3
         m.chunk = 2048
         # A short schedule must show the sound path every frame often: many frames of few rays (benchmarks/NOTES.md)
         s.steps = 600
