@@ -245,9 +245,12 @@ def test_every_variant_makes_a_model(variant):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(depth=9), dict(width=0), dict(skip_at=5), dict(samples=2), dict(importance=0), dict(near=0.0),
-               dict(prune=1.0), dict(prune=-0.1), dict(chunk=0), dict(density_scale=0.0), dict(picture_precision="half")]
-)  # fmt: skip
+    "change",
+    [
+        *(dict(depth=9), dict(width=0), dict(skip_at=5), dict(samples=2), dict(importance=0), dict(near=0.0)),
+        *(dict(prune=1.0), dict(prune=-0.1), dict(chunk=0), dict(density_scale=0.0), dict(picture_precision="half")),
+    ],
+)
 def test_settings_that_cannot_be_drawn_are_refused_by_name(change):
     with pytest.raises(ValueError, match=f"model.{next(iter(change))} is"):
         Model(tiny(**change), info())
