@@ -31,7 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.density_activation = "relu"  # or softplus
     m.density_scale = 1.0  # of what comes out of it
     m.density_start = 0.0  # bias in front of it at the start; 0: at random, as all biases
-    m.skip = 0.0  # the second pass leaves out what has no more weight in the first one; 0: nothing
+    m.prune = 0.0  # the second pass leaves out what has no more weight in the first one; 0: nothing
     m.chunk = 65536  # samples that the networks take at once
     m.picture_precision = "float32"  # or bfloat16: operands of the products, on accelerators
 
@@ -49,6 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.lr_audio = 5e-4
     h.lr_audio_attention = 2.5e-3  # five times the others
     h.lr_decay_steps = 250_000  # steps in which rates fall to a tenth
+    h.adam_b2, h.adam_eps = 0.999, 1e-8
     h.attention_start = 200_000  # nosmo_iters: step at which neighbouring windows join
     h.lambda_speech = 0.0  # of the speech stage's term
     h.ema_every = 0  # steps between updates of the moving average; 0: there is none
@@ -62,36 +63,40 @@ def get_config(variant: str = "full") -> ConfigDict:
     t.sampler = "lower_half"  # right_half is the released code's
     t.lr = 5e-4
     t.lr_decay_steps = 250_000
+    t.adam_b2, t.adam_eps = 0.999, 1e-8
     t.ema_every = 0
     t.ema_decay = 0.95
     t.seed = 0
 
     if variant in ("cpu", "demo"):
         c.data.size = 128  # a twelfth of the pixels of 450
-        m.depth, m.width, m.skip_at = 5, 128, 3  # a seventh of the products
-        m.coarse_depth, m.coarse_width, m.coarse_skip = 3, 64, 2
-        m.samples, m.importance = 24, 16
+        m.depth, m.width, m.skip_at = 4, 96, 2  # a tenth of the products of a sample
+        m.coarse_depth, m.coarse_width, m.coarse_skip = 2, 64, 2  # it has to find the surface, not to draw it
+        m.samples, m.importance = 20, 12
         m.near, m.far = 0.16, 0.24
         m.density_activation = "softplus"  # few steps must not end in a volume that a closed ReLU leaves empty
-        m.density_scale, m.density_start = 30.0, -3.0  # from 1.5 1/m, a fog, to hundreds in thousands of steps
-        m.skip = 1e-3
+        m.density_scale, m.density_start = 30.0, -4.0  # from 0.5 1/m, a thin fog, to hundreds in thousands of steps
+        m.prune = 1e-3
         m.chunk = 2048
         # A short schedule must show the sound path every frame often: many frames of few rays (benchmarks/NOTES.md)
-        s.steps = 800
-        h.steps, h.frames, h.rays = 4000, 16, 64
+        s.steps = 600
+        h.steps, h.frames, h.rays = 5000, 16, 48
         h.near = "close"  # a quarter of the rays on the lips, a sixth on the eyes
         h.rare = 0.15
-        h.lr, h.lr_audio, h.lr_audio_attention = 2e-3, 5e-4, 5e-4  # what speech has taught is refined, not forgotten
+        h.lr, h.lr_audio, h.lr_audio_attention = 3e-3, 5e-4, 5e-4  # what speech has taught is refined, not forgotten
         h.lr_decay_steps = h.steps
+        # what has become air too early has small gradients, which must count as soon as they point elsewhere
+        h.adam_b2 = t.adam_b2 = 0.99
+        h.adam_eps = t.adam_eps = 1e-15
         h.attention_start = 0  # taught in the stage before
         h.lambda_speech = 1e-3
-        t.steps, t.frames, t.rays = 2000, 8, 128
-        t.lr, t.lr_decay_steps = 2e-3, t.steps
+        t.steps, t.frames, t.rays = 2000, 4, 128
+        t.lr, t.lr_decay_steps = 3e-3, t.steps
         h.ema_every = t.ema_every = 20
     if variant == "demo":
-        s.steps = 500
-        h.steps = h.lr_decay_steps = 2000
-        t.steps = t.lr_decay_steps = 1000
+        s.steps = 300
+        h.steps = h.lr_decay_steps = 1500
+        t.steps = t.lr_decay_steps = 800
     if variant == "smoke":
         c.data.size = 32
         m.depth, m.width, m.skip_at = 3, 32, 2
@@ -99,6 +104,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.position_octaves = 6
         m.samples, m.importance = 12, 8
         m.density_activation, m.density_scale, m.density_start = "softplus", 30.0, -3.0
+        h.adam_b2 = t.adam_b2 = 0.99
+        h.adam_eps = t.adam_eps = 1e-15
         m.chunk = 1024
         h.steps, h.rays = 60, 128
         h.lr, h.lr_audio, h.lr_audio_attention = 5e-3, 2e-3, 2e-3  # 60 steps instead of 400 000

@@ -494,3 +494,11 @@ def test_every_alpha_over_every_colour_is_rounded_to_nearest():
         plate = np.full((256, 256, 3), under, np.uint8)
         exact = (alpha[..., None] / 255.0) * rgba[..., :3] + (1 - alpha[..., None] / 255.0) * plate
         np.testing.assert_array_equal(frame_cache.over(rgba, plate), np.rint(exact))
+
+
+def test_a_torso_in_front_shows_nothing_where_the_frame_shows_the_head():
+    rng = np.random.default_rng(0)
+    rgba, label = rng.integers(1, 256, (6, 7, 4), np.uint8), rng.integers(0, 4, (6, 7), np.uint8)
+    cut = frame_cache.in_front(rgba, label)
+    head = label == contract.LABEL_HEAD
+    assert not cut[head].any() and np.array_equal(cut[~head], rgba[~head]) and rgba.all()

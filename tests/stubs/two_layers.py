@@ -1,5 +1,9 @@
 """Attention over windows of sound that joins at a step, stratified samples along rays, pixels drawn its own way, two
-stages with rates by steps, and the layers in the other order: background, head, torso on top."""
+stages with rates by steps, and the layers in the other order: background, head, torso on top.
+
+A system of the project does the same since. What this still proves of the seam: a sampler that a system registers in
+its own file, samplers in turn, rates by steps with a floor, a weight that grows, state that a refresh changes and
+`prepare` fills, and a torso in front whose system has no network of the project's."""
 
 import jax
 import jax.numpy as jnp

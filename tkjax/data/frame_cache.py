@@ -43,6 +43,14 @@ def over(rgba: UInt8[np.ndarray, "H W 4"], plate: UInt8[np.ndarray, "H W 3"]) ->
     return ((v + (v >> 8)) >> 8).astype(np.uint8)  # = (v - 1) // 255 for every such v
 
 
+def in_front(rgba: UInt8[np.ndarray, "H W 4"], label: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 4"]:
+    """A torso picture as it lies over the head: nothing of it where the frame shows the head. Torso pictures go on
+    behind the head, for the systems whose torso lies behind it."""
+    out = rgba.copy()
+    out[label == contract.LABEL_HEAD] = 0
+    return out
+
+
 def decode_frame(
     dataset: Dataset, i: int, plate: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 
 from tkjax import contract
 from tkjax.avatar.bundle import Avatar
-from tkjax.data.frame_cache import over
+from tkjax.data.frame_cache import in_front, over
 from tkjax.drive.motion import Motion, read_background
 from tkjax.errors import UserError
 from tkjax.media.paste_back import SCHEMES, Paster
@@ -110,7 +110,9 @@ class Scene:
         if not self.given_torso:
             return plate, None
         torso = self.subject.torso(k)
-        return (plate if self.model.torso_in_front else over(torso, plate)), torso
+        if not self.model.torso_in_front:
+            return over(torso, plate), torso
+        return plate, in_front(torso, self.subject.label(k)) if torso[..., 3].any() else torso
 
     def start(
         self,

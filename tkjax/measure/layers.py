@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from tkjax.avatar.bundle import Avatar
 from tkjax.data.clip import Clip
-from tkjax.data.frame_cache import over
+from tkjax.data.frame_cache import in_front, over
 from tkjax.interface import Model, Stage
 from tkjax.media import images
 from tkjax.media.paste_back import Paster
@@ -51,7 +51,7 @@ class Combination:
 
     def over(self, clip: Clip, i: int, rgb: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
         """The picture of frame i with the true layers that lie over the model."""
-        return over(clip.torso_rgba(i), rgb) if self.front else rgb
+        return over(in_front(clip.torso_rgba(i), clip.label(i)), rgb) if self.front else rgb
 
 
 def combinations(model: Model, finished: Sequence[str] | None = None) -> tuple[Combination, ...]:

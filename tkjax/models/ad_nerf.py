@@ -32,7 +32,7 @@ Decided (code = the released code is followed, neither = ours):
 - depth is the mean over the samples without the background, NaN where there is none (neither);
 - noise on densities, inverse depths and a white background are left out: the released configs have none;
 - the second network is not asked at the last sample, whose alpha is 1 and whose colour is the background's, whatever
-  it says; with model.skip above 0 neither where the first pass found no weight above it (neither; 0 in `full`);
+  it says; with model.prune above 0 neither where the first pass found no weight above it (neither; 0 in `full`);
 - densities of short schedules are a softplus that starts at model.density_start, times model.density_scale: the
   original's ReLU may close everywhere, and then a volume stays empty for good (its "floating head"); `full` has that.
 """
@@ -65,7 +65,7 @@ POSE_OCTAVES = 3  # of the torso's angles and translation
 POSE = 2 * 3 * (1 + 2 * POSE_OCTAVES)
 LEAST_DENSITY = 1e-6  # added to every density, 1/m
 NEAR, FAR = 0.3, 0.9  # m, of the original's options; a training sets its own
-B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam
+B1 = 0.9  # of Adam
 PASSES = ("coarse", "fine")
 USES = {"head": 0, "torso": 1}  # of `frame_keys`
 
@@ -225,9 +225,9 @@ class Model(BaseModel):
         u = jnp.broadcast_to(jnp.linspace(0.0, 1.0, m.importance), (n, m.importance))
         fine = finer_depths(z, weights, u if noise is None else noise[:, m.samples :])
         wanted = None
-        if m.skip:
+        if m.prune:
             share = (fine[:, :-1] - state["near"]) / (state["far"] - state["near"])
-            wanted = _found(weights, share) > m.skip
+            wanted = _found(weights, share) > m.prune
         with precise:
             second, _ = self._one_pass(volume, "fine", params, rays, rows, fine, slant, wanted)
 
@@ -299,7 +299,8 @@ class Model(BaseModel):
         speech, h, t = (self.config.train[name] for name in (SPEECH, "head", "torso"))
 
         def rate(stage, lr, joins=0):
-            return Rate(lr, 0.1 ** (stage.steps / stage.lr_decay_steps), b1=B1, b2=B2, eps=EPS, joins=joins)
+            final = 0.1 ** (stage.steps / stage.lr_decay_steps)
+            return Rate(lr, final, b1=B1, b2=stage.adam_b2, eps=stage.adam_eps, joins=joins)
 
         rates = {"head": rate(h, h.lr), "audio": rate(h, h.lr_audio)}
         if self.attends:
@@ -364,8 +365,8 @@ def _check(m: ConfigDict) -> None:
     for name, high in {"near": 10.0, "far": 10.0, "density_scale": 1e4}.items():
         if not 0 < m[name] <= high:
             raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most {high:g}")
-    if not 0 <= m.skip < 1:
-        raise ValueError(f"model.skip is {m.skip}, expected a weight of 0..1, 0 for no sample")
+    if not 0 <= m.prune < 1:
+        raise ValueError(f"model.prune is {m.prune}, expected a weight of 0..1, 0 for no sample")
     if m.density_activation not in ("relu", "softplus"):
         raise ValueError(f"model.density_activation is {m.density_activation!r}, expected relu or softplus")
     if m.picture_precision not in ("float32", "bfloat16"):
