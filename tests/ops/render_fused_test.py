@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from benchmarks.ops import inputs
 from tests.ops import programs
 from tests.ops.rays import CASES as RAYS_CASES
-from tests.ops.rays import COMMON, ISAS, VARIANTS, occupancy, rays, spoiled, variant
+from tests.ops.rays import COMMON, EACH_CASE, ISAS, VARIANTS, occupancy, rays, spoiled, variant
 from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, field, march, render_fused
 
 SMALL = GridSpec(2, 4, 1, 8, 40, 8)
@@ -85,7 +85,7 @@ def test_it_is_the_three_ops(name, which, seed, share):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", EACH_CASE)
 def test_exactly_the_samples_of_march_are_kept(name, case):
     """In a thin fog depth and weights tell every sample apart."""
     program = constant(1e-3)
