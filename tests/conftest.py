@@ -33,9 +33,10 @@ settings.load_profile("tkjax")
 
 # Files that take a minute or more go first, so that parallel workers end together.
 LONGEST = (
-    "preprocess_clip", "seam", "render_fused", "er_nerf", "rad_nerf", "stages", "import_checkpoint", "march",
-    "evaluate", "preprocess_matting", "triton_ambient_head", "triton_render_fused", "triton_grid_encode", "train",
-    "resume", "distributed", "torso", "conformance", "cli",
+    "preprocess_clip", "seam", "whole_way", "render_fused", "rad_nerf", "er_nerf", "stages", "import_checkpoint",
+    "preprocess_matting", "evaluate", "march", "triton_ambient_head", "triton_render_fused", "triton_grid_encode",
+    "train", "torso", "stranger", "resume", "distributed", "import_checkpoint_onward", "contract_generations",
+    "import_dataset", "conformance", "cli",
 )  # fmt: skip
 _peaks: dict[str, float] = {}  # process -> GB
 

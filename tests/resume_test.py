@@ -11,7 +11,7 @@ import pytest
 from tests.stubs.process import result, start
 
 pytestmark = pytest.mark.heavy
-OPTIONS = {"system": "staged", "steps": 40, "save_every": 4, "delay_s": 0.01}
+OPTIONS = {"system": "staged", "steps": 40, "save_every": 8, "delay_s": 0.01}
 
 
 def rows(workdir):

@@ -42,7 +42,9 @@ class Stop(Exception):
 def make(system):
     if system in PROJECT:
         return smoke_config(system), FakeClip(22, 32, 32)
-    return stub_config(system.removeprefix("stub "), steps=50), FakeClip()
+    config = stub_config(system.removeprefix("stub "), steps=50)
+    config.train.checkpoint_every = 25  # one within a stage, one at its end
+    return config, FakeClip()
 
 
 def facts_of(clip, poses):

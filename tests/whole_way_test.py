@@ -27,7 +27,7 @@ from tkjax.signals import SOUND
 
 pytestmark = pytest.mark.heavy
 CHANNELS = ("jawOpen", "mouthPucker", "browInnerUp")
-SETTINGS = {"model.steps": 600, "train.checkpoint_every": 40, "train.log_every": 20, "train.preview_every": 0}
+SETTINGS = {"model.steps": 600, "train.checkpoint_every": 200, "train.log_every": 20, "train.preview_every": 0}
 
 
 def signals_of(name: str) -> set[str]:

@@ -19,10 +19,11 @@ from tkjax.ops import dispatch
 
 BACKENDS = ("reference", *KERNELS, "triton", "triton-gpu")
 MARKS = {"triton": [harness.needs_interpreter, pytest.mark.heavy], "triton-gpu": [pytest.mark.gpu]}
+COMPILED_ANEW = ("empty", "uneven", "vmap")  # for other sizes; `make check` leaves them out
 CELLS = [
     pytest.param(
         op, backend, prop, id=f"{op}-{backend}-{prop}",
-        marks=MARKS.get(backend, ()),
+        marks=[*MARKS.get(backend, ()), *([pytest.mark.heavy] if prop in COMPILED_ANEW else [])],
     )
     for op in OPS for backend in BACKENDS for prop in PROPERTIES
     if backend.partition("-")[0] in dispatch.backends(OPS[op].module) and cases.why_not(op, backend, prop) is None

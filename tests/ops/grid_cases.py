@@ -23,6 +23,8 @@ SPECS = {
     "hash3d2": GridSpec(3, 4, 2, 4, 40, 9, "hash"),
     "tiled3d1": GridSpec(3, 3, 1, 4, 30, 9, "tiled", "smoothstep"),
 }
+QUICK = ("planes", "tiled3d", "hash3d")  # of `make check`: the reference is compiled for each
+EACH_SPEC = [pytest.param(name, marks=() if name in QUICK else pytest.mark.heavy) for name in SPECS]
 PLANES = {"planes": 3, "tiled2d": 2}
 BACKENDS = ("reference", "cpu-generic", "cpu-avx2", "cpu-avx512")
 KERNELS = BACKENDS[1:]

@@ -10,20 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.ops.grid_cases import BACKENDS, SPECS, expected, gradients, inputs, jitted, running
+from tests.ops.grid_cases import BACKENDS, EACH_SPEC, QUICK, SPECS, expected, gradients, inputs, jitted, running
 from tkjax.ops import GridSpec, grid_encode
 
 HEAD = GridSpec(dims=2, levels=12, features=1, base=64, finest=512, log2_entries=14, kind="hash")
 TORSO = GridSpec(dims=2, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
 RAD = GridSpec(dims=3, levels=16, features=2, base=16, finest=2048, log2_entries=16, kind="tiled")
 BLEND = GridSpec(3, 16, 4, 16, 1024, 14, "hash", pad=1)
-FEW = ("planes", "tiled3d", "hash3d")
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @every_backend
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EACH_SPEC)
 @settings(max_examples=6)
 @given(seed=st.integers(0, 2**31))
 def test_forward_equals_the_loop(name, backend, seed):
@@ -34,7 +33,7 @@ def test_forward_equals_the_loop(name, backend, seed):
 
 
 @every_backend
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EACH_SPEC)
 def test_table_gradient_is_the_transpose_of_the_loop(name, backend):
     points, tables, g = inputs(name, 3)
     with running(backend) as which:
@@ -69,7 +68,7 @@ def test_point_gradient_equals_finite_differences(name, backend):
 
 @every_backend
 @pytest.mark.parametrize("bad", [-1e-6, 1.0000001, np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", QUICK)
 def test_points_outside_give_zero_and_zero_gradient(name, backend, bad):
     points, tables, g = inputs(name, 8)
     points = np.full_like(points, 0.4)
@@ -88,7 +87,7 @@ def test_points_outside_give_zero_and_zero_gradient(name, backend, bad):
 
 
 @every_backend
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EACH_SPEC)
 def test_a_constant_grid_encodes_to_the_constant(name, backend):
     points, tables, _ = inputs(name, 9)
     points = np.clip(points, 0, 1)
@@ -98,7 +97,7 @@ def test_a_constant_grid_encodes_to_the_constant(name, backend):
 
 
 @every_backend
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", QUICK)
 def test_what_is_not_finite_in_a_table_or_cotangent_stays_where_it_is(name, backend):
     points, tables, g = inputs(name, 11)
     points, tables = np.clip(points, 0.01, 0.99), tables.copy()

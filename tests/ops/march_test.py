@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from tests.ops.rays import BOX, CASES, COMMON, DT, ISAS, VARIANTS, needs_kernels, occupancy, rays, spoiled, variant
+from tests.ops.rays import (
+    BOX,
+    CASES,
+    COMMON,
+    DT,
+    EACH_CASE,
+    ISAS,
+    VARIANTS,
+    needs_kernels,
+    occupancy,
+    rays,
+    spoiled,
+    variant,
+)
 from tkjax.ops import cpu, march, march_packed, morton_decode
 
 FULL = np.full(16**3 // 8, 255, np.uint8)
@@ -108,7 +121,7 @@ def test_elsewhere_the_originals_leap_over_a_few_samples_that_are_kept_here(case
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", EACH_CASE)
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**31), share=st.sampled_from(SHARES), n=st.sampled_from([1, 300]), odd=st.booleans(),

@@ -20,6 +20,8 @@ CASES = {
     "cascades": COMMON | dict(side=8, bound=3.0, box=WIDE, cascades=3, dt=0.03, dt_gamma=1 / 32, dt_max=0.4),
     "vertex": COMMON | dict(side=12, bound=0.7, box=(-0.7, -0.5, -0.7, 0.7, 0.5, 0.7), cell="vertex"),
 }
+QUICK = ("constant", "cone", "cascades")  # of `make check`: the reference is compiled for each
+EACH_CASE = [pytest.param(case, marks=() if case in QUICK else pytest.mark.heavy) for case in sorted(CASES)]
 needs_kernels = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"CPU kernels: {cpu.unavailable()}")
 ISAS = [
     pytest.param(isa, marks=needs_kernels if cpu.unavailable() or isa in cpu.isas() else pytest.mark.skip("no " + isa))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from benchmarks.ops import inputs
 from tests.ops import programs
 from tests.ops.rays import CASES as RAYS_CASES
-from tests.ops.rays import COMMON, ISAS, VARIANTS, occupancy, rays, spoiled, variant
+from tests.ops.rays import COMMON, EACH_CASE, ISAS, VARIANTS, occupancy, rays, spoiled, variant
 from tkjax.ops import GridSpec, ProgramBuilder, composite, cpu, field, march, render_fused
 
 SMALL = GridSpec(2, 4, 1, 8, 40, 8)
@@ -66,6 +66,12 @@ def unfused(program, args, how, stop=1e-4):
     )  # fmt: skip
 
 
+@functools.cache
+def three_ops(program):
+    """`unfused` of the case `constant`, compiled as one program: op by op it takes several times as long."""
+    return jax.jit(lambda args: unfused(program, args, CASES["constant"]))
+
+
 def close(got, want, atol=2e-4):
     for name in ("weighted", "weight_sum", "depth"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-3, atol=atol, err_msg=name)
@@ -78,14 +84,14 @@ def close(got, want, atol=2e-4):
 @given(seed=st.integers(0, 2**20), share=st.sampled_from([0.05, 0.5, 1.0]))
 def test_it_is_the_three_ops(name, which, seed, share):
     program = FIELDS[which]
-    args, how = scene(program, N, seed, share)
+    args, _ = scene(program, N, seed, share)
     with variant(name) as backend:
         got = jax.block_until_ready(renderer(program, backend)(*args))
-    close(got, unfused(program, args, how))
+    close(got, three_ops(program)(args))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", EACH_CASE)
 def test_exactly_the_samples_of_march_are_kept(name, case):
     """In a thin fog depth and weights tell every sample apart."""
     program = constant(1e-3)
@@ -106,10 +112,10 @@ def test_exactly_the_samples_of_march_are_kept(name, case):
 @pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 def test_more_rays_than_a_tile_holds(isa):
-    args, how = scene(HEAD, 700)
+    args, _ = scene(HEAD, 700)
     with cpu.isa(isa):
         got = jax.block_until_ready(renderer(HEAD, "cpu")(*args))
-    close(got, unfused(HEAD, args, how))
+    close(got, three_ops(HEAD)(args))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -125,12 +131,12 @@ def test_a_wall_is_opaque_at_its_first_sample(name):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("bits", [0, 255])
 def test_an_empty_grid_draws_nothing_and_a_full_one_everything(name, bits):
-    args, how = scene(HEAD, N)
+    args, _ = scene(HEAD, N)
     args = (*args[:2], jnp.full_like(args[2], bits), *args[3:])
     with variant(name) as backend:
         got = jax.block_until_ready(renderer(HEAD, backend)(*args))
     if bits:
-        close(got, unfused(HEAD, args, how))
+        close(got, three_ops(HEAD)(args))
     else:
         assert not any(np.any(v) for v in got)
 
@@ -170,11 +176,6 @@ def trained(params):
     return {name: {k: 0.2 * v if k == "tables" else v for k, v in group.items()} for name, group in params.items()}
 
 
-@functools.cache
-def _unfused_jitted(program, n):
-    return jax.jit(lambda args: unfused(program, args, CASES["constant"]))
-
-
 @pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=3)
@@ -186,7 +187,7 @@ def test_rad_nerf_of_real_size_is_the_three_ops(isa, seed, n):
     args = (*args, trained(params))
     with cpu.isa(isa):
         got = jax.block_until_ready(renderer(program, "cpu")(*args))
-    close(got, _unfused_jitted(program, n)(args))
+    close(got, three_ops(program)(args))
 
 
 @functools.cache
