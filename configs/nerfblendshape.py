@@ -92,7 +92,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         # The same cube in units in which densities are of the order 15, not 500: few steps reach them
         m.bound, m.scale, m.t_min = 2.0, 2 * 0.33 / 0.06, 2 * 0.05 / 0.06
         m.dt_min = m.dt_max = 2 / 64
-        m.samples, m.waves = 48, 8  # most rays are opaque after a sixth of them
+        m.samples, m.waves = 48, 8  # a ray that is opaque after six of them skips the rest
         m.occupancy_side = 32  # every cell is tried with every coefficient: seconds instead of minutes
         m.occupancy_first = 50
         m.chunk = 2048  # activations of a chunk stay in the cache
