@@ -92,22 +92,22 @@ def get_config(variant: str = "full") -> ConfigDict:
         # The same cube in units in which densities are of the order 15, not 500: few steps reach them
         m.bound, m.scale, m.t_min = 2.0, 2 * 0.33 / 0.06, 2 * 0.05 / 0.06
         m.dt_min = m.dt_max = 2 / 64
-        m.samples, m.waves = 48, 8  # most rays are opaque after a sixth of them
+        m.samples, m.waves = 48, 8  # a ray that is opaque after six of them skips the rest
         m.occupancy_side = 32  # every cell is tried with every coefficient: seconds instead of minutes
         m.occupancy_first = 50
         m.chunk = 2048  # activations of a chunk stay in the cache
-        m.picture_stop = 1e-3
+        m.picture_stop = 3e-3  # below 0.8 of an 8-bit step
         m.normalise, m.least_range, m.smallest = True, 0.1, 0.02
-        h.steps = 5000
+        h.steps = 4000
         h.frames, h.rays = 16, 256  # many frames of few rays: coefficients are seen together with others
         h.sampler = "close"  # a quarter of the rays on the lips, a sixth on the eyes
         h.rare = 0.15
         h.refresh_every = 50
         h.lr_tables, h.lr_net, h.final_factor = 1e-2, 2e-3, 0.1
-        h.mask_steps = 5000
+        h.mask_steps = 4000  # all along: what is no head must not become fog
         h.lambda_mask = 0.1
         h.ema_decay, h.ema_every = 0.95, 20
-        lips.steps, lips.frames, lips.rays = 500, 4, 1024
+        lips.steps, lips.frames, lips.rays = 400, 4, 1024
         lips.first_rate, lips.last_rate = 0.1, 0.05
     if variant == "demo":
         h.steps, lips.steps = 2000, 250
