@@ -196,9 +196,9 @@ def rad_nerf_program():
 def ad_nerf_program(signal: int):
     """An AD-NeRF network (ad-nerf dossier §3): 8 layers of 256 with a skip; signal: 64 for the head, 106 the torso."""
     p = ProgramBuilder("ad_nerf_head" if signal == 64 else "ad_nerf_torso")
-    x = p.concat([p.freq(p.points, 10), p.row("signal", signal)])
-    h = p.mlp("trunk", [x], (x.channels, *[256] * 5), bias=True, output="relu")
-    h = p.mlp("behind_skip", [x, h], (x.channels + 256, *[256] * 3), bias=True, output="relu")
+    x, k = [p.freq(p.points, 10), p.row("signal", signal)], 63 + signal
+    h = p.mlp("trunk", x, (k, *[256] * 5), bias=True, output="relu")
+    h = p.mlp("behind_skip", [*x, h], (k + 256, *[256] * 3), bias=True, output="relu")
     sigma = p.mlp("density", [h], (256, 1), bias=True, output="relu")
     rgb = p.mlp("colour", [h, p.row("view", 27)], (283, 128, 128, 128, 3), bias=True, output="sigmoid")
     return p.build(sigma=sigma, rgb=rgb)

@@ -87,6 +87,13 @@ def test_the_reference_equals_float64(seed, n):
     check_random_program("reference", seed, n)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_for_all_beside_no_samples_is_no_sample(backend):
+    p = ProgramBuilder("none")
+    program = p.build(y=p.concat([p.points, p.row("audio", 4)]))
+    assert field(program, jnp.zeros((0, 3)), {"audio": (jnp.ones((1, 4)), None)}, {}, backend=backend).shape == (0, 7)
+
+
 @pytest.mark.heavy
 @needs_kernels
 @settings(max_examples=4)

@@ -40,10 +40,10 @@ def rad_nerf_head(space=SPACE, ambient=AMBIENT, width=64):
 def ad_nerf(width=256, audio=64):
     """ad-nerf dossier: 8 layers with a skip after the fifth, frequency encodings, biases."""
     p = ProgramBuilder("ad_nerf")
-    x = p.concat([p.freq(p.points, 10), p.row("audio", audio)])
-    k = x.channels
-    h = p.mlp("points_a", [x], (k, *[width] * 5), bias=True, output="relu")
-    h = p.mlp("points_b", [x, h], (k + width, *[width] * 3), bias=True, output="relu")
+    x = [p.freq(p.points, 10), p.row("audio", audio)]
+    k = 63 + audio
+    h = p.mlp("points_a", x, (k, *[width] * 5), bias=True, output="relu")
+    h = p.mlp("points_b", [*x, h], (k + width, *[width] * 3), bias=True, output="relu")
     sigma = p.mlp("alpha", [h], (width, 1), bias=True, output="relu")
     d = p.freq(p.row("direction", 3), 4)
     rgb = p.mlp("views", [h, d], (width + d.channels, *[width // 2] * 3, 3), bias=True, output="sigmoid")
