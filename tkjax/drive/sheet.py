@@ -8,7 +8,7 @@ silence (zeros). The rows stand in as many columns as make the picture a little 
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +153,7 @@ def columns_for(n: int, tile: int) -> int:
     return min(range(1, n + 1), key=lambda c: (abs(math.log(aspect(c) / ASPECT)), c))
 
 
-def compose(strips_: Iterable[np.ndarray], rows: Sequence[Row], tile: int, title: str, foot: str) -> Image.Image:
+def compose(strips_: Iterator[np.ndarray], rows: Sequence[Row], tile: int, title: str, foot: str) -> Image.Image:
     """The sheet; rows run down a column, then down the next."""
     n, wide = len(rows), len(STEPS) * tile
     columns = columns_for(n, tile)
@@ -225,7 +225,7 @@ def draw(avatar: Avatar, out: Path | str) -> int:
     names = list(dict.fromkeys(row.signal for row in rows))
     title = f"{' and '.join(names)} of avatar {avatar.id}"
     drawn = tqdm(strips(faces, rows, tile), total=len(rows), desc="sheet", unit="row", mininterval=0.5)
-    sheet = compose(drawn, rows, tile, title, foot)
+    sheet = compose(iter(drawn), rows, tile, title, foot)
     facts = PngImagePlugin.PngInfo()
     for key, text in stream.mark(avatar).items():
         facts.add_text(key, text)
