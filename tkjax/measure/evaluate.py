@@ -318,10 +318,14 @@ def evaluate(
         "spread": {k: _spread(seen.scores[combined[0].name][k]) for k in (*KEYS, *MORE_KEYS) if k != "fid"},
         "per_frame": {
             "frame": frames.tolist(),
-            **{k: curves.rounded(v) for k in PER_FRAME if (v := seen.scores[combined[0].name][k])},
+            **{k: _known(v) for k in PER_FRAME if (v := seen.scores[combined[0].name][k])},
         },
     }
     return report, seen.worst
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
 
 
 def _spread(values: Sequence[float]) -> float | None:
