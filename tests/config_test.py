@@ -154,3 +154,13 @@ def test_a_workdirs_config_is_checked_against_its_systems_file(tmp_path):
         path.write_text(json.dumps(data))
         with pytest.raises(UserError, match=name):
             config.load(str(path))
+
+
+def test_a_workdirs_config_from_before_a_section_gains_it(tmp_path):
+    path = tmp_path / "config.json"
+    first = config.load("configs/er_nerf.py:smoke")
+    config.write(first, path)
+    older = json.loads(path.read_text())
+    del older["train"]["voice"], older["eval"]
+    path.write_text(json.dumps(older))
+    assert config.load(str(path)).to_dict() == first.to_dict()

@@ -157,11 +157,13 @@ def from_stored(data: Mapping[str, Any], where: Any) -> ConfigDict:
 
 
 def _check_against_source(config: ConfigDict, path: Path) -> None:
-    """A config.json that was edited by hand must still have the keys and types of its system's file."""
+    """A config.json that was edited by hand must still have the keys and types of its system's file. A whole section
+    that it lacks is one that the file has gained since, and stands at the file's values."""
     source = source_of(config.system)
     if source is None:
         return
     known = ConfigDict(tuples(_from_python(source, config.get("variant") or "full").to_dict()))
+    _gain_sections(config, known)
     have, want = leaves(config.to_dict()), leaves(known.to_dict())
     for key in have.keys() - want.keys():
         raise UserError(f"{path}: {key!r} is no key of {source.name}; {near(key, want)}")
@@ -172,6 +174,18 @@ def _check_against_source(config: ConfigDict, path: Path) -> None:
         )
     for key, value in have.items():
         _check_type(key, value, want[key], path)
+
+
+def _gain_sections(config: ConfigDict, known: ConfigDict) -> None:
+    """Sections of `known` that `config` lacks."""
+    for key, value in known.items():
+        if not isinstance(value, ConfigDict):
+            continue
+        if key not in config:
+            with config.unlocked():
+                config[key] = value.copy_and_resolve_references()
+        elif isinstance(config[key], ConfigDict):
+            _gain_sections(config[key], value)
 
 
 def completed(config: ConfigDict, where: Any = "the stored config") -> ConfigDict:
