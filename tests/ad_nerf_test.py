@@ -488,7 +488,7 @@ def test_the_speech_stage_teaches_the_first_numbers_of_the_code(variables):
     now = clock("speech", 0, 0.0)
     terms = listening.loss_terms(variables, listening.render(variables, data, KEY, now, True), data, KEY, now)
     code = [literal.audio_code(variables.params, w) for w in np.asarray(data.signals[SOUND])]
-    want = np.mean((np.array(code)[:, :6] - data.truth["lip_shape"]) ** 2)
+    want = np.mean((np.array(code)[:, :6] - np.asarray(data.truth["lip_shape"])) ** 2)
     assert set(terms) == {"speech"} and float(terms["speech"]) == pytest.approx(want, rel=1e-4)
 
 
