@@ -193,7 +193,7 @@ def whole(clip, i):
     return frame
 
 
-@pytest.mark.parametrize("scheme", ["box", "blend", "face"])
+@pytest.mark.parametrize("scheme", ["box", pytest.param("blend", marks=pytest.mark.heavy), "face"])
 def test_the_picture_pasted_back_is_a_row_of_its_own(clip, tmp_path, scheme):
     head = [clip.label(i) == 1 for i in range(33)]
     paste = PasteBack(scheme, (20, 10, 84, 58), lambda i: whole(clip, i), lambda i: head[i])
@@ -218,6 +218,7 @@ def test_a_box_that_leaves_the_frame_is_cut_with_its_border():
     assert np.array_equal(cut[15:, 4:], np.repeat(frame[-1:, :10], 5, 0))
 
 
+@pytest.mark.heavy
 def test_lpips_is_scored_where_its_weights_lie_and_else_missing_with_a_reason(clip, tmp_path, result):
     assert result[0]["more_metrics"]["lpips"] is None
     assert "needs lpips_alex.npz" in result[0]["reasons"]["lpips"]
@@ -276,6 +277,7 @@ def test_frames_whose_picture_is_made_up_are_not_scored(clip):
         evaluate.frames_to_score(holes, 0)
 
 
+@pytest.mark.heavy
 def test_train_evaluate_and_report_from_one_workdir(clip, tmp_path, monkeypatch):
     """The path of --mode=fit --dataset in this process: files, keys, the same config again, strangers refused."""
     monkeypatch.setenv("TKJAX_MODELS", str(tmp_path))
