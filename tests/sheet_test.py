@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tests import tiny
-from tests.stubs import blended_tables
 from tests.stubs.config import stub_config
 from tkjax.app import cli, options
 from tkjax.avatar import bundle
@@ -53,7 +53,7 @@ def workdir(tmp_path_factory):
 def face(workdir):
     """A workdir whose avatar is driven by three coefficients, of which the last does not move in training."""
     values = np.tile(np.linspace(0, 1, 33, dtype=np.float32)[:, None], (1, 3)) * np.float32([0.5, 1, 0])
-    return workdir(stub_config("blended_tables"), "face", names=NAMES, more={"expression": values}, heard=False)
+    return workdir(stub_config("expressive"), "face", names=NAMES, more={"expression": values}, heard=False)
 
 
 def test_rows_are_the_channels_that_moved_with_their_range_in_training(face):
@@ -66,11 +66,12 @@ def test_each_picture_is_the_face_with_one_channel_moved(face):
     avatar = bundle.load(face / "avatar")
     faces = sheet.Faces(avatar)
     variables, k = avatar.variables(avatar.model()), faces.track_frame
+    formula = sys.modules[avatar.config.system].formula
     for row in sheet.rows_of(avatar)[0]:
         for share in sheet.STEPS:
             coefficients = driver.rest(avatar, "expression")
             coefficients[row.channel] = row.low + share * (row.high - row.low)
-            rgb, alpha = blended_tables.formula(variables, avatar.info, avatar.config.model.side, coefficients)
+            rgb, alpha = formula(variables, avatar.info, avatar.config.model.side, coefficients)
             want = 255 * rgb + (1 - alpha) * over(avatar.torso(k), avatar.plate)
             assert np.abs(faces.draw(row, share) - want).max() < 0.51
     assert np.abs(faces.draw(row, 1.0).astype(int) - faces.draw(row, 0.0)).max() > 20
@@ -94,7 +95,7 @@ def test_systems_without_expression_show_what_they_have(workdir, tmp_path):
     avatar = bundle.load(eyes / "avatar")
     assert [r.name for r in sheet.rows_of(avatar)[0]] == ["eye_closed"]
     assert sheet.draw(avatar, tmp_path / "eyes.png") == 1
-    alone = workdir(stub_config("two_layers"), "alone")
+    alone = workdir(stub_config("staged"), "alone")
     with pytest.raises(UserError, match="no coefficient drives this avatar"):
         sheet.draw(bundle.load(alone / "avatar"), tmp_path / "alone.png")
 

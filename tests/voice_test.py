@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny, voices
-from tests.stubs import blended_tables
-from tests.stubs.config import stub_config
+from tests.stubs.config import named, stub_config
 from tests.voices import WIDTH
 from tkjax import contract, voice
 from tkjax.app import cli, options, speaking, workflow
@@ -26,6 +25,7 @@ from tkjax.drive import driver
 from tkjax.errors import UserError
 from tkjax.formats import tracks
 from tkjax.media import audio
+from tkjax.models import load_system
 from tkjax.synthetic.speech import speech
 from tkjax.voice import network, speaker, training
 
@@ -210,8 +210,8 @@ def made(tmp_path_factory):
 
 
 def save(folder, clip, speaks):
-    config = stub_config("blended_tables")
-    variables = blended_tables.Model(config, clip.info).init(jax.random.key(0))
+    config = stub_config("expressive")
+    variables = load_system(config.system)(config, clip.info).init(jax.random.key(0))
     spec = bundle.audio_spec(clip.audio)
     return bundle.save(folder, config, variables, 4, clip, spec, {"statement": None}, speaks=speaks)
 
@@ -332,7 +332,7 @@ def test_fit_trains_a_voice_where_expression_drives_once_and_render_speaks_with_
         ("train.preview_every", "0"),
     ]
     run = {"dataset": str(root)}
-    spec = "tests/stubs/configs/blended_tables.py:test"
+    spec = f"tests/stubs/configs/{named('expressive')}.py:test"
     workflow.train(tmp_path / "W", spec, settings_, **run)
     first = bundle.load(tmp_path / "W" / "avatar")
     assert first.voice.columns == COLUMNS and "voice: learned 3 channels" in capsys.readouterr().out

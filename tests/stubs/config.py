@@ -14,11 +14,14 @@ def config_file(name: str):
     return importlib.import_module(f"tests.stubs.configs.{name}")
 
 
+def named(name: str) -> str:
+    """The stub that plays a part (`simplest`, `staged`, `expressive`), or that has the name."""
+    return {getattr(config_file(n), "PLAYS", n): n for n in NAMES}.get(name, name)
+
+
 def stub_config(name: str, steps: int = 20, **model) -> ConfigDict:
-    """A resolved config of a stub, by its name or by the part that it plays (`simplest`, `staged`); `model` goes to
-    config.model."""
-    parts = {getattr(config_file(n), "PLAYS", n): n for n in NAMES}
-    c = config_file(parts.get(name, name)).get_config("test")
+    """A resolved config of a stub, by its name or by the part that it plays; `model` goes to config.model."""
+    c = config_file(named(name)).get_config("test")
     c.model.update({"steps": steps, **model})
     c.train.log_every = 5
     c.train.checkpoint_every = 10

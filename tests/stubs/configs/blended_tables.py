@@ -4,6 +4,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+PLAYS = "expressive"  # its part in tests of what drives a face
+
 
 def get_config(variant: str = "full") -> ConfigDict:
     c = base.get_config()
