@@ -31,8 +31,8 @@ from tkjax.fields.triton.reading import End, Reader, end_of
 from tkjax.ops.program import Instruction, Program
 from tkjax.ops.triton import grid_encode
 from tkjax.ops.triton.device import grid_cell, grid_index, grid_weight
-from tkjax.ops.triton.field_mlp import activate, as_operand, operand, product, round_tf32
 from tkjax.ops.triton.grid_encode import _rule
+from tkjax.ops.triton.mlp_parts import activate, as_operand, operand, product, round_tf32
 from tkjax.ops.triton.render_fused import Fused, Packed
 
 LANES = 8  # levels of a tile of features

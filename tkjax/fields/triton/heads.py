@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from tkjax.ops.triton.field_mlp import activate, as_operand, operand, product
+from tkjax.ops.triton.mlp_parts import activate, as_operand, operand, product
 from tkjax.ops.triton.render_fused import COLUMNS
 
 SIDE_ROWS = 32  # sh and frame code, padded

@@ -18,7 +18,6 @@ Precision of the products (sums are always float32), `precision` or, where it is
 # ruff: noqa: RUF005 (Triton has no starred tuples)
 
 import functools
-import math
 from itertools import pairwise
 from typing import no_type_check
 
@@ -29,8 +28,8 @@ import triton.language as tl
 from jax.custom_derivatives import SymbolicZero
 
 from tkjax.ops import dispatch
-from tkjax.ops.field_mlp import LEAK, TRUNC_EXP
-from tkjax.ops.triton import launch
+from tkjax.ops.triton import launch, wide_mlp
+from tkjax.ops.triton.mlp_parts import activate, as_operand, derivative, operand, product
 
 PRECISIONS = ("tf32", "tf32x3", "ieee", "bf16")
 BY_CONFIG = {
@@ -42,8 +41,6 @@ PIECE = 64  # widest operand of one tl.dot: a 64 x 64 float32 weight tile is 16 
 PROGRAMS = 256  # of the backward kernel at most; fixed, so that the order of the sums does not depend on the device
 WARPS = 8
 MOST_CHANNELS = 512  # values of a sample in all layers; those of more go layer by layer (wide_mlp)
-_LEAK = tl.constexpr(LEAK)
-_EXP_HIGH, _EXP_LOW = tl.constexpr(math.exp(TRUNC_EXP)), tl.constexpr(math.exp(-TRUNC_EXP))
 
 
 def pieces(width: int) -> tuple[int, ...]:
@@ -94,85 +91,6 @@ def _bias(shape, layer):
 def _share(shape, layer, biased):
     """Where its gradients begin in a program's share: weights and, where there are any, biases."""
     return sum((sum(a) + biased) * sum(b) for a, b in pairwise(shape[: layer + 1]))
-
-
-@triton.jit
-@no_type_check
-def activate(z, KIND: tl.constexpr):
-    """The activation of z."""
-    if KIND == "relu":
-        y = tl.where(z <= 0, 0.0, z)  # NaN stays NaN
-    elif KIND == "leaky_relu":
-        y = tl.where(z >= 0, z, z * _LEAK)
-    elif KIND == "sigmoid":
-        y = 1.0 / (1.0 + tl.exp(-z))
-    elif KIND == "tanh":
-        e = tl.exp(-2.0 * tl.abs(z))
-        y = (1.0 - e) / (1.0 + e)
-        y = tl.where(z < 0, -y, y)
-    elif KIND == "exp" or KIND == "trunc_exp":
-        y = tl.exp(z)
-    elif KIND == "softplus":
-        e = tl.exp(-tl.abs(z))
-        u = 1.0 + e
-        tail = tl.where(u == 1.0, e, tl.log(u) * e / tl.where(u == 1.0, 1.0, u - 1.0))  # log(1 + e), also for tiny e
-        y = tl.where(z <= 0, 0.0, z) + tail
-    else:
-        tl.static_assert(KIND == "none")
-        y = z
-    return y
-
-
-@triton.jit
-@no_type_check
-def derivative(y, KIND: tl.constexpr):
-    """Its derivative, from its value: then the value before it need not be kept."""
-    if KIND == "leaky_relu":
-        d = tl.where(y >= 0, 1.0, _LEAK)
-    elif KIND == "sigmoid":
-        d = y * (1.0 - y)
-    elif KIND == "tanh":
-        d = 1.0 - y * y
-    elif KIND == "exp":
-        d = y
-    elif KIND == "trunc_exp":
-        d = tl.where(y > _EXP_HIGH, _EXP_HIGH, tl.where(y < _EXP_LOW, _EXP_LOW, y))
-    elif KIND == "softplus":
-        d = 1.0 - tl.exp(-y)
-    else:
-        tl.static_assert(KIND == "none")
-        d = tl.full(y.shape, 1.0, tl.float32)
-    return d
-
-
-@triton.jit
-@no_type_check
-def round_tf32(v):
-    """Nearest tf32: the hardware would cut the bits off, and the error of three layers of that shows in pictures."""
-    bits = (v.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-    return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
-
-
-@triton.jit
-@no_type_check
-def operand(v, PRECISION: tl.constexpr):
-    """v as an operand of `product`."""
-    if PRECISION == "tf32":
-        v = round_tf32(v)
-    elif PRECISION == "bf16":
-        v = v.to(tl.bfloat16)
-    return v
-
-
-@triton.jit
-@no_type_check
-def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b; both are operands of that precision."""
-    if PRECISION == "bf16":
-        total = tl.dot(a, b, total)
-    else:
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    return total
 
 
 @triton.jit
@@ -350,16 +268,6 @@ def precision_of(name: str | None) -> str:
     return name
 
 
-def as_operand(v, precision: str):
-    """`operand` in jnp: weights are rounded once, here."""
-    if precision == "bf16":
-        return v.astype(jnp.bfloat16)
-    if precision != "tf32":
-        return v
-    bits = (jax.lax.bitcast_convert_type(v, jnp.int32) + 0x1000) & -0x2000
-    return jnp.where(v == v, jax.lax.bitcast_convert_type(bits, jnp.float32), v)
-
-
 def pack_matrix(matrix, inner: tuple[int, ...], outer: tuple[int, ...]):
     """[K,M] padded with zeros to whole pieces, piece after piece, each row by row."""
     padded = jnp.pad(matrix, [(0, sum(p) - size) for p, size in zip((inner, outer), matrix.shape)])
@@ -479,8 +387,6 @@ def forward(x, kernels, biases, *, hidden: str, output: str, precision: str | No
     total: how many rows count. Those behind hold anything finite and have a cotangent of zero; blocks of rows that lie
     behind it altogether are not read, and give zeros.
     """
-    from tkjax.ops.triton import wide_mlp  # it takes its device functions from here
-
     biases = None if biases is None else tuple(biases)
     channels = sum(sum(pieces(w)) for w in (kernels[0].shape[0], *(k.shape[1] for k in kernels)))
     make = _op if channels <= MOST_CHANNELS else wide_mlp.op

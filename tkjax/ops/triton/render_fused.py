@@ -28,7 +28,7 @@ COLUMNS = 16  # of the tile of weighted channels: the least that tl.dot makes
 
 
 class Packed(NamedTuple):
-    """What a field reads. weights: matrices as operands of `field_mlp.product`; floats: float32; rules: uint32;
+    """What a field reads. weights: matrices as operands of `mlp_parts.product`; floats: float32; rules: uint32;
     frame [C]: inputs that all rays share; rays [R,C]: inputs of each ray."""
 
     weights: jax.Array

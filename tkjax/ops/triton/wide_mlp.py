@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from tkjax.ops import dispatch
 from tkjax.ops.triton import launch
-from tkjax.ops.triton.field_mlp import activate, as_operand, derivative, operand, product
+from tkjax.ops.triton.mlp_parts import activate, as_operand, derivative, operand, product
 
 STEP = 32  # inputs, or samples, of one product
 TILE = 128  # samples of a tile, and outputs at most
