@@ -246,7 +246,10 @@ def test_lips_tiles_cover_the_lips_box_of_every_training_frame_that_was_seen(tmp
 def test_wrong_requests_are_refused_in_a_sentence(root, clip, tmp_path):
     g = generators(0)
     for call, words in (
-        (lambda: clip.batch(np.array([0]), g, "pixels"), "rays, focus, close, patch, lips, frame"),
+        (
+            lambda: clip.batch(np.array([0]), g, "pixels"),
+            "rays, focus, close, lower_half, right_half, patch, lips, frame",
+        ),
         (lambda: clip.batch(np.array([0]), g, background="green"), "torso, plate"),
         (lambda: clip.batch(np.array([0]), g, driven_by=[Use("gaze")]), "no signal 'gaze'"),
         (lambda: clip.batch(np.array([0]), g, masks=["nose"]), "face, lips"),

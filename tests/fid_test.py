@@ -66,7 +66,7 @@ def test_the_network_gives_the_features_of_pytorch(published):
         measure.add("model", picture, pictures[(k + 1) % 6])
         measure.add("model again", picture, pictures[k])
     found = measure.features(pictures[:4])
-    apart = np.abs(expected[0] - expected[1]).max()
+    apart = float(np.abs(expected[0] - expected[1]).max())
     assert np.abs(found - expected[:4]).max() < 1e-3 * apart
     for a, b in zip(pictures[:3], pictures[3:], strict=True):
         measure.add("halves", a, b)

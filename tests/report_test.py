@@ -159,8 +159,8 @@ def test_a_machine_without_matplotlib_gets_the_report_without_curves(tmp_path, m
 def test_the_json_has_the_fields_of_the_report_and_the_demo_its_own(tmp_path):
     _, data = write(tmp_path)
     names = [field.name for field in dataclasses.fields(report.Report)]
-    assert list(data) == [n for n in names if n not in ("demo", "new_speech", "tracker")]
-    assert list(made(demo={}, new_speech={}, tracker={}).to_json()) == names
+    assert list(data) == [n for n in names if n not in ("demo", "new_speech", "tracker", "spread", "per_frame")]
+    assert list(made(demo={}, new_speech={}, tracker={}, spread={}, per_frame={}).to_json()) == names
 
 
 def test_the_numbers_are_there_before_the_page_is_drawn(tmp_path, monkeypatch):
