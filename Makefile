@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test check test-slow test-lowering bench gpu lint clean
 help:
 	@echo "make demo       synthetic subject -> avatar -> talking mp4 and report in runs/demo (about 6 minutes)"
-	@echo "make test       the default test run (about 15 minutes, less with a warm cache)"
-	@echo "make check      the quick loop (about 3 minutes)"
+	@echo "make test       the default test run (less with a warm cache)"
+	@echo "make check      the quick loop"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-lowering  the Triton kernels lowered through JAX for CUDA, without a GPU"
 	@echo "make bench      every op on every back end; JSON in runs/bench.json"
