@@ -10,12 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Nearly every program of a test runs once or twice: XLA's optimiser would cost more than it saves (a third of the
-# time). Its older emitters of loops compile in a third of the time again, but take max(NaN, 0) as 0 and round exp and
-# bfloat16 otherwise in the last place, which tests of the ops notice.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+# Nearly every program of a test runs once or twice: XLA's optimiser and its newer emitters of loops would cost more than
+# they save (two thirds of the time of the whole run). The older emitters round exp, tanh and sums otherwise in the
+# last place. `TKJAX_TESTS_EMITTERS=usual` takes XLA's usual ones.
+FAST_COMPILE = {"xla_backend_optimization_level": "0"}
+if os.environ.get("TKJAX_TESTS_EMITTERS") != "usual":
+    FAST_COMPILE["xla_cpu_use_fusion_emitters"] = "false"
+for flag, value in FAST_COMPILE.items():
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={value}".strip()
 # A fifth of the time went into looking for garbage: imports and traces make many objects that stay
 gc.set_threshold(50_000, 20, 20)
 # Parallel workers share the processors: OpenMP's threads would spin while they wait for each other (PyTorch, 10 times)

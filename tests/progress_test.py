@@ -16,7 +16,7 @@ class Slow:  # TensorBoard's module is looked for while another thread looks for
     def find_spec(self, name, path=None, target=None):
         if name == "tensorboardX":
             asked.set()
-            go.wait(30)
+            go.wait(1)  # a search holds the lock of imports: the other thread looks once this one is loading
 
 def elsewhere():
     asked.wait(30)

@@ -63,7 +63,8 @@ def test_a_library_older_than_its_sources_is_not_used(checkout):
 
 
 def test_a_source_that_does_not_compile_leaves_no_library_behind(checkout):
-    (checkout / "tkjax/ops/cpu/src/isa.cc").write_text("#error on purpose\n")
+    for source in (checkout / "tkjax/ops/cpu/src").glob("*.cc"):  # all: the others would be compiled before it
+        source.write_text("#error on purpose\n")
     done = run(["setup.py", "build_ext", "--inplace"], checkout)
     assert done.returncode == 0 and "on purpose" in done.stderr
     assert not list((checkout / "tkjax/ops/cpu").glob("*.so"))

@@ -122,7 +122,7 @@ def test_activations_and_their_derivatives_far_out(name):
     case = x, (np.ones((1, 1), np.float32),), None, np.ones_like(x)
     got, want = interpreted("in_triton", "none", name, "ieee", *case), expected("none", name, *case)
     for a, b in zip(got[:2], want[:2]):
-        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=4e-7)  # 1 - tanh² of a tanh that is 1 to a last place or two
 
 
 @harness.needs_interpreter

