@@ -265,6 +265,7 @@ def codes(model, variables, audio, now):
     return model.audio_code(variables.params, audio, now)
 
 
+@pytest.mark.heavy
 def test_the_audio_code_is_the_formula_before_and_after_the_attention_joins(model, variables):
     data = batch((3, 4))
     start = model.config.train.head.attention_start
@@ -277,6 +278,7 @@ def test_the_audio_code_is_the_formula_before_and_after_the_attention_joins(mode
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.heavy
 def test_attention_that_knows_nothing_is_the_mean(model, variables):
     """§11 item 19."""
     params = jax.tree.map(lambda v: v, variables.params)
@@ -339,6 +341,7 @@ def literal_picture(model, variables, data, k, torso):
     return np.array(coarse), np.array(fine), np.array(depth), np.array(behind)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stage", ["head", "torso"])
 def test_pictures_are_the_formula(model, variables, draw, stage):
     """Coarse to 1e-5, fine to 2e-5 where the inverse CDF is well conditioned (nearly all rays)."""
@@ -445,6 +448,7 @@ def test_the_loss_is_that_of_both_pictures(runs, variables):
     assert float(terms["coarse"]) == pytest.approx(float(jnp.mean((got - data.target) ** 2)))
 
 
+@pytest.mark.heavy
 def test_each_stage_trains_its_own(runs, variables):
     data = batch((3,))
     start = 10  # of the attention, in `smoke`
@@ -468,6 +472,7 @@ def test_a_frames_rays_do_not_depend_on_the_others(model, variables):
     assert not np.allclose(run(variables, batch((3,)), jax.random.key(6), clock()).rgb, alone.rgb, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_step_down_the_gradient_lowers_the_loss(runs, variables):
     data = batch((3, 5))
     for stage in ("head", "torso"):
@@ -478,6 +483,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(runs, variables):
         assert float(before) - float(after) == pytest.approx(1e-3 * norm, rel=0.3)
 
 
+@pytest.mark.heavy
 def test_the_speech_stage_teaches_the_first_numbers_of_the_code(variables):
     config = tiny()
     config.train.speech.update(dict(steps=5, noise=0.0))

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Nearly every program of a test runs once or twice: XLA's optimiser and its newer emitters of loops would cost more than
-# they save (two thirds of the time of the whole run). The older emitters round exp, tanh and sums otherwise in the
+# Nearly every program of a test runs once or twice: XLA's optimiser and its newer emitters of loops would cost more
+# than they save (two thirds of the time of the whole run). The older emitters round exp, tanh and sums otherwise in the
 # last place. `TKJAX_TESTS_EMITTERS=usual` takes XLA's usual ones.
 FAST_COMPILE = {"xla_backend_optimization_level": "0"}
 if os.environ.get("TKJAX_TESTS_EMITTERS") != "usual":

@@ -94,6 +94,7 @@ def test_an_edited_manifest_with_a_fresh_digest_is_refused(copy, member):
     assert member.strip() in text or other.get(member.strip(), "?") in text
 
 
+@pytest.mark.heavy
 def test_no_edit_of_one_manifest_value_is_a_crash(copy):
     """Whatever json stands in any field: accepted (free text) or a ContractError, never another exception."""
     original = json.loads((copy / "manifest.json").read_bytes())
@@ -203,6 +204,7 @@ def test_compressed_pickled_and_disordered_members_are_refused(copy):
     validate(copy)
 
 
+@pytest.mark.heavy
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_shard_with_a_fresh_hash_is_refused_or_whole_never_a_crash(whole, data, tmp_path_factory):

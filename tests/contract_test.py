@@ -33,6 +33,7 @@ def copy(whole, tmp_path) -> Path:
 # ---------------------------------------------------------------- round trip
 
 
+@pytest.mark.heavy
 @settings(max_examples=15)
 @given(
     runs=st.lists(st.integers(1, 70), min_size=1, max_size=4),
@@ -132,6 +133,7 @@ def test_golden_datasets_are_read_and_the_newest_is_written_bit_for_bit(tmp_path
 # ---------------------------------------------------------------- damage
 
 
+@pytest.mark.heavy
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_damaged_byte_is_refused(whole, data):

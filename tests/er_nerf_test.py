@@ -165,6 +165,7 @@ def test_full_is_the_dossiers_training():
     assert at == pytest.approx(want | {"amb_aud": 5e-5, "amb_eye": 5e-5, "perturb": 5e-6})
 
 
+@pytest.mark.heavy
 def test_labels_name_a_rate_for_every_parameter(model, variables):
     labels = model.labels(variables.params)
     assert set(jax.tree.leaves(labels)) == {name for stage in model.stages() for name in stage.rates}
@@ -210,6 +211,7 @@ def literal(spec, params, x, d, audio, eye, code):
     return np.exp(h[0]), rgb, u[0], np.linalg.norm(v), w[0]
 
 
+@pytest.mark.heavy
 def test_render_equals_the_literal_field_marched_and_composited(model, variables, run, draw):
     m, data = model.config.model, batch(rays=RAYS)
     o, d = (np.asarray(v[0])[:, [1, 2, 0]] for v in pixel_rays(data.cam_to_world, data.intrinsics, data.pixels_px))
@@ -280,6 +282,7 @@ def test_frames_of_a_batch_do_not_meet(variables, run):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-5 * scale), grads, mean)
 
 
+@pytest.mark.heavy
 def test_a_render_repeats_bit_for_bit(variables, run):
     first, second = (run(variables, batch((3, 5)), KEY, CLOCK) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -288,6 +291,7 @@ def test_a_render_repeats_bit_for_bit(variables, run):
 # -- losses
 
 
+@pytest.mark.heavy
 def test_loss_terms_equal_their_formulas(variables, run):
     data = batch((3, 5))
     for progress, step in ((0.0, 0), (0.5, 16), (1.0, 33)):
@@ -384,6 +388,7 @@ def test_every_group_has_a_finite_gradient_that_is_not_zero(variables, run):
         assert any(np.any(g) for g in leaves), name
 
 
+@pytest.mark.heavy
 def test_gradients_are_finite_where_the_field_is_zero(model, run):
     """Zero tables give v = 0 and a density of 1 everywhere."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -80,6 +80,7 @@ def at(server, folder):
     return f"http://127.0.0.1:{server.server_port}/{folder}"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("folder", ["good", "good/", f"good/{NAME}", "moved"])
 def test_it_is_fetched_once_and_found_from_then_on(server, home, folder, capsys):
     path = fetch.face_landmarker(None, at(server, folder))
@@ -95,6 +96,7 @@ def test_the_mirror_may_stand_in_the_environment(server, home, monkeypatch):
     assert fetch.face_landmarker(None).read_bytes() == CONTENT
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("folder", "words"),
     [

@@ -39,6 +39,7 @@ def test_a_piece_that_runs_gives_its_figures_and_the_kernels_that_ran():
     assert done["state"] == "done" and done["figures"] == {"frames": 50} and done["kernels"] == ["field -> cpu (avx2)"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "code, left_s, state",
     [

@@ -55,6 +55,7 @@ def dataset(root: Path, width: int) -> Path:
     return root
 
 
+@pytest.mark.heavy
 def test_a_dataset_gives_cameras_plate_and_torso(small, tmp_path):
     root = dataset(tmp_path / "dataset", 29)
     originals.save(tmp_path / "x.pth", originals.whole(small, "best"))
@@ -147,6 +148,7 @@ def test_without_a_dataset_the_camera_is_the_originals_viewer():
 # ---------------------------------------------------------------- avatars that were trained here
 
 
+@pytest.mark.heavy
 def test_only_avatars_with_the_originals_shapes_are_exported(tmp_path):
     spec = stand_in.sound(29, False)
     clip = stand_in.StandIn(spec)

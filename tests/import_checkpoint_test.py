@@ -100,6 +100,7 @@ def view(info, rays: int, seed: int = 0) -> tuple[Batch, np.ndarray, np.ndarray,
     return batch, rows, columns, windows[0].transpose(0, 2, 1)
 
 
+@pytest.mark.heavy
 def test_an_imported_avatar_draws_what_the_formulas_say(imported):
     """Sound, field, march, compositing and torso in float64 from the state dict: every pixel agrees to 1e-4."""
     case, file, workdir, _ = imported
@@ -136,6 +137,7 @@ def test_an_imported_avatar_draws_what_the_formulas_say(imported):
     assert (out.front is not None) == case.torso
 
 
+@pytest.mark.heavy
 def test_a_torso_that_hardly_shows_is_as_exact_as_the_rest(imported):
     """Behind a head that lets ever less through, the torso is in the picture to far below 1e-4, whatever is left out
     where it does not show; in float64 from the state dict."""
@@ -189,6 +191,7 @@ def exported(imported):
     return path
 
 
+@pytest.mark.heavy
 def test_export_gives_every_tensor_back(imported, exported):
     case, file, _, _ = imported
     back = torch.load(exported, weights_only=True)
@@ -209,6 +212,7 @@ def test_export_gives_every_tensor_back(imported, exported):
         assert back["ema"]["decay"] == 0.95 and back["ema"]["num_updates"] == 20
 
 
+@pytest.mark.heavy
 def test_the_export_imports_to_the_same_avatar(imported, exported, tmp_path):
     case, _, workdir, _ = imported
     flags = {"weights": case.take} if case.take else {}
@@ -220,6 +224,7 @@ def test_the_export_imports_to_the_same_avatar(imported, exported, tmp_path):
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
+@pytest.mark.heavy
 def test_an_exported_avatar_carries_its_own_numbers(tmp_path):
     """An avatar that changed after the import is exported as it is now, not as the file was."""
     case = CASES["rad-best"]

@@ -213,6 +213,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_a_tensor_that_holds_no_weights_is_refused_by_name(whole, spoil):
     """Every tensor of both systems, grids and boxes included."""
@@ -275,6 +276,7 @@ def without_a_child(monkeypatch):
     monkeypatch.setattr(torch_side, "ask", ask)
 
 
+@pytest.mark.heavy
 def test_an_import_that_fails_at_any_place_leaves_what_was_there(tmp_path, without_a_child, monkeypatch):
     for name, seed in (("x", 0), ("y", 1)):
         originals.save(tmp_path / f"{name}.pth", {"epoch": 1, "model": originals.state_dict("er_nerf", seed, rows=16)})

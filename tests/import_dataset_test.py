@@ -105,6 +105,7 @@ def test_odd_sizes_keep_every_pixel(size, tmp_path):
 # ---------------------------------------------------------------- recognition
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("system", list(folder_layout.SYSTEMS))
 def test_each_project_is_known_by_its_files(system, native, tmp_path, capsys):
     name = {"avatar_ernerf": "audio_feat.npy", "er_nerf": "aud_ds.npy"}.get(system, "aud.npy")
@@ -229,6 +230,7 @@ def test_a_clip_that_starts_late_keeps_its_sound(whole, tmp_path, capsys):
     np.testing.assert_array_equal(f.features, SEQUENCE[6 : 6 + len(f.features)])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [N + 9, N + 2, N + 1, N, N - 1, N - 3])
 def test_every_frame_hears_the_windows_that_the_original_gives_it(whole, tmp_path, n):
     """Of arrays of any length, cut from a longer one or whole; zeros where they have no window."""

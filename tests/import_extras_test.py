@@ -92,6 +92,7 @@ def test_closed_eyes_are_seen_in_the_landmarks():
 # ---------------------------------------------------------------- tracker, whole frames
 
 
+@pytest.mark.heavy
 def test_expression_follows_its_frame_by_pose(whole, tmp_path, capsys):
     folder = copy(whole, tmp_path)
     poses = whole[1].column("cam_to_world")
@@ -112,6 +113,7 @@ def test_expression_follows_its_frame_by_pose(whole, tmp_path, capsys):
     assert "another pose than the json: 9 (1 frame)" in text and "focal length 900" in text
 
 
+@pytest.mark.heavy
 def test_a_track_that_is_no_plain_file_is_not_run(whole, tmp_path, capsys):
     folder = copy(whole, tmp_path)
     evil = "import torch, sys, os\nclass E:\n  def __reduce__(self): return os.mkdir, (sys.argv[2],)\n"

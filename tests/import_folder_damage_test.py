@@ -76,6 +76,7 @@ def test_names_that_unicode_calls_numbers_are_no_frames(folder, tmp_path, capsys
         assert code == 0, name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("key", ["img_id", "aud_id", "transform_matrix"])
 def test_any_value_in_a_frame_is_answered(folder, tmp_path, capsys, key):
     deep = []
@@ -94,6 +95,7 @@ def test_any_value_in_a_frame_is_answered(folder, tmp_path, capsys, key):
         assert code == 0 or not hole, name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("key", ["focal_len", "cx", "w"])
 def test_any_value_of_the_camera_is_answered(folder, tmp_path, capsys, key):
     for both in (True, False):
@@ -107,6 +109,7 @@ def test_any_value_of_the_camera_is_answered(folder, tmp_path, capsys, key):
             assert answers["focal_len 'nan'"][0] == 2
 
 
+@pytest.mark.heavy
 def test_any_value_of_the_heads_box_is_answered_and_none_breaks_the_import(folder, tmp_path, capsys):
     values = [[v, 0, 40, 48] for v in ODD] + [[0, 0, v, 48] for v in (NAN, INF, 10**400)] + [None, 7, [1, 2, 3], {}]
     changes = {

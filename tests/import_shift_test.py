@@ -77,6 +77,7 @@ HOW = (
 )
 
 
+@pytest.mark.heavy
 @settings(max_examples=20)
 @given(skipped_frames, st.sampled_from(HOW), st.integers(0, 99), st.sampled_from([0.0, 0.5, 1.5]), st.data())
 def test_poses_come_back_to_their_frames(tmp_path_factory, skipped, how, seed, noise, data):
@@ -103,6 +104,7 @@ def test_poses_come_back_to_their_frames(tmp_path_factory, skipped, how, seed, n
     assert not any("do not fit" in text for text in notes.said)
 
 
+@pytest.mark.heavy
 @settings(max_examples=15)
 @given(
     st.sets(st.integers(0, N - 1), max_size=20), st.sets(st.integers(1, N - 1), max_size=6), st.integers(0, 99),
@@ -133,6 +135,7 @@ def test_poses_of_another_clip_are_told(tmp_path):
     assert "in no numbering" in said and "px of a face of" not in said and "at img_id" in said
 
 
+@pytest.mark.heavy
 def test_a_long_clip_with_many_skipped_frames(tmp_path):
     rng = np.random.default_rng(0)
     n = 600
@@ -142,6 +145,7 @@ def test_a_long_clip_with_many_skipped_frames(tmp_path):
     assert_own(out, h, rows)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", ["copied", "more lost", "pictures cut", "val missing"])
 def test_a_shifted_folder_that_was_worked_on_is_imported_with_its_own_poses(how, tmp_path, capsys):
     n, skipped = 24, (5, 11)

@@ -175,6 +175,7 @@ def imported(files, subject, tmp_path_factory):
     return workdir, said
 
 
+@pytest.mark.heavy
 def test_it_says_what_it_took(imported):
     workdir, said = imported
     assert "recognised: AD-NeRF, 600000_head.tar (step 299999) and 600000_body.tar (step 599999)" in said
@@ -182,6 +183,7 @@ def test_it_says_what_it_took(imported):
     assert bundle.load(workdir / "avatar").stages == ("head", "torso")
 
 
+@pytest.mark.heavy
 def test_an_imported_avatar_draws_the_formula(imported, files, subject, tmp_path):
     """In float64: the head behind the torso, 64 + 128 samples; 2e-5 where the inverse CDF is well conditioned."""
     avatar = bundle.load(imported[0] / "avatar")

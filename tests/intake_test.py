@@ -27,6 +27,7 @@ def wav(path, pcm, codec="pcm_f32le"):
     return encode(path, pcm, codec, RATE, channels=len(pcm))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bad, word", [(np.nan, "not a number"), (np.inf, "infinite"), (-np.inf, "infinite")])
 @given(at=st.integers(0, 15999), channel=st.integers(0, 1), channels=st.integers(1, 2))
 def test_a_sample_that_is_no_number_is_one_sentence_with_file_and_time(

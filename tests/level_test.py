@@ -35,6 +35,7 @@ def spoken(pcm: np.ndarray, seconds: float) -> int:
     return int(np.flatnonzero(audio.logmel(pcm, audio.RAW).max(1) > 1)[round(seconds * 50)])
 
 
+@pytest.mark.heavy
 @settings(max_examples=15)
 @given(seed=st.integers(0, 20), decibels=st.floats(-20, 6))
 def test_a_gain_of_minus_20_to_6_db_leaves_the_features_after_0_4_s_of_speech(seed, decibels):

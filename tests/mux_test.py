@@ -52,6 +52,7 @@ PAIRS += [("mpeg4.avi", ".mkv"), ("mjpeg.avi", ".webm"), ("vp9.webm", ".avi")]
 SOUNDS = ("s.wav", "s.mp3", "s.m4a", "s.opus", "s.flac")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("k", range(len(PAIRS)))
 def test_any_pictures_and_any_sound_become_one_file(made, tmp_path, k):
     (name, suffix), sound = PAIRS[k], SOUNDS[k % len(SOUNDS)]
@@ -65,6 +66,7 @@ def test_any_pictures_and_any_sound_become_one_file(made, tmp_path, k):
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "sound", "suffix", "pictures", "heard"),
     [

@@ -204,6 +204,7 @@ def test_the_import_says_what_it_took(imported):
     assert tuple(bundle.load(workdir / "avatar").stages) == ("head",)
 
 
+@pytest.mark.heavy
 def test_field_and_pictures_are_those_of_the_file(imported):
     """Coefficients, tables, networks, vertices, march, compositing in float64: field 2e-5 relative, pictures 4e-5."""
     from tkjax.ops import field, sh_encode
@@ -259,6 +260,7 @@ def test_field_and_pictures_are_those_of_the_file(imported):
     assert compared > 2
 
 
+@pytest.mark.heavy
 def test_export_gives_every_tensor_back(imported):
     file, _, workdir, _ = imported
     path = workdir.parent / "back.pth.tar"

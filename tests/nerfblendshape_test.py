@@ -245,6 +245,7 @@ def test_the_clamp_is_the_dossiers():
     np.testing.assert_allclose(weights[0], literal.clamped([0.9, -0.2], state["low"], state["high"]), rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_ranges_are_those_of_the_training_frames(smoke):
     model, variables = smoke
     np.testing.assert_allclose(variables.state["low"], [1, *LOW], rtol=1e-6)
@@ -256,6 +257,7 @@ def test_ranges_are_those_of_the_training_frames(smoke):
     assert np.abs(inside.rgb - at_end.rgb).max() > 1e-3
 
 
+@pytest.mark.heavy
 def test_a_picture_of_one_coefficient_is_that_of_its_table(smoke):
     """Item 16: linear in the tables. A weight of 0.3 on one table is the neutral table with 0.3 of the other in it."""
     model, variables = smoke
@@ -364,6 +366,7 @@ def test_the_field_is_the_dossiers_formula(faithful):
     assert want[:, 0].max() > 50  # opaque within a few steps
 
 
+@pytest.mark.heavy
 def test_pictures_are_the_dossiers_rays(faithful):
     """Coefficients, tables, field, march and compositing of a frame, and its camera from the json."""
     model, variables = faithful
@@ -408,6 +411,7 @@ def test_training_draws_what_pictures_show(smoke):
     assert np.abs(shown.rgb[0] - shown.rgb[1]).max() > 1e-3
 
 
+@pytest.mark.heavy
 def test_depth_is_that_of_the_camera(smoke):
     """An opaque cube is seen at its face: 0.35 m in front of the middle, 0.182 m of it the cube's half."""
     model, variables = smoke
@@ -479,6 +483,7 @@ def test_vertices_are_the_dossiers_grid():
     assert not bits[125:].any() and 0 < bits.sum() < 125
 
 
+@pytest.mark.heavy
 def test_the_originals_grid_and_jitter_are_an_option():
     model, variables = made(tiny(occupancy="vertices", jitter="step", occupancy_side=8))
     assert variables.state["density"].shape == (729,)
@@ -530,6 +535,7 @@ def with_truth(data, patches=None):
     return data.replace(target=jnp.full((1, r, 3), 0.4), label=label, patches=patches)
 
 
+@pytest.mark.heavy
 def test_losses_are_the_dossiers(smoke):
     model, variables = smoke
     clock = Clock(jnp.int32(0), jnp.float32(0), "head")

@@ -107,6 +107,7 @@ def pictures(seed: int, *shape: int) -> np.ndarray:
     return (0.5 + 0.25 * np.tanh(x) + 0.15 * np.sign(x)).astype(np.float32).clip(0, 1)
 
 
+@pytest.mark.heavy
 def test_lpips_equals_the_formula_in_torch(weights):
     trunk, features, linear, folder = weights
     measure = perceptual.choose(f"lpips_{trunk}", folder)
@@ -121,6 +122,7 @@ def test_lpips_equals_the_formula_in_torch(weights):
     assert measure.name == f"lpips_{trunk}" and f"lpips_{trunk}.npz" in measure.describe
 
 
+@pytest.mark.heavy
 def test_small_pictures_are_padded_with_zeros_after_the_mapping(alex):
     trunk, features, linear, folder = alex
     jitted = jax.jit(perceptual.choose("lpips_alex", folder).__call__)
@@ -130,6 +132,7 @@ def test_small_pictures_are_padded_with_zeros_after_the_mapping(alex):
         np.testing.assert_allclose(jitted(a, b), oracle(trunk, features, linear, *grown), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_gradients_of_lpips_are_those_of_torch_and_finite_at_equality(alex):
     trunk, features, linear, folder = alex
     measure = perceptual.choose(f"lpips_{trunk}", folder)
@@ -197,6 +200,7 @@ def test_damaged_weights_are_refused_in_a_sentence(alex, tmp_path):
     refused("is damaged")
 
 
+@pytest.mark.heavy
 def test_the_converter_runs_alone_and_refuses_strangers_in_a_sentence(tmp_path):
     features, linear = states("alex")
     torch.save(features, tmp_path / "t.pth")

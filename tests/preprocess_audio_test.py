@@ -42,6 +42,7 @@ def ten_seconds(tmp_path_factory):
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "kind, steps, channels, windows, window", [("wav2vec2", 499, 13, 250, 16), ("hubert", 498, 16, 249, 2)]
 )
@@ -59,6 +60,7 @@ def test_ten_seconds_have_the_known_number_of_windows(
     assert np.array_equal(first, f.features[200 if kind == "hubert" else 192])
 
 
+@pytest.mark.heavy
 def test_one_block_equals_the_library_to_rounding(checkpoints, ten_seconds):
     import torch
     import transformers as t

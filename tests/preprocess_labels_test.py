@@ -228,6 +228,7 @@ def stored(folder, pictures, at):
     return folder / "frames", folder / "track"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pans", [False, True])
 def test_the_stages_write_what_they_measured(tmp_path, pans):
     labelled, at = moving_clip(10)

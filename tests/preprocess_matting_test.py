@@ -246,6 +246,7 @@ def test_a_clip_without_that_screen_is_one_sentence(truth, tmp_path):
 # ---------------------------------------------------------------- stages
 
 
+@pytest.mark.heavy
 def test_full_frames_resume_by_parts_and_any_frame_is_found(tmp_path, monkeypatch):
     import av
 

@@ -198,6 +198,7 @@ def test_windows_cover_every_frame_and_overlap():
         assert all(before[1] - after[0] >= min(refine.OVERLAP, 1) for before, after in itertools.pairwise(spans))
 
 
+@pytest.mark.heavy
 def test_corners_are_found_again_far_from_their_tracks_but_not_in_another_shot():
     texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (220, 220)).astype(np.uint8), (0, 0), 2.0)
     n, cut = 3 * refine.MAX_AGE, 2 * refine.MAX_AGE + 40

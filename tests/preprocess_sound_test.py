@@ -39,6 +39,7 @@ def late(pcm: np.ndarray, frames: float) -> np.ndarray:
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("frames", [-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, -2.5, 0.4])
 def test_a_shift_of_up_to_five_frames_comes_back_within_half_a_frame(frames):
     points, jaw, pcm = clip(int(abs(frames)) % 3)
@@ -48,12 +49,14 @@ def test_a_shift_of_up_to_five_frames_comes_back_within_half_a_frame(frames):
     assert found.certain and abs(found.frames - frames) < 0.5
 
 
+@pytest.mark.heavy
 def test_the_level_of_the_sound_does_not_matter():
     points, jaw, pcm = clip(0)
     a, b = (av_offset.estimate(points, "ibug68", jaw, late(pcm, 2) * np.float32(g)) for g in (1, 0.1))
     assert abs(a.frames - b.frames) < 0.1 and b.certain
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_somebody_elses_sound_is_not_believed(seed):
     points, jaw, _ = clip(seed)

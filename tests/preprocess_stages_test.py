@@ -142,6 +142,7 @@ def test_a_run_that_waited_for_a_refused_one_keeps_what_it_begins(tmp_path):
     assert [p.name for p in (tmp_path / "w").iterdir()] == ["p"]
 
 
+@pytest.mark.heavy
 def test_another_run_in_the_same_folder_waits(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from preprocess.resumable import Stages\n"

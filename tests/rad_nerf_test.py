@@ -69,6 +69,7 @@ def draw(model):
     return call
 
 
+@pytest.mark.heavy
 def test_labels_name_a_rate_for_every_parameter(model, variables):
     labels = model.labels(variables.params)
     assert jax.tree.structure(labels) == jax.tree.structure(variables.params)
@@ -78,6 +79,7 @@ def test_labels_name_a_rate_for_every_parameter(model, variables):
         assert labels[name]["tables"] == "tables"
 
 
+@pytest.mark.heavy
 def test_every_parameter_of_the_field_is_reached(variables):
     """The audio code too, through the ambient coordinates; half of the hidden units are dead with random kernels."""
     program = head_program(SPACE, AMBIENT, 64, 4)
@@ -176,6 +178,7 @@ def numpy_terms(data, render, b, stage):
 OTHER_STAGES = [pytest.param(*pair, marks=pytest.mark.heavy) for pair in (("lips", "rays"), ("lips", "lips"))]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stage, sampler", [("head", "rays"), *OTHER_STAGES, ("torso", "rays")])
 def test_loss_terms_equal_their_formulas(model, variables, run, stage, sampler):
     data = batch((3, 5), sampler=sampler)

@@ -45,6 +45,7 @@ def render(made, subject, tmp_path, background=None, **how):
     return np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "out").glob("*.png"))]).astype(int)
 
 
+@pytest.mark.heavy
 def test_the_modelled_torso_stands_over_the_plate_and_the_given_one_does_not(made, tmp_path):
     subject = made["plain"]
     modelled = render(made, "plain", tmp_path)[3]
@@ -59,6 +60,7 @@ def test_the_modelled_torso_stands_over_the_plate_and_the_given_one_does_not(mad
     np.testing.assert_array_equal(render(made, "head", tmp_path)[3], given)
 
 
+@pytest.mark.heavy
 def test_an_untrained_torso_is_refused(made):
     with pytest.raises(UserError, match=r"--torso=modelled.*--stages=torso"):
         Scene(made["head"], motion.plan(made["head"]), torso="modelled")

@@ -90,6 +90,7 @@ def test_the_command_draws_the_same_bytes_and_says_what_is_left_out(face, tmp_pa
     assert (shown[:4] == sheet.GROUND).all() and shown.std() > 5
 
 
+@pytest.mark.heavy
 def test_systems_without_expression_show_what_they_have(workdir, tmp_path):
     eyes = workdir(tiny.config(), "eyes")
     avatar = bundle.load(eyes / "avatar")

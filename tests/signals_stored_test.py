@@ -134,6 +134,7 @@ class Clipped(Model):
         return (Stage("all", self.config.model.steps, 16, rates, {"mse": 1.0}, ema=None),)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("steps", "later"), [(3, 5.0), (4, 1.0)])
 def test_a_projection_moves_neither_frozen_groups_nor_those_that_have_not_joined(tmp_path, monkeypatch, steps, later):
     config = tiny.config(steps=steps)

@@ -52,6 +52,7 @@ def gradients(model, stage, variables, data, step=16):
     return run(variables.params, variables.state, clock, data, KEY)
 
 
+@pytest.mark.heavy
 def test_many_frames_in_one_call_give_the_mean_of_each_frame_alone(model, variables):
     head = next(s for s in model.stages() if s.name == "head")
     together, (_, metrics) = gradients(model, head, variables, with_lips(batch((3, 5, 8))))
@@ -65,6 +66,7 @@ def test_many_frames_in_one_call_give_the_mean_of_each_frame_alone(model, variab
     assert float(metrics["mse"]) == pytest.approx(np.mean([float(m["mse"]) for _, (_, m) in parts]), rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_the_speech_stage_moves_the_audio_networks_and_draws_nothing(model, variables):
     first = model.stages()[0]
     assert (first.name, first.optional, first.frames) == (SPEECH, True, 4)
@@ -75,6 +77,7 @@ def test_the_speech_stage_moves_the_audio_networks_and_draws_nothing(model, vari
     assert float(jnp.abs(picture.rgb).max()) == float(jnp.abs(picture.alpha).max()) == 0
 
 
+@pytest.mark.heavy
 def test_the_speech_term_is_the_mean_square_of_the_codes_first_numbers_against_the_lips(model, variables):
     data = with_lips(batch((3, 5)))
     code = np.asarray(model._apply(variables.params, "audio_code", data.signals["sound"]))
@@ -84,6 +87,7 @@ def test_the_speech_term_is_the_mean_square_of_the_codes_first_numbers_against_t
     assert noisy[0] == noisy[1] != noisy[2]
 
 
+@pytest.mark.heavy
 def test_rays_off_the_lower_face_hear_the_next_frame_of_the_batch(model, variables):
     data, clock = batch((3, 5)), Clock(jnp.int32(1), jnp.float32(0.5), "head")
     lower = data.pixels_px[..., 1] > SIZE / 2
@@ -102,6 +106,7 @@ def test_rays_off_the_lower_face_hear_the_next_frame_of_the_batch(model, variabl
     np.testing.assert_allclose(colours(mixed, data), np.where(lower[..., None], own, others), atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_frame_alone_in_its_batch_hears_itself(model, variables):
     data, clock = batch((3,)), Clock(jnp.int32(1), jnp.float32(0.5), "head")
     data = data.replace(masks=data.masks | {"lower_face": jnp.zeros((1, RAYS), bool)})
@@ -178,6 +183,7 @@ def test_standardised_columns_have_unit_variance_over_the_known_rows_and_are_fin
     assert np.all(np.isfinite(out)) and np.all(sampling.standardised(values, np.zeros(200, bool)) == 0)
 
 
+@pytest.mark.heavy
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 16), st.sampled_from([1, 2]), st.integers(1, 4))
 def test_the_convolution_is_that_of_the_library(length, stride, features):

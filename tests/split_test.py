@@ -50,6 +50,7 @@ def clip(tmp_path_factory):
     return DatasetClip(tiny.make_dataset(folder / "dataset", n=N, height=8, width=8), folder / "cache", split="blocks")
 
 
+@pytest.mark.heavy
 def test_a_clip_trains_on_the_frames_around_its_blocks(clip):
     (a, b), (c, d) = split.runs(clip.heldout_frames)
     assert len(clip.heldout_frames) == 80 and 0 < a < b < c < d < N and len(clip.train_frames) == 800
@@ -58,6 +59,7 @@ def test_a_clip_trains_on_the_frames_around_its_blocks(clip):
     assert evaluate.frames_to_score(clip, 0).tolist() == clip.heldout_frames.tolist()
 
 
+@pytest.mark.heavy
 def test_an_avatar_knows_which_frames_of_the_dataset_its_track_holds(clip, tmp_path):
     settings = tiny.config()
     settings.data.split = "blocks"
@@ -85,6 +87,7 @@ def test_the_flag_goes_into_the_config_and_a_run_keeps_its_split(tmp_path):
         options.parse([*command, "--split=middle"])
 
 
+@pytest.mark.heavy
 def test_what_is_trained_around_blocks_is_scored_in_them_and_the_report_says_so(clip, tmp_path):
     settings = tiny.config()
     settings.data.split, settings.eval.max_frames = "blocks", 4

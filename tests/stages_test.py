@@ -134,6 +134,7 @@ def test_stages_follow_the_dossier(model):
     assert at == pytest.approx([0.8e-4, 1e-4])  # the schedule of the head goes on
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sampler, weight", [("lips", 0.01), ("patch", 0.1)])
 def test_lips_terms_equal_their_formulas(model, render, variables, sampler, weight):
     data = patches(sampler=sampler)
@@ -182,6 +183,7 @@ def test_each_stage_moves_only_its_own_parameters(model, variables):
             assert any(jax.tree.leaves(head["camera_rotation"])) and any(jax.tree.leaves(head["camera_translation"]))
 
 
+@pytest.mark.heavy
 def test_the_picture_of_the_torso_stage_is_head_over_torso_over_plate(render, variables):
     data = batch((3, 5), rays=200)
     head = render(variables, data, None, clock("head"), False)

@@ -128,6 +128,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["avatar", "dataset"])
 @pytest.mark.parametrize("first, end", SEEDS)
 def test_whatever_a_folder_holds_it_is_refused_in_a_sentence_or_whole(place, tmp_path, kind, first, end, monkeypatch):
@@ -187,6 +188,7 @@ def rename_system(folder: Path, name: str) -> None:
     (folder / "avatar.json").write_bytes(avatar_json.dump(meta))
 
 
+@pytest.mark.heavy
 def test_a_stored_system_runs_and_imports_nothing(place, tmp_path, monkeypatch):
     """Neither a module on the path nor a file that a name leads to; json, os and the like are no systems either."""
     (tmp_path / "evil").mkdir()

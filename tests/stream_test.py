@@ -119,6 +119,7 @@ def test_smoothed_lips_follow_the_recurrence():
         np.testing.assert_allclose(b, expected, rtol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [0.07, 1.0, 1.99, 3.33])
 def test_the_video_lasts_as_long_as_the_sound_within_one_frame(subject, wav, tmp_path, seconds):
     out = tmp_path / "o.mp4"

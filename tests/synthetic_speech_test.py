@@ -28,6 +28,7 @@ def test_lengths_and_ranges(seed, seconds):
     assert (tracks["mouthClose"] <= tracks["jawOpen"] + 1e-6).all()  # lips cannot do more than meet
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(6))
 def test_the_louder_the_more_open(seed):
     _, tracks = speech(seed, 20.0)

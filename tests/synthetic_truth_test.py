@@ -34,6 +34,7 @@ def _points_of(p, i, frame):
     return (v, u), (cam @ p.cam_to_world[i].astype(np.float64).T)[:, :3] * contract.UNIT_CM
 
 
+@pytest.mark.heavy
 def test_depth_lies_on_the_surface(clip):
     p, frames = clip
     distance_to = jax.jit(shape.head)
@@ -46,6 +47,7 @@ def test_depth_lies_on_the_surface(clip):
         assert np.percentile(distance, 99) < 0.06  # float16 keeps 1/512 unit = 0.05 cm of a depth above 2
 
 
+@pytest.mark.heavy
 def test_labels_depth_and_alpha_agree(clip):
     p, frames = clip
     plate = p.plate()
@@ -66,6 +68,7 @@ def test_labels_depth_and_alpha_agree(clip):
         assert (frame["torso"][..., 3] > 0).sum() > (label > 1).sum() + 20
 
 
+@pytest.mark.heavy
 def test_landmarks_lie_on_the_regions_they_name(clip):
     p, frames = clip
     landmarks_px = p.landmarks_px()
@@ -116,6 +119,7 @@ def test_moving_flesh_and_resting_it_again_is_the_identity():
     assert float(jnp.abs(again - rest).max()) < 1e-2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [0, 2, 5])
 def test_sphere_tracing_finds_what_tiny_steps_find(seed):
     look = controls.looks(seed)
@@ -135,6 +139,7 @@ def test_sphere_tracing_finds_what_tiny_steps_find(seed):
     assert both.sum() > 150 and (np.abs(first - t)[both] < 0.15).mean() > 0.98
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(8))
 def test_the_head_lies_inside_its_bound(seed):
     rng = np.random.default_rng(seed)
@@ -158,6 +163,7 @@ def test_the_rigid_points_of_the_canonical_face_lie_near_the_skin(data_dir):
     assert d.mean() < 0.1 and d.max() < 0.4  # cm
 
 
+@pytest.mark.heavy
 def test_opening_measured_on_true_frames_follows_the_jaw():
     _, p = synthetic.speak(8, 6.0, size=128)
     p = p.take(range(0, 150, 3))
@@ -170,6 +176,7 @@ def test_opening_measured_on_true_frames_follows_the_jaw():
     assert boxes.shape == (50, 4)
 
 
+@pytest.mark.heavy
 def test_true_opening_in_given_poses_is_what_the_performance_shows():
     _, tracks = synthetic.speech(4, 1.0)
     tracks = {k: v[::5] for k, v in tracks.items()}
@@ -181,6 +188,7 @@ def test_true_opening_in_given_poses_is_what_the_performance_shows():
     assert np.array_equal(again.boxes, p.boxes()["lips_box_px"])
 
 
+@pytest.mark.heavy
 def test_blur_moves_the_count_of_dark_pixels_but_not_the_linear_opening():
     _, tracks = synthetic.speech(6, 2.0)
     p = synthetic.perform({k: v[::2] for k, v in tracks.items()}, seed=6, size=256)
@@ -213,6 +221,7 @@ def test_blur_moves_the_count_of_dark_pixels_but_not_the_linear_opening():
     assert linear / sharp == pytest.approx(counted_shut / counted, abs=0.1) and linear / sharp < 0.75
 
 
+@pytest.mark.heavy
 def test_a_box_of_a_frame_is_the_same_pixels_as_the_whole(clip):
     p, frames = clip
     x0, y0, x1, y1 = p.boxes()["face_box_px"][1]
@@ -221,6 +230,7 @@ def test_a_box_of_a_frame_is_the_same_pixels_as_the_whole(clip):
     assert np.percentile(difference[1:-1, 1:-1], 99.5) <= 1
 
 
+@pytest.mark.heavy
 def test_make_writes_a_clip_with_sound_and_a_dataset_twice_the_same(tmp_path):
     a = synthetic.make(tmp_path / "a", seconds=0.32, size=48, seed=9, progress=False)
     b = synthetic.make(tmp_path / "b", seconds=0.32, size=48, seed=9, progress=False)

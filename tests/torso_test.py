@@ -189,6 +189,7 @@ def test_draw_is_the_literal_computation(torso, backend, train):
     assert np.ptp(expected[drawn][:, 3]) > 0.1 and np.ptp(expected[drawn][:, :3], 0).min() > 0.1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_full_size_grid_and_picture_agree_with_the_literal_computation(backend):
     """The originals' table, at the sizes of a picture; 16 levels up to 2048."""
@@ -284,6 +285,7 @@ def test_packing_equals_evaluating_everything(torso, rays):
         np.testing.assert_allclose(rgb, expected[..., :1] * expected[..., 1:], atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_only_training_sees_the_frames_own_code(torso):
     params, state, pixels = random_params(torso), torso.init_state(), random_pixels(17)
     trained = [torso.draw(params, state, POSES, f, pixels, train=True)[0] for f in (FRAMES, FRAMES * 0)]
@@ -360,6 +362,7 @@ def test_a_transparent_torso_is_forgotten_and_comes_back(torso):
     assert float(torso.occupied(state, at).mean()) > 0.9
 
 
+@pytest.mark.heavy
 def test_a_torso_in_a_corner_costs_the_pixels_of_that_corner(torso):
     alpha = np.zeros((SIDE, SIDE), np.float32)
     alpha[6:, 7:] = 0.2  # [col, row]: the lower right corner; below the threshold, far above the mean

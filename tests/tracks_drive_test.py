@@ -77,6 +77,7 @@ def column(plan, name, signal="expression"):
 # ---------------------------------------------------------------- blinks and gaze
 
 
+@pytest.mark.heavy
 def test_natural_blinks_are_no_loop_of_the_clip_and_keep_its_rate(made, wav):
     plan = driver.plan(made(SOUND, "eye_closed"), audio=wav, blinks="natural", seed=3)
     closed = plan.signals["eye_closed"].values[:, 0].astype(float)
@@ -90,6 +91,7 @@ def test_natural_blinks_are_no_loop_of_the_clip_and_keep_its_rate(made, wav):
     assert np.abs(loop - closed).max() > 0.5 and np.abs(other[:, 0] - closed).max() > 0.5
 
 
+@pytest.mark.heavy
 def test_areas_and_coefficients_blink_with_the_eyes(made):
     plan = driver.plan(made("expression", "eye_closed", "eye_area"), drive="own", blinks="natural", gaze="natural")
     closed, area = (plan.signals[name].values[:, 0] for name in ("eye_closed", "eye_area"))

@@ -153,6 +153,7 @@ def finished(tmp_path_factory):
     return config, workdir, variables, events, records
 
 
+@pytest.mark.heavy
 def test_each_sampler_of_each_stage_compiles_once(finished):
     config, _, _, events, records = finished
     stages = load_system(config.system)(config, FakeClip().info).stages()
@@ -161,6 +162,7 @@ def test_each_sampler_of_each_stage_compiles_once(finished):
     assert sum("Compiling" in text and "train_step" in text for text in records) == 4
 
 
+@pytest.mark.heavy
 def test_metrics_have_a_row_per_interval_with_the_speed_and_all_terms(finished):
     _, workdir, _, events, _ = finished
     rows = rows_of(workdir)
@@ -203,6 +205,7 @@ def test_a_frozen_group_stays_at_the_average_of_the_stage_before_to_the_last_bit
     assert not np.array_equal(head.params["torso"][0]["w"], variables.params["torso"][0]["w"])
 
 
+@pytest.mark.heavy
 def test_the_average_of_a_run_is_the_recursion_over_its_parameters(tmp_path):
     config = stub_config("simplest", steps=6)
     config.train.checkpoint_every = 1

@@ -144,6 +144,7 @@ def sounds(tmp_path):
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["array", "blocks", "wav", "stereo m4a", "mp3 text path"])
 @pytest.mark.parametrize("n", [50, 80])
 def test_sound_is_in_step_and_as_long_as_the_pictures(tmp_path, kind, n):

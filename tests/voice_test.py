@@ -222,6 +222,7 @@ def wav(tmp_path):
     return tmp_path / "s.wav"
 
 
+@pytest.mark.heavy
 def test_an_avatar_keeps_its_voice_and_one_without_is_as_before(made, tmp_path):
     workdir, clip = made
     kept = bundle.load(workdir / "avatar").voice

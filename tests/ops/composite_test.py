@@ -142,6 +142,7 @@ def test_kernels_equal_the_reference_with_gradients_and_again(isa, shape):
     jax.tree.map(np.testing.assert_array_equal, got, again)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", SHAPES[1:4])
 def test_packed_kernels_equal_the_reference_with_gradients(isa, shape):

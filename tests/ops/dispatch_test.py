@@ -44,6 +44,7 @@ print(json.dumps({"sum": float(out.sum()), "ran": sorted(dispatch.ran()["grid_en
 """
 
 
+@pytest.mark.heavy
 @needs_kernels
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_the_environment_decides_what_runs_and_it_is_said_once(name):

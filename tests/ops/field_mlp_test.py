@@ -56,6 +56,7 @@ def close(a, b, tol=1e-5):
     jax.tree.map(one, a, b)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(st.sampled_from(SHAPES), st.sampled_from(SIZES), st.booleans())
 def test_forward_equals_float64(backend, widths, n, bias):
@@ -109,6 +110,7 @@ def test_derivatives_far_from_zero():
         np.testing.assert_allclose(got, want, rtol=3e-6, atol=2e-7, err_msg=kind)
 
 
+@pytest.mark.heavy
 @needs_kernels
 @settings(max_examples=12)
 @given(st.sampled_from(SHAPES), st.sampled_from(SIZES), st.booleans())

@@ -81,6 +81,7 @@ def test_any_program_equals_float64(seed, n):
     check_random_program("cpu", seed, n)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed, n", [(3, 0), (4, 65), (5, 130)])
 def test_the_reference_equals_float64(seed, n):
     """Few: it compiles operation by operation."""
@@ -105,6 +106,7 @@ def test_any_programs_gradients_equal_the_reference(seed):
     close(gradients(program, "cpu")(args, index, w), gradients(program, "reference")(args, index, w), 1e-3)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_systems_on_every_instruction_set(name, isa):
@@ -119,6 +121,7 @@ def test_systems_on_every_instruction_set(name, isa):
     close(grads, gradients(program, "reference")(args, index, w), 3e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("total", [0, 1, 64, 100, 130, 500])
 def test_what_lies_beyond_total_counts_for_nothing(backend, total):

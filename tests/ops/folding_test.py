@@ -37,6 +37,7 @@ def both(program, seed=0):
     return folded, new, program.evaluate(points, rows, params), folded.evaluate(points, rows, new)
 
 
+@pytest.mark.heavy
 @settings(max_examples=6)  # each compiles anew
 @given(seed=st.integers(0, 2**20), geometry=st.integers(8, 24), whole=st.booleans())
 def test_outputs_are_the_same(seed, geometry, whole):
@@ -47,6 +48,7 @@ def test_outputs_are_the_same(seed, geometry, whole):
     assert {n: {k: v.shape for k, v in leaves.items()} for n, leaves in new.items()} == folded.params
 
 
+@pytest.mark.heavy
 def test_the_er_nerf_head_loses_its_4096():
     from tkjax.models.er_nerf import head_program
 
@@ -56,6 +58,7 @@ def test_the_er_nerf_head_loses_its_4096():
     assert folded.flops == 46_368 - 2 * 4096
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", [{"output": "relu"}, {"bias": True}, {"geometry": 2, "hidden": 64}])
 def test_what_is_not_linear_or_does_not_pay_stays(change):
     program = head(**change)

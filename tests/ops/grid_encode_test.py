@@ -32,6 +32,7 @@ def test_forward_equals_the_loop(name, backend, seed):
     np.testing.assert_allclose(got, expected(name, points, tables), atol=2e-4)
 
 
+@pytest.mark.heavy
 @every_backend
 @pytest.mark.parametrize("name", EACH_SPEC)
 def test_table_gradient_is_the_transpose_of_the_loop(name, backend):
@@ -45,6 +46,7 @@ def test_table_gradient_is_the_transpose_of_the_loop(name, backend):
     )
 
 
+@pytest.mark.heavy
 @every_backend
 @pytest.mark.parametrize("name", ["planes", "tiled2d", "hash3d", "wide"])
 def test_point_gradient_equals_finite_differences(name, backend):
@@ -126,6 +128,7 @@ def test_vmap_over_points_and_tables_equals_a_loop(backend):
                     np.testing.assert_allclose(a[i], b, atol=1e-5)
 
 
+@pytest.mark.heavy
 @every_backend
 @pytest.mark.parametrize("name", ["planes", "wide"])
 def test_bfloat16_output_is_the_rounded_float32_output(name, backend):

@@ -52,6 +52,7 @@ def equal(got, want):
 # -- which samples are kept
 
 
+@pytest.mark.heavy
 @given(seed=st.integers(0, 2**31), share=st.sampled_from([0.02, 0.3, 0.9]), case=st.sampled_from(sorted(CASES)))
 def test_kept_samples_are_those_of_the_loop(seed, share, case):
     rng, n, how = np.random.default_rng(seed), 48, CASES[case]
@@ -73,6 +74,7 @@ def test_kept_samples_are_those_of_the_loop(seed, share, case):
     assert agreed > n // 5
 
 
+@pytest.mark.heavy
 @given(seed=st.integers(0, 2**31), share=st.sampled_from([0.1, 0.9]), case=st.sampled_from(["few", "cone", "vertex"]))
 @settings(max_examples=12)
 def test_steps_that_are_drawn_for_every_sample(seed, share, case):
@@ -120,6 +122,7 @@ def test_elsewhere_the_originals_leap_over_a_few_samples_that_are_kept_here(case
     assert 0.75 < counts[0] / counts[1] < 1  # cells at random: the worst case
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", EACH_CASE)
 @settings(max_examples=12)
@@ -156,6 +159,7 @@ def test_many_rays_on_a_large_grid(isa):
     assert 0.1 < np.mean(np.asarray(want.count) > 0) < 0.9
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("case, capacity", [("constant", 0), ("constant", 130), ("few", 2000), ("cascades", 777)])

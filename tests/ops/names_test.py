@@ -41,6 +41,7 @@ def code_of(path: Path, text: str) -> str:
     return re.sub(r"[-_]", "", f"{path.name} {text}".lower())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_kernel_names_a_system(path):
     found = [name for name in NAMES if name.replace("_", "") in code_of(path, path.read_text())]

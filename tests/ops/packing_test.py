@@ -31,6 +31,7 @@ def problem(seed, rows=RAYS * SAMPLES):
     return params, rng.normal(size=(rows, 3)).astype(np.float32), {"scale": rng.normal(size=rows).astype(np.float32)}
 
 
+@pytest.mark.heavy
 @given(counts)
 def test_packed_samples_are_the_rays_samples_in_order(count):
     packing = jax.jit(lambda c: pack(c, SAMPLES))(jnp.array(count))
@@ -39,6 +40,7 @@ def test_packed_samples_are_the_rays_samples_in_order(count):
     assert list(zip(packing.ray.tolist(), packing.slot.tolist()))[: len(want)] == want
 
 
+@pytest.mark.heavy
 @given(st.lists(st.booleans(), min_size=RAYS, max_size=RAYS))
 def test_a_mask_is_packed_as_rays_of_one_sample(mask):
     packing = jax.jit(lambda m: pack(m, 1))(jnp.array(mask))

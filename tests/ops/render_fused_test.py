@@ -78,6 +78,7 @@ def close(got, want, atol=2e-4):
     assert got.plain.shape == (len(got.depth), 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("which", sorted(FIELDS))
 @settings(max_examples=8)
@@ -90,6 +91,7 @@ def test_it_is_the_three_ops(name, which, seed, share):
     close(got, three_ops(program)(args))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("case", EACH_CASE)
 def test_exactly_the_samples_of_march_are_kept(name, case):
@@ -118,6 +120,7 @@ def test_more_rays_than_a_tile_holds(isa):
     close(got, three_ops(HEAD)(args))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_wall_is_opaque_at_its_first_sample(name):
     program = constant(np.inf)
@@ -128,6 +131,7 @@ def test_a_wall_is_opaque_at_its_first_sample(name):
     np.testing.assert_array_equal(got.weight_sum, hit.astype(np.float32))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("bits", [0, 255])
 def test_an_empty_grid_draws_nothing_and_a_full_one_everything(name, bits):
@@ -141,6 +145,7 @@ def test_an_empty_grid_draws_nothing_and_a_full_one_everything(name, bits):
         assert not any(np.any(v) for v in got)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", VARIANTS)
 @given(seed=st.integers(0, 2**20))
 @settings(max_examples=8)

@@ -27,6 +27,7 @@ def test_they_are_the_networks_of_the_dossier(program, macs, active):
     cpu_field.supports(program)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
 @settings(max_examples=4)
 @given(st.sampled_from([HEAD, TORSO]), st.sampled_from(SIZES), st.integers(0, 999))
@@ -39,6 +40,7 @@ def test_values_equal_float64(backend, program, n, seed):
     close(got, field_oracle.evaluate(program, np.float64(points), rows, params), 3e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=4)
 @given(st.sampled_from([HEAD, TORSO]), st.sampled_from(SIZES), st.integers(0, 999))
@@ -128,6 +130,7 @@ def test_bfloat16_rounds_pictures_where_the_processor_multiplies_it_and_never_gr
     jax.tree.map(np.testing.assert_array_equal, rounded_slope, plain_slope)
 
 
+@pytest.mark.heavy
 def test_awkward_widths_around_the_limits_of_wide_layers():
     """128 inputs are the most that are not copied; outputs leave one to five over a panel."""
     for inputs, outputs in itertools.product((128, 129, 512), (1, 11, 256)):
