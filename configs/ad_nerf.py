@@ -31,6 +31,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.density_activation = "relu"  # or softplus
     m.density_scale = 1.0  # of what comes out of it
     m.density_start = 0.0  # bias in front of it at the start; 0: at random, as all biases
+    m.torso_density_start = 0.0  # the same of the torso's networks
     m.prune = 0.0  # the second pass leaves out what has no more weight in the first one; 0: nothing
     m.chunk = 65536  # samples that the networks take at once
     m.picture_precision = "float32"  # or bfloat16: operands of the products, on accelerators
@@ -76,6 +77,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.near, m.far = 0.16, 0.24
         m.density_activation = "softplus"  # few steps must not end in a volume that a closed ReLU leaves empty
         m.density_scale, m.density_start = 30.0, -4.0  # from 0.5 1/m, a thin fog, to hundreds in thousands of steps
+        m.torso_density_start = -6.0  # thicker, it hides head and plate and is driven out for good (benchmarks/NOTES.md)
         m.prune = 1e-3
         m.chunk = 2048
         # A short schedule must show the sound path every frame often: many frames of few rays (benchmarks/NOTES.md)
@@ -90,13 +92,13 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.adam_eps = t.adam_eps = 1e-15
         h.attention_start = 0  # taught in the stage before
         h.lambda_speech = 1e-3
-        t.steps, t.frames, t.rays = 2000, 4, 128
-        t.lr, t.lr_decay_steps = 3e-3, t.steps
+        t.steps, t.frames, t.rays = 5000, 4, 128
+        t.lr, t.lr_decay_steps = 2e-3, t.steps
         h.ema_every = t.ema_every = 20
     if variant == "demo":
         s.steps = 300
         h.steps = h.lr_decay_steps = 1500
-        t.steps = t.lr_decay_steps = 800
+        t.steps = t.lr_decay_steps = 2000
     if variant == "smoke":
         c.data.size = 32
         m.depth, m.width, m.skip_at = 3, 32, 2

@@ -33,7 +33,8 @@ Decided (code = the released code is followed, neither = ours):
 - noise on densities, inverse depths and a white background are left out: the released configs have none;
 - the second network is not asked at the last sample, whose alpha is 1 and whose colour is the background's, whatever
   it says; with model.prune above 0 neither where the first pass found no weight above it (neither; 0 in `full`);
-- densities of short schedules are a softplus that starts at model.density_start, times model.density_scale: the
+- densities of short schedules are a softplus that starts at model.density_start (the torso's at
+  model.torso_density_start), times model.density_scale: the
   original's ReLU may close everywhere, and then a volume stays empty for good (its "floating head"); `full` has that.
 """
 
@@ -146,9 +147,10 @@ class Model(BaseModel):
         for volume, passes in self.programs.items():
             shapes[volume] = {name: _shapes(program) for name, program in passes.items()}
         params = uniform_params(key, shapes)
-        if self.config.model.density_start:
-            for net in (net for volume in self.programs for net in params[volume].values()):
-                net["density"]["bias_0"] = jnp.full(1, self.config.model.density_start, jnp.float32)
+        m = self.config.model
+        for volume, start in (("head", m.density_start), ("torso", m.torso_density_start)):
+            for net in params[volume].values() if start else ():
+                net["density"]["bias_0"] = jnp.full(1, start, jnp.float32)
         state = {"near": jnp.float32(NEAR), "far": jnp.float32(FAR), "torso_camera": jnp.eye(4, dtype=jnp.float32)}
         return Variables(params, state)
 
@@ -360,8 +362,9 @@ def _check(m: ConfigDict) -> None:
     for name, (low, high) in bounds.items():
         if not low <= m[name] <= high:
             raise ValueError(f"model.{name} is {m[name]}, expected a whole number in {low}..{high}")
-    if not -10 <= m.density_start <= 10:
-        raise ValueError(f"model.density_start is {m.density_start}, expected a number of -10..10")
+    for name in ("density_start", "torso_density_start"):
+        if not -10 <= m[name] <= 10:
+            raise ValueError(f"model.{name} is {m[name]}, expected a number of -10..10")
     for name, high in {"near": 10.0, "far": 10.0, "density_scale": 1e4}.items():
         if not 0 < m[name] <= high:
             raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most {high:g}")
