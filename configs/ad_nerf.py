@@ -77,7 +77,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.near, m.far = 0.16, 0.24
         m.density_activation = "softplus"  # few steps must not end in a volume that a closed ReLU leaves empty
         m.density_scale, m.density_start = 30.0, -4.0  # from 0.5 1/m, a thin fog, to hundreds in thousands of steps
-        m.torso_density_start = -6.0  # thicker, it hides head and plate and is driven out for good (benchmarks/NOTES.md)
+        m.torso_density_start = -6.0  # thicker, it hides what is behind and is driven out for good
         m.prune = 1e-3
         m.chunk = 2048
         # A short schedule must show the sound path every frame often: many frames of few rays (benchmarks/NOTES.md)
@@ -105,7 +105,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.coarse_depth, m.coarse_width, m.coarse_skip = 2, 16, 2
         m.position_octaves = 6
         m.samples, m.importance = 12, 8
-        m.density_activation, m.density_scale, m.density_start = "softplus", 30.0, -3.0
+        m.density_activation, m.density_scale = "softplus", 30.0
+        m.density_start = m.torso_density_start = -3.0
         h.adam_b2 = t.adam_b2 = 0.99
         h.adam_eps = t.adam_eps = 1e-15
         m.chunk = 1024

@@ -500,9 +500,10 @@ def test_the_speech_stage_teaches_the_first_numbers_of_the_code(variables):
 
 def test_new_parameters_are_pytorchs():
     """§3 "Init": U(±1/sqrt(inputs)) for kernels and biases; densities start where the config says."""
-    params = initialise(Model(tiny(density_start=-3.0), info()), jax.random.key(2)).params
+    params = initialise(Model(tiny(density_start=-2.0, torso_density_start=-3.0), info()), jax.random.key(2)).params
     fine = params["torso"]["fine"]
-    assert float(fine["density"]["bias_0"][0]) == -3.0
+    starts = {v: float(params[v]["fine"]["density"]["bias_0"][0]) for v in ("head", "torso")}
+    assert starts == {"head": -2.0, "torso": -3.0}
     seen = []
     for group in (fine["trunk"], fine["behind_skip"], fine["colour"], params["audio_net"]["convs_2"]):
         for name, value in group.items():
