@@ -213,3 +213,20 @@ def test_normals_of_batches_and_gradients_of_zero_areas():
     np.testing.assert_array_equal(gradient[3], 0.0)
     # a tilted triangle: z of vertex 2 turns the normal (0, 0, 1) towards -y by 1 per unit
     assert gradient[2, 2] == pytest.approx(-weight[:3, 1].sum(), rel=1e-5)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "kind, n, tets, vertices, faces, ends",
+    [("kuhn", 64, 36_072, 23_642, 47_280, 12_436), ("bcc", 51, 33_264, 21_638, 43_272, 11_632)],
+)
+def test_a_head_of_full_size_fits_the_default_budget(kind, n, tets, vertices, faces, ends):
+    """A ball of 0.8 dm in the box of 2.5 dm (dossier dyntet §10.1); sizes of the grids (§2.6)."""
+    grid = make_grid(kind, n).scaled(2.5)
+    sizes = {"kuhn": (274_625, 1_572_864, 1_872_064), "bcc": (273_259, 1_591_812, 1_880_676)}
+    assert (len(grid.vertices), len(grid.tets), len(grid.edges)) == sizes[kind]
+    _, found, topology = surface(grid, ball(grid, 0.8), Budget())
+    counts = {k: int(v) for k, v in topology.counts.items()}
+    assert counts == {"vertices": vertices, "faces": faces, "end_points": ends} and len(found) == faces
+    inner = (ball(grid, 0.8)[grid.tets] > 0).sum(1)
+    assert np.sum((inner > 0) & (inner < 4)) == tets and not any(int(v) for v in topology.overflow.values())

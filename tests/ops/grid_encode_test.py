@@ -355,3 +355,17 @@ def test_entries_of_the_original_tile_are_the_dossiers(spec, known):
         cell = np.floor(np.array([0.3, 0.6, 0.9]) * level.scale + (0.5 if number != 15 else 0.499)).astype(int)
         assert tuple(cell) == cells.get(number, tuple(cell))
         assert int(cell @ np.array(level.strides)) % level.entries == entry
+
+
+@every_backend
+def test_indices_of_the_original_tile_wrap_at_32_bits(backend):
+    """Level 12 of the rule of 2025 has indices beyond 2^31: 1352 + 1352^2 * 1352 and so on, modulo 2^32."""
+    rng = np.random.default_rng(0)
+    points = np.round(rng.uniform(0.8, 1, (12, 1, 3)) * 1024).astype(np.float32) / 1024
+    tables = rng.normal(size=(1, TILE_2025.entries, 2)).astype(np.float32)
+    expected_there = oracle.grid_encode(
+        points, tables, levels=16, base=16, finest=4096, log2_entries=19, kind="base_tiled_2025"
+    )
+    with running(backend) as which:
+        got = grid_encode(jnp.asarray(points), jnp.asarray(tables), TILE_2025, backend=which)
+    np.testing.assert_allclose(got, expected_there, atol=2e-3)

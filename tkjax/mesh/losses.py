@@ -115,7 +115,7 @@ def elasticity_term(elasticity: Float[Array, " N"], scale: Float[Array, " N"]) -
 
 
 def vertex_scale(movement: Float[np.ndarray, "t N 3"]) -> Float[np.ndarray, " N"]:
-    """How far each vertex of the 3DMM moves from its neutral in any of t frames, at least 0.02 (dossier §2.5)."""
+    """How far each vertex of the 3DMM moves from its neutral in t frames, at least 0.02 (dossier dyntet §2.5)."""
     return np.maximum(np.linalg.norm(movement, axis=-1).max(0), LEAST_SCALE)
 
 
@@ -143,7 +143,7 @@ def sign_term(sdf_a: Float[Array, " E"], sdf_b: Float[Array, " E"]) -> Float[Arr
 
 def landmark_box(points_px: Float[np.ndarray, "N 2"], scale: float = 1.0) -> Float[np.ndarray, "4"]:
     """(x0, y0, x1, y1) around landmarks, whole pixels, 10 wider at each side, then scaled to the size that is drawn
-    (dossier §2.5)."""
+    (dossier dyntet §2.5)."""
     low, high = np.floor(points_px.min(0)) - BOX_PAD_PX, np.floor(points_px.max(0)) + BOX_PAD_PX
     return np.concatenate([low, high]) * scale
 

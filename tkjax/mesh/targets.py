@@ -54,10 +54,9 @@ def mesh_distance(
         middle = (p.max(0) + p.min(0)) / 2
         reach = np.linalg.norm(p - middle, axis=1).max()
         to_centre = np.linalg.norm(centres - middle, axis=1)
-        # some triangle is at most (to_centre + radius) from the middle; others must come nearer to matter
+        # the nearest triangle of the middle is at most that far from it, and from a point of the block `reach` more
         most = (to_centre + radii).min() + 2 * reach
         near = np.flatnonzero(to_centre - radii <= most)
-        # of those, for each point, what its own nearest centre leaves over
         out[block] = _signed(p, near, corners, centres, radii, normals)
     return out
 

@@ -63,9 +63,9 @@ class Filter:
     index: Leaf[Int[Array, "T K"]] | None
 
 
-def texel_directions(side: int) -> Float[np.ndarray, "6 S S 3"]:
-    """Unit vectors of the texels of a cubemap, float64."""
-    f = (2 * np.arange(side) + 1) / side - 1
+def texel_directions(side: int, border: int = 0) -> Float[np.ndarray, "6 S S 3"]:
+    """Unit vectors of the texels of a cubemap, float64; with `border` texels more beyond each edge of the faces."""
+    f = (2 * np.arange(-border, side + border) + 1) / side - 1
     fy, fx = np.meshgrid(f, f, indexing="ij")
     one = np.ones_like(fx)
     faces = (
@@ -192,19 +192,9 @@ def face_of(
 def _border(side: int) -> np.ndarray:
     """Texel numbers [6,S+2,S+2] of the faces with their border: beyond an edge lies the nearest texel of the next face.
     The corners, where there is none, hold any texel."""
-    f = (2 * np.arange(-1, side + 1) + 1) / side - 1
-    fy, fx = np.meshgrid(f, f, indexing="ij")
-    one = np.ones_like(fx)
-    out = np.empty((6, side + 2, side + 2), np.int64)
-    faces = (
-        (one, -fy, -fx), (-one, -fy, fx), (fx, one, fy), (fx, -one, -fy), (fx, -fy, one), (-fx, -fy, -one),
-    )  # fmt: skip
     known = texel_directions(side).reshape(-1, 3)
-    for face, parts in enumerate(faces):
-        d = np.stack(parts, -1).reshape(-1, 3)
-        d /= np.linalg.norm(d, axis=1, keepdims=True)
-        out[face] = np.argmax(d @ known.T, 1).reshape(side + 2, side + 2)
-        out[face, 1:-1, 1:-1] = face * side * side + np.arange(side * side).reshape(side, side)
+    out = np.argmax(texel_directions(side, 1) @ known.T, -1)
+    out[:, 1:-1, 1:-1] = np.arange(6 * side * side).reshape(6, side, side)
     return out
 
 
