@@ -67,7 +67,13 @@ def test_the_originals_levels_have_the_dossiers_roughness_and_cutoffs():
     np.testing.assert_allclose(spec.roughness, [0.08, 0.185, 0.29, 0.395, 0.5, 1.0])
     known = [0.999767, 0.993212, 0.955017, 0.805819, 0.446214, 0.015706]
     np.testing.assert_allclose([cutoff(r) for r in spec.roughness], known, atol=1e-6)
-    assert 6 * 512 * 512 * 3 == 4_718_592  # numbers of the base (check 12)
+    light = jax.eval_shape(lambda: cubemap.initial_light(spec))
+    assert light.size == 4_718_592  # check 12
+
+
+def test_the_light_starts_grey():
+    light = cubemap.initial_light(TINY)
+    assert light.shape == (6, 8, 8, 3) and light.dtype == jnp.float32 and bool((light == 0.5).all())
 
 
 @pytest.mark.parametrize("bad", [{"base": 48}, {"base": 16, "smallest": 8}, {"smallest": 1}])
@@ -287,6 +293,6 @@ def test_shading_joins_light_table_and_material():
 
 def test_what_has_no_length_has_no_direction_and_no_gradient():
     v = jnp.array([[0.0, 0, 0], [3, 0, 4]])
-    value, vjp = jax.vjp(unit, v)
+    value, vjp = jax.vjp(jax.jit(unit), v)
     np.testing.assert_allclose(value, [[0, 0, 0], [0.6, 0, 0.8]], atol=1e-7)
     np.testing.assert_allclose(vjp(jnp.ones_like(v))[0], [[0, 0, 0], [0.032, 0.2, -0.024]], atol=1e-6)

@@ -73,7 +73,7 @@ def test_the_window_encoder_has_the_dossiers_parameters(channels, parameters):
 
 def test_the_window_encoder_equals_a_literal_convolution():
     model, x = WindowEncoder(4, features=6), jnp.asarray(RNG.normal(size=(2, 27, 4)), jnp.float32)
-    params = model.init(jax.random.key(1), x)
+    params = jax.jit(model.init)(jax.random.key(1), x)
     p, y, lengths = to64(params)["params"], np.asarray(x, np.float64), [27]
 
     def conv(x, layer, dilation):
@@ -89,7 +89,7 @@ def test_the_window_encoder_equals_a_literal_convolution():
         lengths.append(y.shape[1])
         y = y[:, 3:-3] + conv(leaky(y, 0.1), p[f"blocks_{k}"], 3)
     assert [*lengths, y.shape[1]] == [27, 21, 15, 9, 3]
-    np.testing.assert_allclose(model.apply(params, x), y.mean(1), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, x), y.mean(1), atol=1e-5)
 
 
 def test_windows_of_another_length_are_refused():
@@ -116,7 +116,7 @@ def test_the_unit_box_maps_corner_to_corner():
 
 @pytest.fixture(scope="module")
 def surface_params():
-    return Surface().init(jax.random.key(2), POINTS, CODES)
+    return jax.jit(Surface().init)(jax.random.key(2), POINTS, CODES)
 
 
 def test_the_surface_has_the_dossiers_parameters(surface_params):
@@ -165,7 +165,7 @@ def test_the_material_in_the_originals_form_has_its_parameters():
 
 
 def test_the_networks_start_as_the_originals():
-    params = Material(spec=SMALL.spec).init(jax.random.key(0))
+    params = jax.jit(Material(spec=SMALL.spec).init)(jax.random.key(0))
     for kernel in params["net"].values():
         assert 0.97 < float(jnp.abs(kernel).max()) / math.sqrt(6 / 256) <= 1
     assert float(jnp.abs(params["grid"]["tables"]).max()) <= 1e-4
@@ -189,11 +189,11 @@ def material64(material, params, x, codes, frame):
     return low + (high - low) / (1 + np.exp(-h))
 
 
-@pytest.mark.parametrize("kind", ["hash", "base_tiled", "base_tiled_2025"])
+@pytest.mark.parametrize("kind", ["hash", "base_tiled", pytest.param("base_tiled_2025", marks=pytest.mark.heavy)])
 def test_the_material_equals_the_formula(kind):
     spec = dataclasses.replace(SMALL.spec, kind=kind)
     material = dataclasses.replace(SMALL, spec=spec, channels=9 if kind != "hash" else 6)
-    params = material.init(jax.random.key(3))
+    params = jax.jit(material.init)(jax.random.key(3))
     params["grid"]["tables"] = params["grid"]["tables"] * 1e4
     x = np.array([[0.1, 0.2, 0.3], [0.9, 0.5, 0.7], [-0.4, 0.5, 1.3], [0.6, 0.6, 0.1]], np.float32)
     codes, frame = RNG.normal(size=(2, 5)).astype(np.float32), np.array([0, 1, 1, 0], np.int32)
@@ -205,7 +205,7 @@ def test_the_material_equals_the_formula(kind):
 
 def test_gradients_are_scaled_where_the_original_scales_them():
     x, codes = POINTS, jnp.asarray(RNG.normal(size=(1, 5)), jnp.float32)
-    params = SMALL.init(jax.random.key(4))
+    params = jax.jit(SMALL.init)(jax.random.key(4))
     params["grid"]["tables"] = params["grid"]["tables"] * 1e4
     found = {}
     for factor in (1.0, 128.0):

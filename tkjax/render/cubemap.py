@@ -13,23 +13,27 @@ import functools
 import math
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from tkjax.types import Array, Leaf
 
+START = 0.5  # of every texel, in all channels
 SMOOTHEST, MIDDLE, ROUGHEST = 0.08, 0.5, 1.0  # roughness of the first level, the last but one and the last
 KEPT = 0.99  # of the lobe's summed density lies within the cut-off
 ANGLES = 1_000_000  # at which that is summed
 BLOCK = 8  # texels, of the squares that the search for neighbours begins with
+EXACT = jax.lax.Precision.HIGHEST  # a constant light stays, also on a GPU
 DENSE = 2048  # texels of a level, up to which its weights are a full matrix
 
 
 @dataclasses.dataclass(frozen=True)
 class LightSpec:
     """Sides of a light: `base` of the first level, halved down to `smallest`, both powers of two, three levels at
-    least. The original has 512 and 16 (6 levels, 4 718 592 numbers), whose filter has 0.9e9 weights (7 GB here).
+    least. The original has 512 and 16 (6 levels, 4 718 592 numbers), whose filter has 0.9e9 weights: 7 GB here,
+    padding left out.
 
     original_area: texels count by the original's area, which is one texel off between a face's halves, in place of
     their solid angle.
@@ -53,6 +57,11 @@ class LightSpec:
         """That each level is filtered for."""
         n = len(self.sides)
         return (*(SMOOTHEST + (MIDDLE - SMOOTHEST) * k / (n - 2) for k in range(n - 1)), ROUGHEST)
+
+
+def initial_light(spec: LightSpec) -> Float[Array, "6 S S 3"]:
+    """The trained cubemap before training: 0.5 everywhere, S = base. It must stay >= 0, which the model sees to."""
+    return jnp.full((6, spec.base, spec.base, 3), START)
 
 
 @flax.struct.dataclass
@@ -151,9 +160,9 @@ def prefilter(cubemap: Float[Array, "6 S S C"], filters: tuple[Filter, ...]) -> 
         if texels.shape[0] != level.weights.shape[0]:
             raise ValueError(f"level {k} has {texels.shape[0]} texels, its filter {level.weights.shape[0]}")
         if level.index is None:
-            filtered = level.weights @ texels
+            filtered = jnp.matmul(level.weights, texels, precision=EXACT)
         else:
-            filtered = jnp.einsum("tk,tkc->tc", level.weights, texels[level.index])
+            filtered = jnp.einsum("tk,tkc->tc", level.weights, texels[level.index], precision=EXACT)
         out.append(filtered.reshape(mip.shape))
     return tuple(out)
 
