@@ -8,7 +8,7 @@ import numpy as np
 PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
 
 
-def grid_levels(dims, levels, base, finest, log2_entries, pad=8):
+def grid_levels(dims, levels, base, finest, log2_entries, pad=8, kind="hash"):
     """(scale, resolution, entries, offset) per level."""
     out, offset = [], 0
     for i in range(levels):
@@ -16,6 +16,8 @@ def grid_levels(dims, levels, base, finest, log2_entries, pad=8):
         scale = float(np.float32(base * growth - 1))
         resolution = math.ceil(scale) + 1
         entries = min(2**log2_entries, (resolution + 1) ** dims)
+        if kind.startswith("base_tiled"):
+            entries = min(2**log2_entries, base**dims)  # the coarsest level has at least that many cells
         entries = (entries + pad - 1) // pad * pad
         out.append((scale, resolution, entries, offset))
         offset += entries
@@ -23,12 +25,14 @@ def grid_levels(dims, levels, base, finest, log2_entries, pad=8):
 
 
 def grid_index(cell, resolution, entries, kind):
+    if kind == "base_tiled_2025":
+        return sum(c * resolution**d for d, c in enumerate(cell)) % entries if resolution ** len(cell) <= 2**32 else 0
     stride, index = 1, 0
     for c in cell:
         if stride > entries:
             break
         index += c * stride
-        stride *= resolution + 1
+        stride *= resolution if kind == "base_tiled" else resolution + 1
     if kind == "hash" and stride > entries:
         index = 0
         for c, prime in zip(cell, PRIMES):
@@ -40,7 +44,7 @@ def grid_encode(points, tables, *, levels, base, finest, log2_entries, kind, int
     """[N,P,D] points, [P,T,F] tables -> [N,P,L*F]."""
     n, planes, dims = points.shape
     features = tables.shape[-1]
-    table, _ = grid_levels(dims, levels, base, finest, log2_entries, pad)
+    table, _ = grid_levels(dims, levels, base, finest, log2_entries, pad, kind)
     out = np.zeros((n, planes, levels, features))
     for a, p in itertools.product(range(n), range(planes)):
         x = points[a, p].astype(np.float64)

@@ -4,6 +4,7 @@ Contract: camera-to-world matrices, camera looks along -z (OpenGL: x right, y up
 of a frontal picture, y up, z towards the camera, one unit = 25 cm.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from tkjax.types import Array
 # the loader's matrix), with cameras that look along +z (OpenCV). The permutation is cyclic: a rotation.
 NGP_FROM_WORLD = (1, 2, 0)
 ADNERF_UNITS = 4.0  # AD-NeRF's transform_matrix counts metres; 1 m = 4 contract units
+DECIMETRES = 2.5  # a contract unit in those of the Basel face model, which DynTet's space is (dossier dyntet §2.4)
+NEAR, FAR = 0.1, 1000.0  # planes of its projection, dm (§2.4)
 
 
 def pixel_rays(
@@ -83,3 +86,51 @@ def project_world(cam_to_world: np.ndarray, intrinsics: np.ndarray, xyz_world: n
     p = np.einsum("...ji,...vj->...vi", rotation, xyz_world - centre[..., None, :])
     fx, fy, cx, cy = (np.asarray(intrinsics)[..., i, None] for i in range(4))
     return np.stack([cx + fx * p[..., 0] / -p[..., 2], cy - fy * p[..., 1] / -p[..., 2]], -1)
+
+
+# Rasterising: DynTet's model space has the contract's axes, in decimetres (dossier dyntet §2.4)
+
+
+def world_to_camera(cam_to_world: Float[Array, "*B 4 4"], scale: float = 1.0) -> Float[Array, "*B 4 4"]:
+    """The inverse [R | scale t] of contract poses, X_cam = R X + t; scale: of the target's space, in its units per
+    contract unit (DynTet: DECIMETRES). Differentiable."""
+    rotation = jnp.swapaxes(cam_to_world[..., :3, :3], -1, -2)
+    t = -scale * jnp.sum(rotation * cam_to_world[..., None, :3, 3], -1)
+    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0], t.dtype), (*t.shape[:-1], 1, 4))
+    return jnp.concatenate([jnp.concatenate([rotation, t[..., None]], -1), last], -2)
+
+
+def camera_to_clip(
+    intrinsics: Float[Array, "*B 4"], width: int, height: int, near: float = NEAR, far: float = FAR
+) -> Float[Array, "*B 4 4"]:
+    """Projection whose clip coordinates x/w, y/w in ±1 span the picture, row 0 at y/w = -1, and z/w from -1 at `near`
+    to 1 at `far`; w = -Z (dossier dyntet §2.4):
+
+      ((2 fx/W, 0, 1 - 2 cx/W, 0), (0, -2 fy/H, 1 - 2 cy/H, 0), (0, 0, -(f+n)/(f-n), -2 f n/(f-n)), (0, 0, -1, 0)).
+
+    ValueError unless 0 < near < far. Differentiable in the intrinsics (fx, fy, cx, cy in pixels).
+    """
+    if not 0 < near < far:
+        raise ValueError(f"camera_to_clip: expected 0 < near < far, got {near} and {far}")
+    fx, fy, cx, cy = (intrinsics[..., i] for i in range(4))
+    zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
+    rows = (
+        (2 * fx / width, zero, 1 - 2 * cx / width, zero),
+        (zero, -2 * fy / height, 1 - 2 * cy / height, zero),
+        (zero, zero, -(far + near) / (far - near) * one, -2 * far * near / (far - near) * one),
+        (zero, zero, -one, zero),
+    )
+    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+
+
+def to_clip(points: Float[Array, "*B M 3"], world_to_clip: Float[Array, "*B 4 4"]) -> Float[Array, "*B M 4"]:
+    """Clip coordinates of points; world_to_clip = camera_to_clip @ world_to_camera. Differentiable in both; products
+    in full float32, since a pixel is a thousandth of the picture."""
+    turned = jnp.einsum("...ij,...mj->...mi", world_to_clip[..., :3], points, precision=jax.lax.Precision.HIGHEST)
+    return turned + world_to_clip[..., None, :, 3]
+
+
+def eye_position(view: Float[Array, "*B 4 4"], original: bool = False) -> Float[Array, "*B 3"]:
+    """The camera's centre -R^T t of world-to-camera matrices; `original`: -t, DynTet's slip, right for R = 1 alone."""
+    t = view[..., :3, 3]
+    return -t if original else -jnp.sum(view[..., :3, :3] * t[..., :, None], -2)

@@ -21,6 +21,8 @@ SPECS = {
     "wide": GridSpec(3, 3, 8, 4, 20, 8, "hash"),
     "wide2d": GridSpec(2, 3, 8, 4, 20, 7, "tiled", "smoothstep"),
     "hash3d2": GridSpec(3, 4, 2, 4, 40, 9, "hash"),
+    "base_tiled": GridSpec(3, 4, 2, 4, 70, 9, "base_tiled"),  # levels of three dimensions, of two, and of one
+    "base_tiled_2025": GridSpec(3, 4, 2, 4, 1700, 9, "base_tiled_2025"),  # the last level is a single entry
     "tiled3d1": GridSpec(3, 3, 1, 4, 30, 9, "tiled", "smoothstep"),
 }
 QUICK = ("planes", "tiled3d", "hash3d")  # of `make check`: the reference is compiled for each

@@ -308,7 +308,7 @@ def test_corners_of_a_hashed_cell(backend):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"kind": "dense"}, "choose hash or tiled"),
+        ({"kind": "dense"}, "choose hash, tiled"),
         ({"interpolation": "cubic"}, "choose linear or smoothstep"),
         ({"dims": 9}, "dims"),
         ({"finest": 1}, "finest >= base"),
@@ -327,3 +327,49 @@ def test_wrong_shapes_dtypes_and_back_ends_are_refused():
         grid_encode(jnp.asarray(points), jnp.asarray(tables), SPECS["planes"], backend="cuda")
     with pytest.raises(ValueError, match="out_dtype must be float32 or bfloat16"):
         grid_encode(jnp.asarray(points), jnp.asarray(tables), SPECS["planes"], out_dtype="float16")
+
+
+TILE = GridSpec(3, 16, 2, 16, 4096, 19, "base_tiled")
+TILE_2025 = GridSpec(3, 16, 2, 16, 4096, 19, "base_tiled_2025")
+
+
+def test_levels_of_the_original_tile_are_the_dossiers():
+    """Dossier dyntet §11, check 11."""
+    resolutions = [16, 24, 34, 49, 71, 102, 148, 213, 308, 446, 646, 934, 1352, 1956, 2831, 4096]
+    for spec in (TILE, TILE_2025):
+        assert [level.resolution for level in spec.table] == resolutions and spec.entries == 16 * 4096
+        assert {level.entries for level in spec.table} == {4096} and not any(level.hashed for level in spec.table)
+        assert spec.table[1].scale == pytest.approx(22.1563, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "spec, known",
+    [
+        (TILE, {0: 3733, 1: 3647, 3: 2278, 4: 3003, 9: 431, 15: 1228}),
+        (TILE_2025, {4: 153, 9: 2031, 13: 0, 14: 0, 15: 0}),
+    ],
+    ids=lambda v: getattr(v, "kind", ""),
+)
+def test_entries_of_the_original_tile_are_the_dossiers(spec, known):
+    """Which entry of each level the lowest corner of the cell around (0.3, 0.6, 0.9) reads (check 11)."""
+    cells = {0: (5, 9, 14), 4: (21, 42, 62), 15: (1228, 2457, 3685)}
+    for number, entry in known.items():
+        level = spec.table[number]
+        # the original's finest scale is 4094.9985, in float32: its x and z miss a whole number by 5e-4
+        cell = np.floor(np.array([0.3, 0.6, 0.9]) * level.scale + (0.5 if number != 15 else 0.499)).astype(int)
+        assert tuple(cell) == cells.get(number, tuple(cell))
+        assert int(cell @ np.array(level.strides)) % level.entries == entry
+
+
+@every_backend
+def test_indices_of_the_original_tile_wrap_at_32_bits(backend):
+    """Level 12 of the rule of 2025 has indices beyond 2^31: 1352 + 1352^2 * 1352 and so on, modulo 2^32."""
+    rng = np.random.default_rng(0)
+    points = np.round(rng.uniform(0.8, 1, (12, 1, 3)) * 1024).astype(np.float32) / 1024
+    tables = rng.normal(size=(1, TILE_2025.entries, 2)).astype(np.float32)
+    expected_there = oracle.grid_encode(
+        points, tables, levels=16, base=16, finest=4096, log2_entries=19, kind="base_tiled_2025"
+    )
+    with running(backend) as which:
+        got = grid_encode(jnp.asarray(points), jnp.asarray(tables), TILE_2025, backend=which)
+    np.testing.assert_allclose(got, expected_there, atol=2e-3)

@@ -6,7 +6,10 @@ For level l with scale s_l = base * per_level_scale**l - 1 and resolution res_l 
 Index of a cell: sum_d cell_d * (res_l + 1)**d while that stride is within the level's entries; a `hash` level
 whose full grid does not fit uses (xor_d cell_d * prime_d) mod 2**32 instead, a `tiled` level keeps the sum
 and, like the originals, leaves out the dimensions whose stride exceeds the entries; both are taken modulo
-the entries.
+the entries. The kinds `base_tiled` and `base_tiled_2025` are tiny-cuda-nn's "TiledGrid", for parity with DynTet
+(dossier dyntet §3): no level has more than base**D entries, strides are powers of res_l, and a dimension is left out
+where its stride exceeds the entries; the rule since f46b652 (2025-06-24) keeps all dimensions instead, and all points
+of a level with res_l**D > 2**32 share entry 0.
 
 Differentiable with respect to the tables and the points. Points outside [0,1] in any coordinate, NaN
 included, give zero output and zero gradient.
@@ -27,6 +30,7 @@ from jaxtyping import Array, Float
 
 from tkjax.ops import dispatch
 
+KINDS = ("hash", "tiled", "base_tiled", "base_tiled_2025")
 PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
 
 
@@ -46,7 +50,7 @@ class Level:
 class GridSpec:
     """Shape of a grid; `finest` is the resolution of the last level: per_level_scale = (finest/base)**(1/(levels-1)).
 
-    kind: `hash` or `tiled`. interpolation: `linear` or `smoothstep` (frac**2 * (3 - 2 frac)).
+    kind: one of `KINDS`. interpolation: `linear` or `smoothstep` (frac**2 * (3 - 2 frac)).
     pad: entries per level are rounded up to a multiple of it (8 in the RAD-NeRF family, 1 in older torch-ngp).
     """
 
@@ -61,8 +65,8 @@ class GridSpec:
     pad: int = 8
 
     def __post_init__(self):
-        if self.kind not in ("hash", "tiled"):
-            raise ValueError(f"grid kind {self.kind!r} is unknown; choose hash or tiled")
+        if self.kind not in KINDS:
+            raise ValueError(f"grid kind {self.kind!r} is unknown; choose {', '.join(KINDS)}")
         if self.interpolation not in ("linear", "smoothstep"):
             raise ValueError(f"grid interpolation {self.interpolation!r} is unknown; choose linear or smoothstep")
         if not 1 <= self.dims <= len(PRIMES):
@@ -82,12 +86,16 @@ class GridSpec:
             exact = self.base * (self.finest / self.base) ** (i / (self.levels - 1) if self.levels > 1 else 0.0)
             scale = float(np.float32(exact - 1.0))
             resolution = math.ceil(scale) + 1
-            entries = min(2**self.log2_entries, (resolution + 1) ** self.dims)
+            tiled = self.kind.startswith("base_tiled")
+            side = resolution if tiled else resolution + 1
+            entries = min(2**self.log2_entries, side**self.dims, self.base**self.dims if tiled else math.inf)
             entries = -(-entries // self.pad) * self.pad
             strides, stride = [], 1
             for _ in range(self.dims):
                 strides.append(stride if stride <= entries else 0)
-                stride *= (resolution + 1) if stride <= entries else 1
+                stride *= side if stride <= entries else 1
+            if self.kind == "base_tiled_2025":  # whole multiples of the entries are entry 0
+                strides = [side**d if side**self.dims <= 2**32 else entries for d in range(self.dims)]
             hashed = self.kind == "hash" and stride > entries
             levels.append(Level(scale, resolution, entries, offset, hashed, tuple(strides)))
             offset += entries

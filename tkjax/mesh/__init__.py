@@ -1,0 +1,1 @@
+"""Surfaces as the zero set of a signed distance on a tetrahedral grid: grids, marching tetrahedra, normals, targets."""
