@@ -126,9 +126,10 @@ def antialias(colours, face, zw, clip, faces, across):
                 doubt[place] = min(doubt[place], *(d - e[0] for e in edges if e[1] != k), np.inf)
                 if abs(dy) < abs(dx):
                     continue
-                if across[face[owner] - 1, k] >= 0:
+                beside = across[face[owner] - 1, k]
+                if 0 <= beside < len(clip) and np.all(np.isfinite(clip[beside])):
                     e1, e2 = at[(k + 1) % 3], at[(k + 2) % 3]
-                    v = clip[across[face[owner] - 1, k]]
+                    v = clip[beside]
                     other = v[:2] * half - centre * v[3]
                     other = other[::-1] if axis else other
                     area = lambda p, w, e1=e1, e2=e2: np.linalg.det([e2 - e1, p - e1 * w])  # noqa: E731

@@ -7,8 +7,9 @@ equal); s = 1 if it is P0's, else -1. In pixels relative to the centre of T's pi
 vertices are at (x_k, y_k). An edge of T from vertex 1 to vertex 2 that passes the axis (one of y_1 < 0, y_2 < 0 holds)
 does so at
   xi = (x_1 y_2 - y_1 x_2) / (y_2 - y_1).
-Of those edges the one with the largest s xi counts, if |y_2 - y_1| >= |x_2 - x_1| and it is a silhouette: a boundary,
-or the vertex across it lies on the same side as T's third. If -1/16 < s xi < 17/16, then with d = s xi clamped to [0,1]
+Of those edges the one with the largest s xi counts, if |y_2 - y_1| >= |x_2 - x_1| and it is a silhouette: a boundary
+(also where the vertex across it is not one of V, or not finite), or the vertex across it lies on the same side as T's
+third. If -1/16 < s xi < 17/16, then with d = s xi clamped to [0,1]
   alpha = s (1/2 - d);  alpha > 0: out(P0) += alpha (c(P1) - c(P0)),  else out(P1) += alpha (c(P1) - c(P0)).
 A pixel sums what its four pairs give. A silhouette of a face that no pixel centre meets is not seen.
 

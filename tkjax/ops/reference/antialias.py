@@ -8,6 +8,33 @@ from tkjax.ops.antialias import BEYOND, EPSILON
 from tkjax.ops.reference.rasterize import rounded
 
 
+def outlines(clip, faces, opposite, height: int, width: int):
+    """Which edges of each face a pair may take, as bits [F] int32: bit k edge k for pairs side by side, bit 3 + k for
+    pairs one above the other. Silhouettes that are steep enough, of faces in front of the camera."""
+    last = clip.shape[0] - 1
+    v, beside = clip[jnp.clip(faces, 0, last)], clip[jnp.clip(opposite, 0, last)]  # [F,3,4]
+    x, y, w = v[..., 0] * np.float32(0.5 * width), v[..., 1] * np.float32(0.5 * height), v[..., 3]
+    other = beside[..., 0] * np.float32(0.5 * width), beside[..., 1] * np.float32(0.5 * height), beside[..., 3]
+    px, py = x / w, y / w
+    front = jnp.all(w > 0, 1)
+    border = (opposite < 0) | (opposite > last) | ~jnp.all(jnp.isfinite(beside), -1)
+    bits = jnp.zeros(faces.shape[0], jnp.int32)
+    for k in range(3):
+        p, q = (k + 1) % 3, (k + 2) % 3
+        x1, y1 = px[:, p], py[:, p]
+        dx, dy = px[:, q] - x1, py[:, q] - y1
+
+        def side(x, y, w, x1=x1, y1=y1, dx=dx, dy=dy):
+            """Twice the area of the edge and a vertex, times its W."""
+            return rounded(dx * (y - rounded(y1 * w))) - rounded(dy * (x - rounded(x1 * w)))
+
+        own, its = side(x[:, k], y[:, k], w[:, k]), side(*(c[:, k] for c in other))
+        outline = front & (border[:, k] | ((own < 0) == (its < 0)))
+        for axis, steep in enumerate((jnp.abs(dy) >= jnp.abs(dx), jnp.abs(dx) >= jnp.abs(dy))):
+            bits += (outline & steep).astype(jnp.int32) << (3 * axis + k)
+    return bits
+
+
 def _crossing(x1, y1, x2, y2):
     """xi, with the gradient that the module of the op states."""
     dy = y2 - y1
@@ -19,65 +46,48 @@ def _crossing(x1, y1, x2, y2):
     return xi + (slope - jax.lax.stop_gradient(slope))
 
 
-def _pairs(clip, face, zw, faces, opposite, vertical: bool):
+def _pairs(clip, face, zw, faces, bits, vertical: bool):
     """alpha [H,W] of pairs with the next pixel; the last of each line has none and is 0."""
     height, width = face.shape
     face1, zw1 = (jnp.roll(v, -1, 0 if vertical else 1) for v in (face, zw))
-    row, column = (jnp.arange(n, dtype=jnp.int32) for n in (height, width))
-    last = (row == height - 1)[:, None] if vertical else (column == width - 1)[None]
-    pair = (face != face1) & ~last
+    row, column = jnp.arange(height, dtype=jnp.int32)[:, None], jnp.arange(width, dtype=jnp.int32)
+    last = row == height - 1 if vertical else column == width - 1
     mine = jnp.where((face > 0) & (face1 > 0), zw < zw1, face > 0)
     s = jnp.where(mine, 1.0, -1.0)
+    pair = (face != face1) & ~last
     t = jnp.where(pair, jnp.where(mine, face, face1) - 1, 0)
+    counts = jnp.where(pair, bits[t] >> (3 if vertical else 0), 0) & 7
+    pair &= counts > 0
 
     other = (~mine).astype(jnp.int32)
-    row = jnp.broadcast_to(row[:, None], face.shape) + (other if vertical else 0)
-    column = jnp.broadcast_to(column, face.shape) + (0 if vertical else other)
     halves = np.float32(0.5 * width), np.float32(0.5 * height)
-    offset = column + np.float32(0.5) - halves[0], row + np.float32(0.5) - halves[1]
-    axes = (1, 0) if vertical else (0, 1)
+    column, row = (column, row + other) if vertical else (column + other, row)
+    offset = column + (np.float32(0.5) - halves[0]), row + (np.float32(0.5) - halves[1])
     anything = jnp.asarray([[0, -1, 0, 1], [1, 1, 0, 1], [-1, 1, 0, 1]], jnp.float32)
     v = jnp.where(pair[..., None, None], clip[jnp.clip(faces[t], 0, clip.shape[0] - 1)], anything)
-    pair &= jnp.all(v[..., 3] > 0, -1)
-    v = jnp.where(pair[..., None, None], v, anything)
-    x, y = ([rounded(v[..., k, c] / v[..., k, 3] * halves[c]) - offset[c] for k in range(3)] for c in axes)
-    fixed = [jax.lax.stop_gradient(c) for c in (*x, *y)]
+    axes = (1, 0) if vertical else (0, 1)
+    x, y = ([rounded(v[..., k, c] * halves[c] / v[..., k, 3]) - offset[c] for k in range(3)] for c in axes)
+    fixed = jax.lax.stop_gradient((x, y))
 
-    found = jnp.full(face.shape, -jnp.inf)
-    edge = jnp.full(face.shape, -1, jnp.int32)
+    found, edge = jnp.full(face.shape, -jnp.inf), jnp.full(face.shape, -1, jnp.int32)
     for k in range(3):
-        p, q = (k + 1) % 3, (k + 2) % 3
-        crosses = (fixed[3 + p] < 0) != (fixed[3 + q] < 0)
-        at = s * _crossing(fixed[p], fixed[3 + p], fixed[q], fixed[3 + q])
-        better = crosses & (at > found)
+        ends = [fixed[c][(k + step) % 3] for step in (1, 2) for c in (0, 1)]
+        at = s * _crossing(*ends)
+        better = ((ends[1] < 0) != (ends[3] < 0)) & (at > found)
         found, edge = jnp.where(better, at, found), jnp.where(better, k, edge)
+    good = pair & (edge >= 0) & ((counts >> jnp.maximum(edge, 0)) & 1 > 0)
+    good &= (found > -np.float32(BEYOND)) & (found < np.float32(1 + BEYOND))
 
     def pick(values, step):
         k = (edge + step) % 3
         return jnp.where(k == 0, values[0], jnp.where(k == 1, values[1], values[2]))
 
-    x1, y1, x2, y2 = (pick(c, step) for step in (1, 2) for c in (x, y))
-    fx1, fy1, fx2, fy2 = (jax.lax.stop_gradient(c) for c in (x1, y1, x2, y2))
-
-    def side(vertex):
-        """Twice the area of the edge and a vertex [H,W,4] times its W."""
-        w = vertex[..., 3]
-        px, py = (rounded(vertex[..., c] * halves[c]) - rounded(offset[c] * w) for c in axes)
-        return rounded((fx2 - fx1) * (py - rounded(fy1 * w))) - rounded((fy2 - fy1) * (px - rounded(fx1 * w)))
-
-    across = jnp.take_along_axis(opposite[t], jnp.maximum(edge, 0)[..., None], -1)[..., 0]
-    beside = jax.lax.stop_gradient(clip)[jnp.clip(across, 0, clip.shape[0] - 1)]
-    own = jax.lax.stop_gradient(jnp.stack([pick([v[..., k, c] for k in range(3)], 0) for c in range(4)], -1))
-    outline = (across < 0) | ((side(own) < 0) == (side(beside) < 0))
-
-    good = pair & (edge >= 0) & outline & (jnp.abs(fy2 - fy1) >= jnp.abs(fx2 - fx1))
-    good &= (found > -np.float32(BEYOND)) & (found < np.float32(1 + BEYOND))
-    xi = _crossing(*(jnp.where(good, c, other) for c, other in ((x1, 0.0), (y1, -1.0), (x2, 0.0), (y2, 1.0))))
-    d = s * xi
-    between = (d > 0) & (d < 1)
-    d = jnp.where(between, d, jnp.where(d > 0, 1.0, 0.0))
+    ends = (pick(c, step) for step in (1, 2) for c in (x, y))
+    d = s * _crossing(*(jnp.where(good, c, other) for c, other in zip(ends, (0.0, -1.0, 0.0, 1.0))))
+    d = jnp.where((d > 0) & (d < 1), d, jnp.where(d > 0, 1.0, 0.0))
     return jnp.where(good, s * (0.5 - d), 0.0)
 
 
 def forward(clip, face, zw, faces, opposite):
-    return tuple(_pairs(clip, face, zw, faces, opposite, vertical) for vertical in (False, True))
+    bits = outlines(jax.lax.stop_gradient(clip), faces, opposite, *face.shape)
+    return tuple(_pairs(clip, face, zw, faces, bits, vertical) for vertical in (False, True))
