@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.ops import grid_cases, programs, rays
+from tests.ops import grid_cases, programs, raster_oracle, rays
 from tkjax import ops
 from tkjax.ops import GridSpec, ProgramBuilder, dispatch, fused
 
@@ -126,6 +126,26 @@ def _tables(n, seed):
     return (_floats(rng, 5, n, 4), np.where(rng.random((3, 5)) < 0.3, 0, _floats(rng, 3, 5))), ()
 
 
+def _mesh(n, seed):
+    return raster_oracle.soup(seed, "plain", n, n + 2 if n else 0)
+
+
+def _raster(n, seed):
+    """A mesh of n faces and its picture by the reference."""
+    clip, faces = (jnp.asarray(v) for v in _mesh(n, seed))
+    return clip, faces, ops.rasterize(clip, faces, 12, 10, backend="reference")
+
+
+def _attributes(n, seed):
+    clip, faces, raster = _raster(n, seed)
+    return (_floats(np.random.default_rng(seed), clip.shape[0], 5), raster.uv), (raster.face, faces)
+
+
+def _silhouettes(n, seed):
+    clip, faces, raster = _raster(n, seed)
+    return (_floats(np.random.default_rng(seed), 12, 10, 3), clip), (raster, faces)
+
+
 def _cells(n, seed):
     return (), (_floats(np.random.default_rng(seed), 8 * n), np.float32(0.2))
 
@@ -181,6 +201,31 @@ OPS = {
     "blend_tables": Op(
         "blend_tables", _tables, lambda backend, diff, const: ops.blend_tables(*diff, backend=backend), 3e-5
     ),
+    "rasterize": Op(
+        "rasterize",
+        lambda n, seed: (_mesh(n, seed)[:1], _mesh(n, seed)[1:]),
+        lambda backend, diff, const: ops.rasterize(*diff, *const, 12, 10, backend=backend),
+        3e-5,
+    ),
+    "interpolate": Op(
+        "interpolate",
+        _attributes,
+        lambda backend, diff, const: ops.interpolate(
+            diff[0], ops.Raster(const[0], diff[1], diff[1][..., 0]), const[1], backend=backend
+        ),
+        3e-5,
+    ),
+    "antialias": Op(
+        "antialias",
+        _silhouettes,
+        lambda backend, diff, const: ops.antialias(diff[0], const[0], diff[1], const[1], backend=backend),
+        3e-5,
+    ),
+    "opposite_vertices": Op(
+        "opposite_vertices",
+        lambda n, seed: ((), (np.random.default_rng(seed).integers(0, n + 1, (n, 3)).astype(np.int32),)),
+        lambda backend, diff, const: ops.opposite_vertices(*const, backend=backend),
+    ),
     "freq_encode": Op(
         "freq_encode",
         lambda n, seed: ((_floats(np.random.default_rng(seed), n, 3),), ()),
@@ -205,10 +250,12 @@ WHY_NOT = {
     **{("*", "reference", p): SPECIFICATION for p in ("values", "gradients", "one", "uneven")},
     ("*", "reference", "second"): "it has second derivatives",
     **{(op, "*", p): NO_GRADIENT for p in ("gradients", "second")
-       for op in ("march", "march_packed", "packbits", "dilate_morton", "morton_decode")},
+       for op in ("march", "march_packed", "packbits", "dilate_morton", "morton_decode",
+                  "opposite_vertices")},
     **{(op, "*", p): "for inference: a gradient is refused with a sentence (render_fused_test.py)"
        for p in ("gradients", "second") for op in ("render_fused", "render_fused, parts")},
     ("dilate_morton", "*", "empty"): "a cube has a cell",
+    ("antialias", "*", "empty"): "a mesh of nothing leaves the colours as they are, which the op's own test shows",
     ("dilate_morton", "*", "uneven"): "sides are powers of two",
     **{(op, "triton", "repeat"): "tables' gradients are atomic sums; triton_grid_encode_test.py has the sorted ones"
        for op in ("grid_encode", "field")},
