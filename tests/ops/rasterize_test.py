@@ -1,6 +1,9 @@
 """rasterize and interpolate: known values, loops in float64, watertight edges, what is drawn of spoiled meshes."""
 
 import functools
+import importlib.util
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,8 @@ from tests.ops import raster_oracle as oracle
 from tests.ops.grid_cases import BACKENDS, KERNELS, running
 from tkjax.ops import Raster, interpolate, rasterize
 
-SIZES = [(1, 1), (7, 12), (12, 7), (5, 33)]
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [(1, 1), (7, 12), (5, 33)]
 KINDS = ["plain", "flat", "behind", "snapped", "spoiled"]
 COUNT, VERTICES = 7, 9
 
@@ -340,3 +344,17 @@ def test_bad_arguments_are_refused():
         interpolate(jnp.zeros((2, 4, 3)), raster, faces)
     with pytest.raises(ValueError, match="attributes and uv must be float32"):
         interpolate(jnp.zeros((4, 3), jnp.bfloat16), raster, faces)
+
+
+@pytest.mark.heavy
+def test_the_plain_loop_of_the_benchmark_draws_the_same():
+    """Else its time would be no measure."""
+    spec = importlib.util.spec_from_file_location("raster_plain", ROOT / "benchmarks/raster_plain.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        text = module.run("generic", 20, 100, 1)
+    except OSError as error:
+        pytest.skip(str(error))
+    faces, covered, differ = map(int, re.match(r"(\d+) faces, (\d+) pixels covered, (\d+) differ", text).groups())
+    assert faces == 800 and covered > 5000 and differ <= 10
