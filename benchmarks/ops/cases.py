@@ -117,7 +117,8 @@ def _rasterize(quick: bool) -> Problem:
     clip, faces, size, raster = _mesh(quick)
 
     def run(backend, clip, faces):
-        return rasterize(clip, faces, size, size, backend=backend)
+        raster = rasterize(clip, faces, size, size, backend=backend)
+        return raster.uv, raster.zw  # cotangents are drawn for every result, and a number of a face has none
 
     return Problem(run, (clip,), (faces,), cost.rasterize(*_counts(clip, faces, raster)), faces.shape[0], "faces")
 

@@ -46,9 +46,7 @@ void sort_out(const Mesh& mesh, const RasterScratch& s, int64_t task) {
   int64_t to = begin;
   for (int64_t f = begin; f < end; ++f) {
     const int32_t* c = mesh.faces + 3 * f;
-    bool known = true;
-    for (int k = 0; k < 3; ++k) known &= c[k] >= 0 && c[k] < mesh.vertices;
-    if (!known) continue;
+    if (!known(mesh, c)) continue;
     const int kinds[3] = {s.kind[c[0]], s.kind[c[1]], s.kind[c[2]]};
     if (!kinds[0] || !kinds[1] || !kinds[2] || (kinds[0] & kinds[1] & kinds[2] & 2)) continue;
     int32_t x0 = 0, x1 = mesh.width - 1, y0 = 0, y1 = mesh.height - 1;
@@ -193,8 +191,9 @@ void raster_pull(const Mesh& mesh, const int32_t* face, const float* g_uv, int64
       const float fy = centre(row, mesh.height);
       for (int64_t i = row * mesh.width; i < (row + 1) * mesh.width; ++i) {
         if (!face[i] || (g_uv[2 * i] == 0 && g_uv[2 * i + 1] == 0)) continue;
+        const int32_t* c = mesh.faces + 3 * int64_t{face[i] - 1};
         const float fx = centre(i - row * mesh.width, mesh.width);
-        pull_pixel(mesh, mesh.faces + 3 * int64_t{face[i] - 1}, fx, fy, g_uv[2 * i], g_uv[2 * i + 1], sum);
+        if (known(mesh, c)) pull_pixel(mesh, c, fx, fy, g_uv[2 * i], g_uv[2 * i + 1], sum);
       }
     }
   });
