@@ -16,15 +16,19 @@ from benchmarks.ops import costs as cost
 from benchmarks.ops import inputs
 from benchmarks.ops.inputs import BOX, DT, SAMPLES, STOP, T_MIN
 from tkjax.models import load_system, systems
+from tkjax.ops.antialias import antialias
 from tkjax.ops.blend_tables import blend_tables
 from tkjax.ops.composite import composite, composite_packed
 from tkjax.ops.field import field
 from tkjax.ops.field_mlp import field_mlp
 from tkjax.ops.freq_encode import freq_encode
 from tkjax.ops.grid_encode import grid_encode
+from tkjax.ops.interpolate import interpolate
 from tkjax.ops.march import march, march_packed
+from tkjax.ops.opposite_vertices import opposite_vertices
 from tkjax.ops.packbits import dilate_morton, packbits
 from tkjax.ops.program import Program
+from tkjax.ops.rasterize import rasterize
 from tkjax.ops.render_fused import render_fused
 
 for name in systems():  # they register what the Triton renderer draws in one kernel
@@ -94,6 +98,55 @@ def _blend(spec, frames: int, active: int, quick: bool) -> Problem:
     read = int(np.sum(np.any(e, 0)))
     costs = cost.blend_tables(frames, count, read, np.count_nonzero(e), entries * spec.features)
     return Problem(run, (tables,), (jnp.asarray(e),), costs, frames * entries * spec.features, "numbers")
+
+
+def _mesh(quick: bool):
+    """(clip, faces, pixels along a side, the picture by the reference)."""
+    m, size = inputs.mesh(8 if quick else 158), 24 if quick else 448
+    clip, faces = jnp.asarray(m.clip), jnp.asarray(m.faces)
+    draw = functools.partial(rasterize, height=size, width=size, backend="reference")
+    return clip, faces, size, jax.jit(draw)(clip, faces)
+
+
+def _counts(clip, faces, raster) -> tuple[int, int, int, int]:
+    """Vertices, faces, pixels, covered pixels."""
+    return clip.shape[0], faces.shape[0], raster.face.size, int(jnp.sum(raster.face > 0))
+
+
+def _rasterize(quick: bool) -> Problem:
+    clip, faces, size, raster = _mesh(quick)
+
+    def run(backend, clip, faces):
+        raster = rasterize(clip, faces, size, size, backend=backend)
+        return raster.uv, raster.zw  # cotangents are drawn for every result, and a number of a face has none
+
+    return Problem(run, (clip,), (faces,), cost.rasterize(*_counts(clip, faces, raster)), faces.shape[0], "faces")
+
+
+def _interpolate(channels: int, quick: bool) -> Problem:
+    clip, faces, size, raster = _mesh(quick)
+    attributes = jnp.asarray(np.random.default_rng(11).normal(size=(clip.shape[0], channels)).astype(np.float32))
+
+    def run(backend, attributes, uv, raster, faces):
+        return interpolate(attributes, raster._replace(uv=uv), faces, backend=backend)
+
+    costs = cost.interpolate(*_counts(clip, faces, raster), channels)
+    return Problem(run, (attributes, raster.uv), (raster, faces), costs, size * size, "pixels")
+
+
+def _antialias(channels: int, quick: bool) -> Problem:
+    clip, faces, size, raster = _mesh(quick)
+    colours = jnp.asarray(np.random.default_rng(12).random((size, size, channels), np.float32))
+    opposite = jax.jit(opposite_vertices)(faces)
+    border = np.asarray(raster.face > 0)
+    pairs = sum(int(np.sum(np.diff(border, axis=axis))) for axis in (0, 1))
+
+    def run(backend, colours, clip, raster, faces, opposite):
+        return antialias(colours, raster, clip, faces, opposite, backend=backend)
+
+    counts = _counts(clip, faces, raster)[:3]
+    costs = cost.antialias(*counts, pairs, channels)
+    return Problem(run, (colours, clip), (raster, faces, opposite), costs, size * size, "pixels")
 
 
 def _lattice_points(t, count, near, far) -> float:
@@ -291,6 +344,9 @@ CASES = (
     Case("grid_encode", "blend_f4", MODES, P(_grid, inputs.BLEND, 65_536), peers=()),
     Case("blend_tables", "blend_picture", F, P(_blend, inputs.BLEND, 1, 15), peers=()),
     Case("blend_tables", "blend_train", MODES, P(_blend, inputs.BLEND_SMALL, 16, 15), peers=()),
+    Case("rasterize", "mesh_50000_448", MODES, _rasterize, peers=()),
+    Case("interpolate", "mesh_448_channels_9", MODES, P(_interpolate, 9), peers=()),
+    Case("antialias", "mesh_448_channels_4", MODES, P(_antialias, 4), peers=()),
     Case("march", "rays_4096_side_64", F, P(_march, 4096, 64, False)),
     Case("march", "rays_65536_side_128", F, P(_march, 65_536, 128, False)),
     Case("march_packed", "rays_4096_side_64", F, P(_march, 4096, 64, True), "march"),

@@ -101,5 +101,29 @@ def blend_tables(frames: int, tables: int, read: int, terms: int, numbers: int) 
     return both(forward, Cost(flop, 4 * (numbers * (tables + frames) + frames * tables)))
 
 
+def rasterize(vertices: int, faces: int, pixels: int, covered: int) -> dict[str, Cost]:
+    """30 per vertex and face to place it, 45 per covered pixel: edges 24, division 1, coordinates and depth 20; the
+    gradient 60 per covered pixel. Hidden faces and pixels beside a face are not counted."""
+    mesh = 16 * vertices + 12 * faces
+    forward = Cost(30 * (vertices + faces) + 45 * covered, mesh + 16 * pixels)
+    return both(forward, Cost(60 * covered, mesh + 12 * pixels + 16 * vertices, 9 * covered))
+
+
+def interpolate(vertices: int, faces: int, pixels: int, covered: int, channels: int) -> dict[str, Cost]:
+    """5 per covered pixel and channel; the gradient 10."""
+    read = 4 * vertices * channels + 12 * faces + 12 * pixels
+    forward = Cost(5 * covered * channels, read + 4 * pixels * channels, 3 * covered)
+    backward = Cost(10 * covered * channels, read + 4 * (pixels + vertices) * channels + 8 * pixels, 3 * covered)
+    return both(forward, backward)
+
+
+def antialias(vertices: int, faces: int, pixels: int, pairs: int, channels: int) -> dict[str, Cost]:
+    """60 per face for its silhouettes, 40 per pair of pixels that has one, 2 per channel and pair; the gradient 60 and
+    4."""
+    mesh = 16 * vertices + 24 * faces
+    forward = Cost(60 * faces + (40 + 2 * channels) * pairs, mesh + 8 * pixels * (1 + channels))
+    return both(forward, Cost(60 * faces + (60 + 4 * channels) * pairs, mesh + 8 * pixels * (2 + channels)))
+
+
 def elementwise(cells: int, flop: Number, bytes_: Number) -> dict[str, Cost]:
     return both(Cost(cells * flop, cells * bytes_), None)

@@ -39,6 +39,25 @@ BLEND = GridSpec(dims=3, levels=16, features=4, base=16, finest=1024, log2_entri
 BLEND_SMALL = GridSpec(dims=3, levels=12, features=4, base=16, finest=512, log2_entries=12, pad=1)
 
 
+class Mesh(NamedTuple):
+    clip: np.ndarray  # [V,4]
+    faces: np.ndarray  # [F,3] int32
+
+
+@functools.cache
+def mesh(side: int) -> Mesh:
+    """A sphere of 2 side² faces that fills most of the picture, seen in perspective: half of them face away."""
+    row, column = np.meshgrid(np.arange(side + 1), np.arange(side), indexing="ij")
+    theta, phi = np.pi * (row + 0.01) / (side + 0.02), 2 * np.pi * column / side
+    points = 0.85 * np.stack([np.sin(theta) * np.cos(phi), np.cos(theta), np.sin(theta) * np.sin(phi)], -1)
+    x, y, z = points.reshape(-1, 3).T
+    clip = np.stack([3 * x, 3 * y, 3 * z, 3 + z], 1).astype(np.float32)
+    a = row[:-1] * side + column[:-1]
+    b = row[:-1] * side + (column[:-1] + 1) % side
+    faces = np.stack([a, b, a + side, b, b + side, a + side], -1).reshape(-1, 3)
+    return Mesh(clip, faces.astype(np.int32))
+
+
 class Rays(NamedTuple):
     origin: np.ndarray  # [R,3]
     direction: np.ndarray  # [R,3], unit

@@ -126,7 +126,7 @@ def jittered(seed, kind):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["sphere", "plain", "behind", "spoiled"]))
 def test_pictures_are_those_of_the_loop(name, seed, kind):
     clip, faces, colours, g = jittered(seed, kind)

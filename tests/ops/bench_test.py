@@ -34,7 +34,8 @@ def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out.json"
     names = (
         "er_planes,rays_4096_side_64,dense_65536,composite_packed,packbits,dilate_morton,width_64_layers_3,"
-        "field_er_nerf_train,field_ad_nerf_head,er_nerf_256,blend_train"
+        "field_er_nerf_train,field_ad_nerf_head,er_nerf_256,blend_train,mesh_50000_448,mesh_448_channels_9,"
+        "mesh_448_channels_4"
     )
     assert bench.main(["--quick", "--json", str(out), "--cases", names, "--peers", "none"]) == 0
     return json.loads(out.read_text())

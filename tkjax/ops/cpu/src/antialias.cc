@@ -27,14 +27,12 @@ void prepare(const Mesh& mesh, const Picture& picture, const SilhouetteScratch& 
   parallel_for(pool, (mesh.count + RASTER_FACES - 1) / RASTER_FACES, [&](int64_t task) {
     const int64_t end = (task + 1) * RASTER_FACES;
     for (int64_t f = task * RASTER_FACES; f < (end < mesh.count ? end : mesh.count); ++f) {
-      int64_t c[3];
-      for (int k = 0; k < 3; ++k) {
-        const int64_t i = mesh.faces[3 * f + k];
-        c[k] = i < 0 ? 0 : i > last ? last : i;
-      }
+      const int32_t* own = mesh.faces + 3 * f;
+      const bool there = known(mesh, own);
+      const int64_t c[3] = {there ? own[0] : 0, there ? own[1] : 0, there ? own[2] : 0};
       int bits = 0;
       const bool front = mesh.clip[4 * c[0] + 3] > 0 && mesh.clip[4 * c[1] + 3] > 0 && mesh.clip[4 * c[2] + 3] > 0;
-      for (int k = 0; k < 3 && front; ++k) {
+      for (int k = 0; k < 3 && there && front; ++k) {
         const float *e1 = s.at + 2 * c[(k + 1) % 3], *e2 = s.at + 2 * c[(k + 2) % 3];
         const float dx = e2[0] - e1[0], dy = e2[1] - e1[1];
         const auto side = [&](const float* v) {
@@ -43,8 +41,8 @@ void prepare(const Mesh& mesh, const Picture& picture, const SilhouetteScratch& 
         const int64_t across = picture.opposite[3 * f + k];
         if (across >= 0 && across <= last) {
           const float* v = mesh.clip + 4 * across;
-          const bool there = finite(v[0]) && finite(v[1]) && finite(v[2]) && finite(v[3]);
-          if (there && (side(mesh.clip + 4 * c[k]) < 0) != (side(v) < 0)) continue;
+          const bool good = finite(v[0]) && finite(v[1]) && finite(v[2]) && finite(v[3]);
+          if (good && (side(mesh.clip + 4 * c[k]) < 0) != (side(v) < 0)) continue;
         }
         const float ax = __builtin_fabsf(dx), ay = __builtin_fabsf(dy);
         bits |= (ay >= ax) << k | (ax >= ay) << (3 + k);

@@ -26,7 +26,7 @@ void mix_draw(const Mesh& mesh, const float* attributes, int64_t channels, const
     end = (end < mesh.height ? end : mesh.height) * mesh.width;
     for (int64_t i = task * RASTER_BAND * mesh.width; i < end; ++i) {
       float* to = out + i * channels;
-      if (!face[i]) {
+      if (!face[i] || !known(mesh, mesh.faces + 3 * int64_t{face[i] - 1})) {
         std::memset(to, 0, sizeof(float) * channels);
         continue;
       }
@@ -43,7 +43,7 @@ void mix_pull(const Mesh& mesh, const float* attributes, int64_t channels, const
   in_shares(pool, mesh.height, shares, size, sums, to_attributes, [&](int64_t first, int64_t end, float* sum) {
     for (int64_t i = first * mesh.width; i < end * mesh.width; ++i) {
       to_uv[2 * i] = to_uv[2 * i + 1] = 0;
-      if (!face[i]) continue;
+      if (!face[i] || !known(mesh, mesh.faces + 3 * int64_t{face[i] - 1})) continue;
       const Corners c(mesh, face[i], uv + 2 * i, channels);
       const float *from = g + i * channels, *a[3];
       float* to[3];

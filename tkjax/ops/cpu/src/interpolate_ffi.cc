@@ -37,7 +37,7 @@ ffi::Error pull(ffi::ThreadPool threads, Floats attributes, Ints face, Floats uv
       !shaped(to_uv->dimensions(), {mesh.height, mesh.width, 2}))
     return bad("interpolate: the cotangent must be [H,W,C], its results [V,C] and [H,W,2]");
   const int64_t size = mesh.vertices * channels;
-  const int64_t shares = raster_shares(int64_t{mesh.height} * mesh.width * channels, size);
+  const int64_t shares = raster_shares(int64_t{mesh.height} * mesh.width, size);
   const auto sums = scratch<float>(shares * size);
   XlaPool pool(threads);
   TKJAX_CALL(mix_pull, mesh, attributes.typed_data(), channels, face.typed_data(), uv.typed_data(), g.typed_data(),

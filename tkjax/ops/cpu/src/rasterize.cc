@@ -46,9 +46,7 @@ void sort_out(const Mesh& mesh, const RasterScratch& s, int64_t task) {
   int64_t to = begin;
   for (int64_t f = begin; f < end; ++f) {
     const int32_t* c = mesh.faces + 3 * f;
-    bool known = true;
-    for (int k = 0; k < 3; ++k) known &= c[k] >= 0 && c[k] < mesh.vertices;
-    if (!known) continue;
+    if (!known(mesh, c)) continue;
     const int kinds[3] = {s.kind[c[0]], s.kind[c[1]], s.kind[c[2]]};
     if (!kinds[0] || !kinds[1] || !kinds[2] || (kinds[0] & kinds[1] & kinds[2] & 2)) continue;
     int32_t x0 = 0, x1 = mesh.width - 1, y0 = 0, y1 = mesh.height - 1;
@@ -86,6 +84,7 @@ void draw(const Mesh& mesh, const RasterScratch& s, int32_t f, int32_t x0, int32
   I lane;
   for (int i = 0; i < W; ++i) lane[i] = i;
   const float* y_centres = s.centres + mesh.width + RASTER_PAD;
+  const bool wide = x1 - x0 >= W;  // in a narrow face a vector is rarely empty, and nobody can guess which one is
   for (int32_t x = x0; x <= x1; x += W) {
     const F fx = load(s.centres + x);
     const I within = lane <= x1 - x;
@@ -98,7 +97,7 @@ void draw(const Mesh& mesh, const RasterScratch& s, int32_t f, int32_t x0, int32
       const F a0 = qx[1] * qy[2] - qy[1] * qx[2], a1 = qx[2] * qy[0] - qy[2] * qx[0];
       const F a2 = qx[0] * qy[1] - qy[0] * qx[1];
       const I inside = (((a0 >= 0) & (a1 >= 0) & (a2 >= 0)) | ((a0 <= 0) & (a1 <= 0) & (a2 <= 0))) & within;
-      if (!any(inside)) continue;
+      if (wide && !any(inside)) continue;
       const F r = 1.0f / (a0 + a1 + a2);
       const F b[3] = {a0 * r, a1 * r, a2 * r};
       const F z = p[0][2] + (b[1] * dz1 + b[2] * dz2), w = p[0][3] + (b[1] * dw1 + b[2] * dw2);
@@ -106,7 +105,6 @@ void draw(const Mesh& mesh, const RasterScratch& s, int32_t f, int32_t x0, int32
       const int64_t at = (y - band.first) * band.stride + x;
       const F before = load(band.z + at);
       const I nearer = inside & (w > 0) & (zw >= -1) & (zw <= 1) & (zw < before);
-      if (!any(nearer)) continue;
       store(band.z + at, where(nearer, zw, before));
       store(band.u + at, where(nearer, b[place[0]], load(band.u + at)));
       store(band.v + at, where(nearer, b[place[1]], load(band.v + at)));
@@ -193,8 +191,9 @@ void raster_pull(const Mesh& mesh, const int32_t* face, const float* g_uv, int64
       const float fy = centre(row, mesh.height);
       for (int64_t i = row * mesh.width; i < (row + 1) * mesh.width; ++i) {
         if (!face[i] || (g_uv[2 * i] == 0 && g_uv[2 * i + 1] == 0)) continue;
+        const int32_t* c = mesh.faces + 3 * int64_t{face[i] - 1};
         const float fx = centre(i - row * mesh.width, mesh.width);
-        pull_pixel(mesh, mesh.faces + 3 * int64_t{face[i] - 1}, fx, fy, g_uv[2 * i], g_uv[2 * i + 1], sum);
+        if (known(mesh, c)) pull_pixel(mesh, c, fx, fy, g_uv[2 * i], g_uv[2 * i + 1], sum);
       }
     }
   });

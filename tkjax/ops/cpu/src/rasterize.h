@@ -32,6 +32,13 @@ struct RasterScratch {
   int32_t* kept;         // [tasks of faces] how many
 };
 
+// Whether the vertices of a face, given by its three numbers, are there. `raster_draw` sees no other faces.
+inline bool known(const Mesh& mesh, const int32_t* c) {
+  const uint64_t vertices = static_cast<uint64_t>(mesh.vertices);
+  return static_cast<uint32_t>(c[0]) < vertices && static_cast<uint32_t>(c[1]) < vertices &&
+         static_cast<uint32_t>(c[2]) < vertices;
+}
+
 // In how many shares a sum over pixels is kept for each of `size` numbers: fixed, so that no bit depends on threads.
 inline int64_t raster_shares(int64_t pixels, int64_t size) {
   const int64_t shares = size > 0 ? 16 * pixels / size : 1;
