@@ -1,4 +1,4 @@
-"""DynTet: a mesh out of a tetrahedral grid, moved and coloured by windows of coefficients (CVPR 2024, arXiv 2402.17364).
+"""DynTet: a mesh out of a tetrahedral grid, moved and coloured by windows of coefficients (arXiv 2402.17364).
 
 Maths and constants: dyntet dossier §3 (networks, material, light, shading), §4 (marching, compositing), §5 (losses).
 The head alone is drawn; what stands behind it is given. A frame goes this way:
@@ -250,8 +250,8 @@ class Model(BaseModel):
         return Shape(topology, opposite, weights, sdf, elasticity)
 
     def vertices(self, params: PyTree, shape: Shape, codes: Float[Array, "B C"]) -> Float[Array, "D M 3"]:
-        """Positions of the mesh's vertices, dm, under B codes; behind them the canonical ones, of a code of zeros, which
-        is no coefficient of zero."""
+        """Positions of the mesh's vertices, dm, under B codes; the last are the canonical ones, of a code of zeros
+        (which coefficients of zero do not give)."""
         points = jnp.asarray(self.grid.vertices)[shape.topology.end_points]
         codes = jnp.concatenate([codes, jnp.zeros_like(codes[:1])])
         moved = self.surface.apply(
@@ -339,8 +339,8 @@ class Model(BaseModel):
     def loss_terms(
         self, variables: Variables, render: Render, batch: Batch, key: jax.Array, clock: Clock
     ) -> dict[str, jax.Array]:
-        """Those of dossier §5 that need no 3DMM: image, silhouette, region, sign, occlusion, light, and perceptual where
-        it weighs anything. Colours are compared before they are clipped, so that what is too bright has a gradient."""
+        """Those of dossier §5 that need no 3DMM: image, silhouette, region, sign, occlusion, light; perceptual where it
+        weighs anything. Colours are compared before they are clipped, so that what is too bright has a gradient."""
         del key
         h, aux = self.config.train.head, render.aux
         hw = batch.image_hw
