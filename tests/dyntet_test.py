@@ -111,7 +111,9 @@ def test_full_is_the_dossiers_training():
     sign, occlusion = head.weights["sign"], head.weights["occlusion"]
     known = {0: 0.2, 2500: 0.1525, 5000: 0.105, 10_000: 0.01, 30_000: 0.01}  # §11, check 19
     assert [float(sign(jnp.float32(s / head.steps))) for s in known] == pytest.approx(list(known.values()), rel=1e-4)
-    assert [float(occlusion(jnp.float32(s / head.steps))) for s in (0, 250, 500, 9000)] == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+    assert [float(occlusion(jnp.float32(s / head.steps))) for s in (0, 250, 500, 9000)] == pytest.approx(
+        [0, 5e-4, 1e-3, 1e-3]
+    )
     assert set(fixed.weights) == set(head.weights) - {"sign"}
     m = model.config.model
     assert (m.box, m.features, m.hidden, m.start_steps, m.start_points) == (2.5, 256, 128, 1000, 0)

@@ -70,7 +70,7 @@ REGIONS = ("eye_left", "eye_right", "lips")  # boxes of the region term
 REGION_KINDS = ("boxes", "quarters")
 EYES = ("centre", "original")
 GRIDS = {"hash": "hash", "tiled": "base_tiled", "tiled_2025": "base_tiled_2025"}  # model.material_grid -> GridSpec.kind
-B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam, PyTorch's default
+B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam, PyTorch's default; b2 of training is train.head.b2
 ONCE = 2**30  # steps between calls of `refresh`: at the start of the stage alone
 LARGEST = 2**22  # of any size in the settings
 
@@ -163,14 +163,13 @@ class Model(BaseModel):
     def prepare(self, variables: Variables, facts: ClipFacts) -> Variables:
         """The range of the coefficients, and the sdf fitted to an ellipsoid of a head: Adam, mean squared error at the
         grid's vertices (dossier §5)."""
-        m, known = self.config.model, facts.signals[DRIVE]
+        known = facts.signals[DRIVE]
         ends = {
             name: jnp.asarray(getattr(known, name) or [usual] * known.channels, jnp.float32)
             for name, usual in (("low", 0.0), ("high", 1.0))
         }
         fitted = self._start(variables.params["surface"], jnp.asarray(self.grid.vertices))
         params = {**variables.params, "surface": {**variables.params["surface"], "to_sdf": fitted}}
-        del m
         return variables.replace(params=params, state={**self._found(params), **ends})
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -411,7 +410,7 @@ class Model(BaseModel):
             lr = {"distance": h.lr_distance, "movement": h.lr_movement, "material": h.lr_material, "light": h.lr_light}
             final = 10.0 ** (-h.lr_decay * length)
             floor = min(1.0, losses.LR_END / first)
-            return {n: Rate(first * lr[n], final, 0.0, B1, B2, EPS, floor=floor) for n in names if lr[n]}
+            return {n: Rate(first * lr[n], final, 0.0, B1, h.b2, EPS, floor=floor) for n in names if lr[n]}
 
         def weights(start: int, length: int) -> dict[str, Any]:
             w = losses.WEIGHTS
