@@ -12,7 +12,8 @@ from tests.ops import raster_oracle
 from tests.stubs.clip import FakeClip
 from tests.surface_test import encode64, leaky, material64, mlp64, to64
 from tkjax.interface import initialise
-from tkjax.mesh import losses
+from tkjax.mesh import losses, marching
+from tkjax.mesh.targets import ellipsoid
 from tkjax.models import load_system
 from tkjax.models.dyntet import REGIONS, Model, _compact, box_of
 from tkjax.render.image import final_clock, render_image
@@ -318,6 +319,16 @@ def test_nothing_overflows_and_what_would_is_counted(made, clip, draw):
     assert np.isfinite(render.rgb).all()
     whole = jax.jit(lambda v, b: model.render(v, b, None, final_clock(1, "head"), True))
     assert int(whole(variables, batch_of(clip, model)).aux["metrics"]["overflow_pixels"]) == 0
+
+
+@pytest.mark.parametrize("variant", [pytest.param("full", marks=pytest.mark.heavy), "cpu", "smoke"])
+def test_budgets_have_room_for_a_head_that_grows(variant):
+    """The surface of a trained head with its hair has up to 1.25 times the faces of the ellipsoid."""
+    model = Model(config_file.get_config(variant), info())
+    m, vertices = model.config.model, jnp.asarray(model.grid.vertices)
+    sdf = ellipsoid(vertices - jnp.array(m.start_centre), jnp.array(m.start_radii))
+    grown = jax.jit(marching.extract, static_argnums=2)(sdf - 0.25, model.grid, model.budget)
+    assert int(grown.counts["faces"]) > 100 and not any(int(n) for n in grown.overflow.values())
 
 
 def test_pixels_beyond_the_budget_stay_empty():
