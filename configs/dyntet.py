@@ -29,7 +29,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     # Of the cube, dm. The original's axes begin 2 cm before and 1 cm below the contract's, in the middle of the face;
     # moved back and up, the cube holds the whole head with its hair.
     m.box_centre = (0.0, 0.2, -0.3)
-    # Budgets, about twice what the ellipsoid needs, with two slots a tetrahedron for faces: metrics count what exceeds
+    # Budgets, about twice what the start needs, with two slots a tetrahedron for faces: metrics count what exceeds
     # them, and the mesh has holes there
     m.vertices, m.faces, m.end_points = 65_536, 229_376, 36_864
     m.pixels = 0.6  # of those of a step, that are shaded at most; metrics count what exceeds them
@@ -51,8 +51,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     m.light_base, m.light_smallest = 64, 8
     m.light_original_area = False  # the original's areas are one texel off between the halves of a face
     m.eye = "centre"  # original: -t, its slip, right for a head that looks straight ahead alone
-    m.start_radii = (0.8, 1.15, 1.05)  # of the ellipsoid that the surface starts as, dm
-    m.start_centre = (0.0, 0.15, -0.3)
+    # What the surface starts as: the union of ellipsoids, skull and face of usual proportions, centre and radii in dm
+    m.start = ((0.0, 0.4, -0.36, 0.78, 0.93, 0.95), (0.0, -0.15, 0.05, 0.7, 0.85, 0.6))
     m.start_steps, m.start_rate = 1000, 1e-3
     m.start_points = 0  # of the grid, in a step; 0: all
 
@@ -62,7 +62,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.rare = 0.0  # least share of frames with closed eyes, and of wide open mouths; 0: as often as they come
     h.lr_distance = h.lr_movement = h.lr_material = h.lr_light = 1e-3
     h.lr_decay = 2e-4  # decades a step, down to a hundredth
-    h.b2 = 0.999  # of Adam
     h.dilation = 9  # px, of the head's mask where colours are compared
     h.regions = "boxes"  # quarters: the original's
     h.region_size = 64  # px, that boxes are resampled to
@@ -84,18 +83,17 @@ def get_config(variant: str = "full") -> ConfigDict:
         m.vertices, m.faces, m.end_points = 16_384, 49_152, 8192
         m.pixels = 0.4
         m.features, m.hidden = 64, 64  # a quarter of the products of a vertex
-        m.material_levels, m.material_finest, m.material_log2_entries = 8, 144, 15  # a cell is about a pixel
+        m.material_levels, m.material_finest, m.material_log2_entries = 10, 256, 14  # a cell is about a pixel
         m.material_hidden, m.material_layers = 64, 2  # a thirtieth of the products of a pixel
         m.light_base, m.light_smallest = 16, 4
         m.start_steps, m.start_points = 500, 4096
         h.steps, last.steps = 5000, 1000
         h.frames = 2
         h.rare = 0.15
-        h.lr_distance, h.lr_movement, h.lr_material, h.lr_light = 1e-3, 2e-3, 3e-3, 5e-3  # few steps
+        h.lr_distance, h.lr_movement, h.lr_material, h.lr_light = 1e-3, 1e-3, 5e-3, 5e-3  # few steps
         h.lr_decay = 2 / 6000
-        h.b2 = 0.99  # a cell of the texture that is seldom seen would leap 30 rates at 0.999: specks
         h.region_size = 48
-        h.lambda_region = 1.0  # lips are a hundredth of the picture, and what a viewer looks at
+        h.lambda_region = 3.0  # lips are a hundredth of the picture, and what a viewer looks at
         h.lambda_perceptual = 0.0  # half of a step's time
         h.ema_decay, h.ema_every = 0.95, 20
     if variant == "demo":

@@ -13,7 +13,6 @@ from tests.stubs.clip import FakeClip
 from tests.surface_test import encode64, leaky, material64, mlp64, to64
 from tkjax.interface import initialise
 from tkjax.mesh import losses, marching
-from tkjax.mesh.targets import ellipsoid
 from tkjax.models import load_system
 from tkjax.models.dyntet import REGIONS, Model, _compact, box_of
 from tkjax.render.image import final_clock, render_image
@@ -142,7 +141,7 @@ def test_wrong_settings_are_refused_in_one_sentence():
         ({"box": 0.0}, "model.box is 0.0, expected a number above 0"),
         ({"pixels": 1.5}, "expected a share of the picture"),
         ({"faces": 0}, "model.faces is 0"),
-        ({"start_radii": (1.0, 0.0, 1.0)}, "expected radii above 0"),
+        ({"start": ((0.0, 0.0, 0.0, 1.0, 0.0, 1.0),)}, "radii above 0, six numbers each"),
         ({"light_base": 12}, "powers of two"),
     ):
         with pytest.raises(ValueError, match=said) as refused:
@@ -323,10 +322,9 @@ def test_nothing_overflows_and_what_would_is_counted(made, clip, draw):
 
 @pytest.mark.parametrize("variant", [pytest.param("full", marks=pytest.mark.heavy), "cpu", "smoke"])
 def test_budgets_have_room_for_a_head_that_grows(variant):
-    """The surface of a trained head with its hair has up to 1.25 times the faces of the ellipsoid."""
+    """The surface of a trained head with its hair has up to 1.25 times the faces of its start."""
     model = Model(config_file.get_config(variant), info())
-    m, vertices = model.config.model, jnp.asarray(model.grid.vertices)
-    sdf = ellipsoid(vertices - jnp.array(m.start_centre), jnp.array(m.start_radii))
+    sdf = model.start(jnp.asarray(model.grid.vertices))
     grown = jax.jit(marching.extract, static_argnums=2)(sdf - 0.25, model.grid, model.budget)
     assert int(grown.counts["faces"]) > 100 and not any(int(n) for n in grown.overflow.values())
 
@@ -421,7 +419,7 @@ def test_light_is_put_back_to_what_shines():
 
 
 @pytest.mark.heavy
-def test_the_surface_starts_as_the_ellipsoid():
+def test_the_surface_starts_as_a_head_of_ellipsoids():
     """Dossier §10.7 (a): mean squared error below 1e-4 in 1000 steps, Euler characteristic 2."""
     config = tiny("full", cells=10, hidden=128, vertices=8192, faces=16_384, end_points=4096)
     model = Model(config, info())
@@ -430,8 +428,7 @@ def test_the_surface_starts_as_the_ellipsoid():
     v = model.prepare(v, ClipFacts(np.zeros((1, 4, 4)), np.zeros((1, 4)), known))
     grid = np.asarray(model.grid.vertices)
     sdf, _ = model._distance(v.params["surface"], model._unit(jnp.asarray(grid)))
-    m = config.model
-    want = np.linalg.norm((grid - np.array(m.start_centre)) / np.array(m.start_radii), axis=1) - 1
+    want = np.min([np.linalg.norm((grid - s[:3]) / s[3:], axis=1) - 1 for s in np.array(config.model.start)], 0)
     assert np.mean((np.asarray(sdf) - want) ** 2) < 1e-4
     faces = np.asarray(v.state["faces"])
     faces = faces[faces[:, 0] != faces[:, 1]]

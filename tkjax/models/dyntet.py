@@ -25,7 +25,7 @@ Decided (code = the released code is followed, neither = ours). The traps of §1
 - six channels of material (neither, model.material_normals): the original computes a normal that nothing reads; its
   diffuse map of the light, which nothing reads either, is not built;
 - pictures of any shape (neither: the original's are square);
-- the surface starts as an ellipsoid (the original: the face of the BFM, which may not be shipped), and its terms that
+- the surface starts as two ellipsoids (the original: the face of the BFM, which may not be shipped), and its terms that
   compare with the 3DMM (near, moved, elasticity, depth) are left out: a dataset holds no mesh;
 - alpha is 0 or 1 inside, and on silhouettes what `antialias` leaves; the original blends with the background of the
   pixel next to it instead of the pixel's own (neither);
@@ -70,7 +70,7 @@ REGIONS = ("eye_left", "eye_right", "lips")  # boxes of the region term
 REGION_KINDS = ("boxes", "quarters")
 EYES = ("centre", "original")
 GRIDS = {"hash": "hash", "tiled": "base_tiled", "tiled_2025": "base_tiled_2025"}  # model.material_grid -> GridSpec.kind
-B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam, PyTorch's default; b2 of training is train.head.b2
+B1, B2, EPS = 0.9, 0.999, 1e-8  # of Adam, PyTorch's default
 ONCE = 2**30  # steps between calls of `refresh`: at the start of the stage alone
 LARGEST = 2**22  # of any size in the settings
 
@@ -161,7 +161,7 @@ class Model(BaseModel):
         return Variables(params, state)
 
     def prepare(self, variables: Variables, facts: ClipFacts) -> Variables:
-        """The range of the coefficients, and the sdf fitted to an ellipsoid of a head: Adam, mean squared error at the
+        """The range of the coefficients, and the sdf fitted to a head of ellipsoids: Adam, mean squared error at the
         grid's vertices (dossier §5)."""
         known = facts.signals[DRIVE]
         ends = {
@@ -172,11 +172,15 @@ class Model(BaseModel):
         params = {**variables.params, "surface": {**variables.params["surface"], "to_sdf": fitted}}
         return variables.replace(params=params, state={**self._found(params), **ends})
 
+    def start(self, points: Float[Array, "N 3"]) -> Float[Array, " N"]:
+        """The sdf that the surface starts from: the least of those of the ellipsoids, in units of their radii."""
+        shapes = [np.asarray(shape, np.float32) for shape in self.config.model.start]
+        return functools.reduce(jnp.minimum, [ellipsoid(points - s[:3], jnp.asarray(s[3:])) for s in shapes])
+
     @functools.partial(jax.jit, static_argnums=0)
     def _start(self, surface: PyTree, vertices: Float[Array, "V 3"]) -> PyTree:
         m = self.config.model
-        x, radii = self._unit(vertices), jnp.asarray(m.start_radii, jnp.float32)
-        wanted = ellipsoid(vertices - jnp.asarray(m.start_centre, jnp.float32), radii)
+        x, wanted = self._unit(vertices), self.start(vertices)
         tx = optax.adam(m.start_rate, B1, B2, EPS)
 
         def error(own, at):
@@ -410,7 +414,7 @@ class Model(BaseModel):
             lr = {"distance": h.lr_distance, "movement": h.lr_movement, "material": h.lr_material, "light": h.lr_light}
             final = 10.0 ** (-h.lr_decay * length)
             floor = min(1.0, losses.LR_END / first)
-            return {n: Rate(first * lr[n], final, 0.0, B1, h.b2, EPS, floor=floor) for n in names if lr[n]}
+            return {n: Rate(first * lr[n], final, 0.0, B1, B2, EPS, floor=floor) for n in names if lr[n]}
 
         def weights(start: int, length: int) -> dict[str, Any]:
             w = losses.WEIGHTS
@@ -496,8 +500,7 @@ def _check(m: Any, train: Any) -> None:
             raise ValueError(f"model.{name} is {m[name]}, expected a number above 0, at most 100")
     if m.pixels > 1:
         raise ValueError(f"model.pixels is {m.pixels}, expected a share of the picture, at most 1")
-    for name in ("box_centre", "start_centre", "start_radii"):
-        if len(m[name]) != 3 or not all(math.isfinite(v) for v in m[name]):
-            raise ValueError(f"model.{name} is {tuple(m[name])}, expected three numbers")
-    if min(m.start_radii) <= 0:
-        raise ValueError(f"model.start_radii is {tuple(m.start_radii)}, expected radii above 0")
+    if len(m.box_centre) != 3 or not all(math.isfinite(v) for v in m.box_centre):
+        raise ValueError(f"model.box_centre is {tuple(m.box_centre)}, expected three numbers")
+    if not m.start or any(len(s) != 6 or not all(map(math.isfinite, s)) or min(s[3:]) <= 0 for s in m.start):
+        raise ValueError(f"model.start is {m.start}, expected ellipsoids: centres and radii above 0, six numbers each")
