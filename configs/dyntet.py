@@ -61,7 +61,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     h.frames = 4
     h.rare = 0.0  # least share of frames with closed eyes, and of wide open mouths; 0: as often as they come
     h.lr_distance = h.lr_movement = h.lr_material = h.lr_light = 1e-3
-    h.lr_decay = 2e-4  # decades a step, down to a hundredth
+    h.decade_steps = 5000  # in which rates fall to a tenth, twice
     h.dilation = 9  # px, of the head's mask where colours are compared
     h.regions = "boxes"  # quarters: the original's
     h.region_size = 64  # px, that boxes are resampled to
@@ -91,14 +91,14 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.frames = 2
         h.rare = 0.15
         h.lr_distance, h.lr_movement, h.lr_material, h.lr_light = 1e-3, 1e-3, 5e-3, 5e-3  # few steps
-        h.lr_decay = 2 / 6000
+        h.decade_steps = 3000
         h.region_size = 48
         h.lambda_region = 3.0  # lips are a hundredth of the picture, and what a viewer looks at
         h.lambda_perceptual = 0.0  # half of a step's time
         h.ema_decay, h.ema_every = 0.95, 20
     if variant == "demo":
         h.steps, last.steps = 1500, 300
-        h.lr_decay = 2 / 1800
+        h.decade_steps = 900
     if variant == "smoke":
         c.data.size = 32
         m.cells = 6
@@ -113,7 +113,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         h.steps, last.steps = 60, 20
         h.frames = 0
         h.lr_distance, h.lr_movement, h.lr_material, h.lr_light = 1e-3, 3e-3, 2e-2, 1e-2  # 60 steps instead of 40 000
-        h.lr_decay = 1 / 80
+        h.decade_steps = 80
         h.region_size = 16
         h.lambda_perceptual = 0.0
         h.perceptual = "structure"

@@ -117,7 +117,7 @@ def test_full_is_the_dossiers_training():
     assert set(fixed.weights) == set(head.weights) - {"sign"}
     m = model.config.model
     assert (m.box, m.features, m.hidden, m.start_steps, m.start_points) == (2.5, 256, 128, 1000, 0)
-    assert len(model.grid.vertices) == 273_259 and model.material.layers == 5
+    assert (m.grid, m.cells, model.material.layers) == ("bcc", 51, 5)
 
 
 @pytest.mark.parametrize("variant", config_file.VARIANTS)
@@ -291,6 +291,7 @@ def test_the_kept_topology_draws_the_same(made, clip, draw):
     np.testing.assert_allclose(draw(batch, "fixed", emptied).rgb, draw(batch, "fixed").rgb, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_whole_picture_comes_through_the_renderer(made, clip, draw):
     model, variables = made
     frame = jax.tree.map(jnp.asarray, clip.frame_batch(3, "torso", model.signals()))
@@ -392,7 +393,7 @@ def test_the_originals_quarters_are_an_option(clip):
     assert float(model._region(beyond, black, batch)) == 0
 
 
-@pytest.mark.parametrize("k", [0, 1], ids=["head", "fixed"])
+@pytest.mark.parametrize("k", [0, pytest.param(1, marks=pytest.mark.heavy)], ids=["head", "fixed"])
 def test_every_group_gets_the_gradient_of_its_stage(made, clip, k):
     model, variables = made
     stage = model.stages()[k]

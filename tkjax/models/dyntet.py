@@ -407,12 +407,12 @@ class Model(BaseModel):
         """`head`, and `fixed`, which goes on with its schedules while the topology stays."""
         h, last = self.config.train.head, self.config.train.fixed
         steps = h.steps + last.steps
-        factor = lambda step: max(losses.LR_END, 10.0 ** (-h.lr_decay * step))  # noqa: E731
+        factor = lambda step: max(losses.LR_END, 10.0 ** (-step / h.decade_steps))  # noqa: E731
 
         def rates(start: int, length: int, names: tuple[str, ...]) -> dict[str, Rate]:
             first = factor(start)
             lr = {"distance": h.lr_distance, "movement": h.lr_movement, "material": h.lr_material, "light": h.lr_light}
-            final = 10.0 ** (-h.lr_decay * length)
+            final = 10.0 ** (-length / h.decade_steps)
             floor = min(1.0, losses.LR_END / first)
             return {n: Rate(first * lr[n], final, 0.0, B1, B2, EPS, floor=floor) for n in names if lr[n]}
 
