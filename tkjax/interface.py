@@ -59,8 +59,8 @@ class Stage:
       without a weight is an error. background: what stands behind the model, `torso` (true torso over plate), the
       `plate`, `white` or `black`. target: what it is compared with, the whole `frame`, the `torso` (the true torso over
       the plate), or the `head` (its pixels over `background`).
-    masks: boxes whose pixels a loss must know (`face`, `lips`, `lower_face`). truth: measures of the frame that a loss
-      compares with (`lip_shape`).
+    masks: boxes whose pixels a loss must know (`face`, `lips`, `eye_left`, `eye_right`, `lower_face`). truth: measures
+      of the frame that a loss compares with (`lip_shape`).
     frames: in the global batch of a step, at least (the next multiple of the devices), 0 for `train.frames`.
     rare: frames with closed eyes, and those with wide open mouths, are repeated until each are at least this share of
       what a step sees (`batches.shown_more`), 0 for as often as they come.

@@ -73,6 +73,9 @@ class FakeClip:
             "lips_box_px": np.clip(np.round(lip_edges), 0, limit).astype(np.int32),
         }
 
+        eyes = [[(cx + a) * w, 0.32 * h + 0 * cx, (cx + b) * w, 0.42 * h + 0 * cx] for a, b in ((-0.18, 0), (0, 0.18))]
+        self.eye_boxes = [np.round(np.stack(edges, -1)) for edges in eyes]
+
         # what the evaluator asks for besides
         self.landmarks68_px = self._landmarks(cx)
         self.eye_regions = np.tile(self.boxes["face_box_px"][:, None], (1, 2, 1))
@@ -168,6 +171,8 @@ class FakeClip:
                 "face": within(self.boxes["face_box_px"]),
                 "lips": within(self.boxes["lips_box_px"]),
                 "lower_face": within(self.boxes["face_box_px"]) & (rows > 0.45 * self.height),
+                "eye_left": within(self.eye_boxes[0]),
+                "eye_right": within(self.eye_boxes[1]),
             },
             image_hw=image_hw,
         )

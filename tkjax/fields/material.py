@@ -92,10 +92,16 @@ class Material:
         return hidden @ c["kernel_1"] + c["bias_1"]
 
     def evaluate(
-        self, params: dict, x_unit: Float[Array, "N 3"], codes: Float[Array, "B C"], frame: Int[Array, " N"] | None
+        self,
+        params: dict,
+        x_unit: Float[Array, "N 3"],
+        codes: Float[Array, "B C"],
+        frame: Int[Array, " N"] | None,
+        total: Int[Array, ""] | None = None,
     ) -> Float[Array, "N K"]:
         """[kd 3, occlusion, roughness, metalness, …] of N points, each under codes[frame]; frame None: B = 1.
 
+        total: the first so many count, what the others get is not defined, only finite; None: all.
         Differentiable in parameters, points and codes; the derivative to points is 0 outside the box.
         """
         row, own = self.condition_row(params, codes), {name: params[name] for name in ("grid", "point", "net")}
@@ -103,6 +109,6 @@ class Material:
             row = scale_gradient(row, self.gradient_scale)
             for name, factor in (("point", self.gradient_scale), ("grid", self.gradient_scale / TABLE_DIVISOR)):
                 own[name] = {leaf: scale_gradient(value, factor) for leaf, value in own[name].items()}
-        raw = field(self.program, x_unit, {"condition": (row, frame)}, own, chunk=self.chunk)
+        raw = field(self.program, x_unit, {"condition": (row, frame)}, own, total=total, chunk=self.chunk)
         low, high = (jnp.array([r[k] for r in RANGES[: self.channels]], jnp.float32) for k in (0, 1))
         return jax.nn.sigmoid(raw) * (high - low) + low

@@ -58,8 +58,9 @@ def occlusion_weight(step: Float[Array, ""] | Int[Array, ""] | int) -> Float[Arr
 
 def dilate(mask: Float[Array, "B H W 1"], radius: int = DILATION_PX) -> Float[Array, "B H W 1"]:
     """1 where any pixel of the square of 2 radius + 1 pixels around is > 0, else 0; no gradient."""
-    side = (1, 2 * radius + 1, 2 * radius + 1, 1)
-    most = jax.lax.reduce_window(jnp.asarray(mask > 0, jnp.float32), 0.0, jax.lax.max, side, (1, 1, 1, 1), "SAME")
+    most, side = jnp.asarray(mask > 0, jnp.float32), 2 * radius + 1
+    for window in ((1, side, 1, 1), (1, 1, side, 1)):  # rows, then columns: 38 pixels instead of 361
+        most = jax.lax.reduce_window(most, 0.0, jax.lax.max, window, (1, 1, 1, 1), "SAME")
     return jax.lax.stop_gradient(most)
 
 
