@@ -419,7 +419,7 @@ def test_light_is_put_back_to_what_shines():
 # -- the start
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # 12 s: a thousand steps at the full size
 def test_the_surface_starts_as_a_head_of_ellipsoids():
     """Dossier §10.7 (a): mean squared error below 1e-4 in 1000 steps, Euler characteristic 2."""
     config = tiny("full", cells=10, hidden=128, vertices=8192, faces=16_384, end_points=4096)

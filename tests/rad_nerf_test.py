@@ -439,7 +439,7 @@ np.save(sys.argv[1] + ".npy", np.concatenate([np.float32(x).ravel() for x in jax
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # 19 s, two compilations; distributed_test holds eight devices to one
 def test_two_devices_train_what_one_does(tmp_path):
     """Two frames a step: the same numbers but for the order of sums."""
     trained = []

@@ -188,7 +188,7 @@ def test_true_opening_in_given_poses_is_what_the_performance_shows():
     assert np.array_equal(again.boxes, p.boxes()["lips_box_px"])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # 14 s: of the measure, not of an avatar
 def test_blur_moves_the_count_of_dark_pixels_but_not_the_linear_opening():
     _, tracks = synthetic.speech(6, 2.0)
     p = synthetic.perform({k: v[::2] for k, v in tracks.items()}, seed=6, size=256)

@@ -176,7 +176,7 @@ def test_names_say_what_speech_moves_and_how_lips_open():
 # ---------------------------------------------------------------- training
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # 17 s: two trainings of the speech network
 def test_training_repeats_by_its_seed_and_learns_to_open_the_lips():
     pcm, y = babble(24.0)
     losses = []

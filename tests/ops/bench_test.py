@@ -41,6 +41,7 @@ def result(tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow  # 20 s: every op is timed on every back end; `make bench` does the same
 def test_every_row_has_the_keys_and_sane_numbers(result):
     for row in result["rows"]:
         assert set(row) >= KEYS

@@ -286,6 +286,7 @@ def draw_real(*args):
     return draw(real_head(), *args, kw, "triton")
 
 
+@pytest.mark.slow  # 24 s: the largest kernel, compiled for two GPUs
 @harness.needs_triton
 def test_the_kernel_compiles_for_the_gpu():
     """One launch. What spills is printed (72 and 0 bytes with Triton 3.9), and may not grow."""

@@ -272,6 +272,7 @@ def draw_real(*args):
     return draw(*args, REAL, "triton", programs.HEAD)
 
 
+@pytest.mark.slow  # 13 s: a large kernel, compiled for two GPUs
 @harness.needs_triton
 def test_the_kernel_compiles_for_the_gpu():
     """One launch. Some bytes a thread spill (0 and 40 with Triton 3.9); how many is printed, and may not grow."""
