@@ -292,6 +292,7 @@ def test_attention_that_knows_nothing_is_the_mean(model, variables):
     np.testing.assert_allclose(literal.leaky(-1.0), -0.02)
 
 
+@pytest.mark.heavy
 def test_an_attention_that_never_joins_is_never_used(variables):
     config = tiny()
     config.train.head.attention_start = config.train.head.steps

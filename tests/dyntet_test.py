@@ -153,6 +153,7 @@ def test_wrong_settings_are_refused_in_one_sentence():
         Model(config, info())
 
 
+@pytest.mark.heavy
 def test_a_set_of_pixels_is_refused(made, clip):
     model, variables = made
     with pytest.raises(ValueError, match="a mesh is drawn whole"):
@@ -214,6 +215,7 @@ def colours64(material, normals, to_eye):
     return (kd * (1 - metal) + LIGHT * (spec * ab[:, :1] + ab[:, 1:])) * (1 - o)
 
 
+@pytest.mark.heavy
 def test_a_picture_is_the_dossiers_formula(made, clip, draw):
     model, variables = made
     batch = batch_of(clip, model)
@@ -303,6 +305,7 @@ def test_a_whole_picture_comes_through_the_renderer(made, clip, draw):
 # -- budgets
 
 
+@pytest.mark.heavy
 def test_nothing_overflows_and_what_would_is_counted(made, clip, draw):
     model, variables = made
     metrics = draw(batch_of(clip, model)).aux["metrics"]
@@ -419,7 +422,7 @@ def test_light_is_put_back_to_what_shines():
 # -- the start
 
 
-@pytest.mark.slow  # 12 s: a thousand steps at the full size
+@pytest.mark.slow  # 12 s: the thousand steps of the start
 def test_the_surface_starts_as_a_head_of_ellipsoids():
     """Dossier §10.7 (a): mean squared error below 1e-4 in 1000 steps, Euler characteristic 2."""
     config = tiny("full", cells=10, hidden=128, vertices=8192, faces=16_384, end_points=4096)

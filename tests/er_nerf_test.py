@@ -240,6 +240,7 @@ def test_render_equals_the_literal_field_marched_and_composited(model, variables
     assert opaque >= 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sign, end", [(1, 1.001), (-1, -0.001)])
 def test_colours_end_a_thousandth_outside_their_range(variables, draw, sign, end):
     """The originals' padded sigmoid: what it gives where its input is as large as can be."""
@@ -335,6 +336,7 @@ def test_the_lips_stage_takes_every_sampler_and_judges_pictures_only(model, vari
         assert weight is None or float(terms["perceptual"]) == pytest.approx(2 * weight)
 
 
+@pytest.mark.heavy
 def test_perturbation_is_the_change_of_the_field_nearby(model, variables, run):
     """Against the field itself, at the samples that were evaluated and the same displacements."""
     data = batch((3, 5))

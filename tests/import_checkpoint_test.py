@@ -166,6 +166,7 @@ def test_a_torso_that_hardly_shows_is_as_exact_as_the_rest(imported):
     assert seen >= 5  # where an 8-bit picture would show nothing of it
 
 
+@pytest.mark.heavy
 def test_the_import_says_what_it_recognised_took_and_left(imported):
     case, _, workdir, said = imported
     assert f"recognised: {'RAD-NeRF' if case.system == 'rad_nerf' else 'ER-NeRF'}, head" in said

@@ -106,6 +106,7 @@ def test_numbers_of_numpy_in_the_statistics_are_read(small, tmp_path):
 # ---------------------------------------------------------------- which weights
 
 
+@pytest.mark.heavy
 def test_the_two_sets_of_weights(small, tmp_path):
     """raw and ema of one file differ; each is what the file holds."""
     file = originals.whole(small)

@@ -230,6 +230,7 @@ def same(a: dict, b: dict) -> bool:
     return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.heavy
 def test_export_gives_the_files_back(imported, files, subject, tmp_path):
     workdir, (_, head, body) = imported[0], files
     run("export", workdir=str(workdir), out=str(tmp_path / "000001_head.tar"))

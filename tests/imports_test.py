@@ -128,6 +128,7 @@ def test_only_the_command_line_knows_options():
     assert users == {"tkjax/app/cli.py", "tkjax/app/command.py"}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", modules("tkjax"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_import_only_downwards(path):
     room = path.relative_to(ROOT / "tkjax").with_suffix("").parts[0]

@@ -182,6 +182,7 @@ def test_beyond_an_edge_lies_the_neighbouring_texel():
     assert faces[0, 0, 0] == pytest.approx(three / 3, rel=1e-6)
 
 
+@pytest.mark.heavy
 def test_the_light_has_gradients_to_texels_directions_and_level():
     cube, d = jnp.asarray(RNG.uniform(size=(6, 8, 8, 3)), jnp.float32), random_directions(40)
     level = jnp.asarray(RNG.uniform(0.1, 1.9, 40), jnp.float32)

@@ -398,6 +398,7 @@ def test_pictures_are_the_dossiers_rays(faithful):
     assert compared > 6
 
 
+@pytest.mark.heavy
 def test_training_draws_what_pictures_show(smoke):
     model, variables = smoke
     frames = jax.tree.map(

@@ -74,6 +74,7 @@ def test_one_block_equals_the_library_to_rounding(checkpoints, ten_seconds):
     assert np.abs(af.encode(encoder, ten_seconds) - whole).max() < 1e-4
 
 
+@pytest.mark.heavy
 def test_blocks_with_context_stay_close_to_the_undivided_run(checkpoints, tmp_path, monkeypatch):
     path = tmp_path / "long.wav"
     audio.write_wav(path, speech(12.0, 1))
@@ -172,6 +173,7 @@ def test_a_sound_too_short_for_one_step_is_refused(checkpoints, tmp_path, capsys
     assert code == 2 and "too few" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "seconds", "steps"), [("wav2vec2", 10.0, 499), ("hubert", 2.4, 119), ("wav2vec2", 1.0, 49)]
 )

@@ -180,6 +180,7 @@ def test_posteriors_are_distributions_and_the_oval_is_skin():
     assert (p.argmax(0)[85:, 30:66] == segment.CLOTH).mean() > 0.9
 
 
+@pytest.mark.heavy
 def test_bisenet_weights_load_by_name_and_classes_become_labels(tmp_path):
     import torch
 

@@ -133,6 +133,7 @@ def distance_of_face(track, true):
     return np.sqrt(((px - true) ** 2).sum(-1).mean(-1)) / heights
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [SWAY, BOUNCE, NOD], ids=["sway", "bounce", "nod"])
 @pytest.mark.parametrize("hz", [0.5, 1.0, 2.0, 3.0])
 def test_a_head_that_moves_at_up_to_3_hz_is_followed_within_a_hundredth_of_the_face(kind, hz):
@@ -205,6 +206,7 @@ def test_nothing_is_smoothed_across_a_cut():
     assert within[76:84].max() < 0.01 and within[76:84].mean() < across[76:84].mean()
 
 
+@pytest.mark.heavy
 def test_frames_whose_landmarks_fit_no_face_lose_their_confidence_and_many_refuse_the_clip():
     points, canonical, true = moving(SWAY, 1.0, n=100)
     rng = np.random.default_rng(1)

@@ -63,6 +63,7 @@ def test_somebody_elses_sound_is_not_believed(seed):
     assert not av_offset.estimate(points, "ibug68", jaw, clip(seed + 3)[2]).certain
 
 
+@pytest.mark.heavy
 def test_a_still_mouth_silence_and_a_short_clip_tell_nothing():
     points, jaw, pcm = clip(1)
     still, shut = points[:1].repeat(len(points), 0), np.zeros_like(jaw)

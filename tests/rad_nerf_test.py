@@ -102,6 +102,7 @@ def test_every_parameter_of_the_field_is_reached(variables):
             assert np.mean(np.asarray(g) != 0) > 0.02, (name, leaf)
 
 
+@pytest.mark.heavy
 def test_the_picture_is_the_literal_field_marched_and_composited(model, variables, draw):
     m, data = model.config.model, batch()
     o, d = (v[0][:, [1, 2, 0]] for v in pixel_rays(data.cam_to_world, data.intrinsics, data.pixels_px))

@@ -66,6 +66,7 @@ def test_an_untrained_torso_is_refused(made):
         Scene(made["head"], motion.plan(made["head"]), torso="modelled")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("torso", ["modelled", "given"])
 def test_alpha_of_the_crop_is_that_of_head_and_torso(made, tmp_path, torso):
     subject = made["plain"]

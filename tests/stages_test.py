@@ -198,6 +198,7 @@ def test_the_picture_of_the_torso_stage_is_head_over_torso_over_plate(render, va
     assert 0.05 < np.mean(head.alpha) < 0.95 and 0.05 < np.mean(torso.alpha)
 
 
+@pytest.mark.heavy
 def test_torso_terms(model, render, variables):
     data = batch()
     drawn = render(variables, data, KEY, clock("torso"), True)

@@ -236,6 +236,7 @@ def write(folder: Path, meta: dict) -> None:
     (folder / "avatar.json").write_bytes(avatar_json.dump(meta))
 
 
+@pytest.mark.heavy
 def test_settings_of_another_type_are_refused_and_whatever_they_are_no_crash(place, tmp_path):
     meta = smoke_avatar(place, tmp_path / "avatar")
     write(tmp_path / "avatar", meta)

@@ -90,6 +90,7 @@ def test_landmarks_lie_on_the_regions_they_name(clip):
         assert y0 - 1 <= lips[:, 1].min() and lips[:, 1].max() <= y1 + 1
 
 
+@pytest.mark.heavy
 def test_lids_and_lips_of_the_landmarks_follow_the_expression():
     look = controls.looks(0)
 

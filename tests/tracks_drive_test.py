@@ -104,6 +104,7 @@ def test_areas_and_coefficients_blink_with_the_eyes(made):
     assert np.abs(column(plan, LOOKS[0]) - column(own, LOOKS[0])).max() > 0.05
 
 
+@pytest.mark.heavy
 def test_they_are_enough_to_drive_a_face_that_else_rests(made, capsys):
     plan = driver.plan(made("expression"), blinks="natural", gaze="natural", seed=1)
     assert plan.n_frames == 400 and np.ptp(column(plan, "jawOpen")) == 0

@@ -175,6 +175,7 @@ def test_metrics_have_a_row_per_interval_with_the_speed_and_all_terms(finished):
     assert list((workdir / "tensorboard" / "head").glob("events*"))
 
 
+@pytest.mark.heavy
 def test_previews_show_truth_and_picture_side_by_side(finished):
     _, workdir, *_ = finished
     names = sorted(p.name for p in (workdir / "previews").iterdir())

@@ -53,6 +53,7 @@ def half_plane(e):
     return np.float32([[-2, -2, 0, 1], [x, -2, 0, 1], [x, 2, 0, 1], [-2, 2, 0, 1]])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("e, fourth, fifth", [(4.25, 0.25, 0), (4.5, 0.5, 0), (4.75, 0.75, 0), (4.9, 0.9, 0),
                                               (5.25, 1, 0.25)])  # fmt: skip
@@ -78,6 +79,7 @@ def test_a_straight_edge_has_the_known_gradients(name):
     assert not np.any(none)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_turned_square_has_the_known_area(name):
     turn = np.deg2rad(20)
@@ -98,6 +100,7 @@ def test_a_turned_square_has_the_known_area(name):
     assert np.sum(np.asarray(larger, np.float64) - np.asarray(out)) / 1e-4 == pytest.approx(by_scale, rel=0.05)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_sphere_has_its_area_and_depth(name):
     """Of many faces; the area of the picture is that of the outline's polygon."""
@@ -125,6 +128,7 @@ def jittered(seed, kind):
     return clip, faces, rng.normal(size=(9, 12, 2)).astype(np.float32), rng.normal(size=(9, 12, 2)).astype(np.float32)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["sphere", "plain", "behind", "spoiled"]))
@@ -168,6 +172,7 @@ def test_gradients_are_those_of_differences(name, seed, kind):
     np.testing.assert_allclose(to_clip, want, atol=0.01 * (0.1 + np.abs(want).max()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 def test_edges_within_a_surface_are_left_alone(name):
     """A bent sheet that faces the camera everywhere has no silhouette; a fold has one."""

@@ -68,6 +68,7 @@ def test_point_gradient_equals_finite_differences(name, backend):
     assert checked > few.size // 2
 
 
+@pytest.mark.heavy
 @every_backend
 @pytest.mark.parametrize("bad", [-1e-6, 1.0000001, np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("name", QUICK)

@@ -55,6 +55,7 @@ def theirs(clip, faces, values):
     return image
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=6)
 @given(seed=st.integers(0, 2**31))

@@ -85,6 +85,7 @@ def test_one_triangle_has_the_known_gradients(name):
             np.testing.assert_allclose(to_clip(backend, clip, faces, g), want[k], atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=14)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(KINDS), size=st.sampled_from(SIZES))
@@ -208,6 +209,7 @@ def test_a_mesh_of_nothing_is_background(name, vertices, count):
         assert not np.any(interpolate(jnp.ones((vertices, 2)), got, faces, backend=backend))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_leading_axis_and_vmap_are_one_mesh_after_the_other(name):
     clips = np.stack([oracle.soup(seed, "plain", COUNT, VERTICES)[0] for seed in range(3)])
@@ -262,6 +264,7 @@ def by_differences(fn, x, step=1e-6):
     return out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", BACKENDS)
 @settings(max_examples=6)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["plain", "flat"]))

@@ -91,6 +91,7 @@ def test_a_row_for_all_is_what_it_is_as_a_row_for_each_sample(isa, program, n=70
     close(folded, each, 1e-5)
 
 
+@pytest.mark.heavy
 @needs_kernels
 @pytest.mark.parametrize("total", [0, 1, 65, 150])
 def test_what_lies_beyond_total_counts_for_nothing(total, n=150):
