@@ -38,7 +38,6 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.mark.heavy
 def test_the_board_keeps_torch_out_of_its_own_thread_only(tmp_path):
     """A stand-in for torch lies first on the path: other threads find it while tensorboardX is imported."""
     (tmp_path / "torch.py").write_text("raise RuntimeError('jax and torch meet')")
